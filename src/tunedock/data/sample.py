@@ -1,0 +1,95 @@
+"""A sample: a small tree of token segments.
+
+A prompt is a segment, each completion a segment that continues it. SFT has one path from the root to a leaf, DPO two, GRPO many;
+a conversation whose template drops earlier thinking has one leaf per trained turn. Every layout (padded, packed, tree) reads the
+same samples, and an objective sees log-probabilities by (sample, leaf), never by layout.
+
+Shapes: T tokens of a segment or a path, L leaves of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int32]
+Weights = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    tokens_T: Tokens
+    weights_T: Weights
+    """Loss weight of predicting token t from all tokens before it on its path; 0 where the token is context only."""
+    parent: int = -1
+    """Index of the segment this one continues; -1 for the root."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    row_id: str
+    """Where it came from (`file:line`), for people."""
+    segments: tuple[Segment, ...]
+    """Parents stand before their children; the first is the root."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the tree, a shared prefix counted once."""
+        return sum(len(segment.tokens_T) for segment in self.segments)
+
+    @property
+    def weight(self) -> float:
+        return float(sum(float(segment.weights_T.sum()) for segment in self.segments))
+
+    def leaves(self) -> list[int]:
+        parents = {segment.parent for segment in self.segments}
+        return [index for index in range(len(self.segments)) if index not in parents]
+
+    def ancestry(self, index: int) -> list[int]:
+        """Segment indices from the root to `index`."""
+        path = [index]
+        while (parent := self.segments[path[-1]].parent) >= 0:
+            path.append(parent)
+        return path[::-1]
+
+    def path(self, leaf: int) -> tuple[Tokens, Weights]:
+        """Tokens and weights from the root to a leaf, as the model sees them alone."""
+        chain = [self.segments[index] for index in self.ancestry(leaf)]
+        return np.concatenate([s.tokens_T for s in chain]), np.concatenate([s.weights_T for s in chain])
+
+
+def single(row_id: str, tokens: Sequence[int] | Tokens, weights: Sequence[float] | Weights) -> Sample:
+    """A sample with one path."""
+    return Sample(row_id, (Segment(np.asarray(tokens, np.int32), np.asarray(weights, np.float32)),))
+
+
+def merge_paths(row_id: str, paths: Sequence[tuple[Tokens, Weights]]) -> Sample:
+    """The tree of several paths: prefixes with equal tokens stand once.
+
+    Where two paths share a token, its weight is the larger one: the turn trained on one path is context on the next.
+    """
+    if len(paths) == 1:
+        return single(row_id, *paths[0])
+    segments: list[Segment] = []
+
+    def grow(group: list[int], start: int, parent: int) -> None:
+        first = paths[group[0]][0]
+        end = start
+        while all(end < len(paths[i][0]) and paths[i][0][end] == first[end] for i in group):
+            end += 1
+        if end > start or parent < 0:
+            weights = np.max(np.stack([paths[i][1][start:end] for i in group]), axis=0) if end > start else np.zeros(0)
+            segments.append(Segment(first[start:end].astype(np.int32), weights.astype(np.float32), parent))
+            parent = len(segments) - 1
+        branches: dict[int, list[int]] = {}
+        for i in group:
+            if end < len(paths[i][0]):
+                branches.setdefault(int(paths[i][0][end]), []).append(i)
+        for branch in branches.values():
+            grow(branch, end, parent)
+
+    grow(list(range(len(paths))), 0, -1)
+    return Sample(row_id, tuple(segments))

@@ -1,0 +1,221 @@
+"""The recipe: what decides a run. Frozen sections, unknown keys refused, tagged unions; no key is ever ignored.
+
+Keys under `train` carry the names of `transformers.TrainingArguments` wherever one exists; keys under `adapter` those of PEFT's
+`LoraConfig`. A value left out is null here and filled in by `recipe.resolve`, which records where each value came from.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+def _shorthand(key: str) -> BeforeValidator:
+    """A bare string stands for `{key: string}`."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+class Model(Section):
+    path: str
+    """Hub id (`Qwen/Qwen3-8B`) or a local folder."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; the commit it resolves to is pinned into the run."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """`random` makes fresh weights from the folder's config.json (pretraining from scratch)."""
+    config_overrides: dict[str, Any] = {}
+    """Values of the model's config to replace; only with `init: random`."""
+    chat_template: str | None = None
+    """A Jinja file to use instead of the tokenizer's own template."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for a model you trust."""
+
+
+class Lora(Section):
+    kind: Literal["lora"] = "lora"
+    r: PositiveInt = 16
+    """Rank."""
+    alpha: PositiveFloat | None = None
+    """Scale numerator; twice the rank by default."""
+    dropout: Fraction = 0.0
+    target_modules: str | list[str] = "all-linear"
+    """Module names, or `all-linear` for every linear layer but the head."""
+
+
+class Full(Section):
+    kind: Literal["full"] = "full"
+
+
+class Freeze(Section):
+    kind: Literal["freeze"] = "freeze"
+    last_n_layers: PositiveInt | None = None
+    """Train the last n decoder layers."""
+    trainable_modules: list[str] = []
+    """Train parameters whose name contains one of these words (`norm`, `lm_head`)."""
+
+
+Adapter = Annotated[Lora | Full | Freeze, Field(discriminator="kind")]
+
+
+class Source(Section):
+    path: str
+    """A file, a folder, a glob, a URL, or a hub id."""
+    format: Literal[
+        "auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text", "preference", "labelled"
+    ] = "auto"
+    """The rows' shape; detected and reported by default."""
+    columns: dict[str, str] = {}
+    """Our name -> the name in the file (`{prompt: question, response: answer}`)."""
+    subset: str | None = None
+    """Configuration of a hub data set."""
+    split: str = "train"
+    """Split of a hub data set."""
+    revision: str | None = None
+    num_samples: PositiveInt | None = None
+    """Read at most this many rows of the source."""
+
+
+class Split(Section):
+    train: Fraction = 0.8
+    validation: Fraction = 0.1
+    test: Fraction = 0.1
+    seed: int = 42
+    group_by: str | None = None
+    """A column; rows with the same value stay on one side."""
+
+
+Sources = Annotated[
+    list[Annotated[Source, _shorthand("path")]],
+    BeforeValidator(lambda value: [value] if isinstance(value, str | dict) else value),
+]
+
+
+class Data(Section):
+    train: Sources = Field(min_length=1)
+    validation: Sources = []
+    """Own files for validation; then `split.validation` is not taken from `train`."""
+    test: Sources = []
+    """Own files for the test; then `split.test` is not taken from `train`."""
+    split: Split = Split()
+    max_length: PositiveInt = 2048
+    """Tokens in a sample, prompt and answer together."""
+    over_length: Literal["drop", "truncate", "error"] = "drop"
+    """`truncate` cuts the prompt from the left; the answer's header and stop stay."""
+    max_dropped: Fraction = 0.01
+    """More dropped rows than this share is an error."""
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    """Tokens that carry loss: every assistant turn, the last one, or all tokens."""
+    system: str | None = None
+    """System prompt for conversations that bring none."""
+    streaming: bool = False
+    """Read while training, for data larger than the disk; needs `train.max_steps`."""
+    shuffle_buffer: PositiveInt = 10_000
+    """Samples held for shuffling when streaming."""
+    cache_dir: str | None = None
+    """Where tokenised data is kept; `~/.cache/tunedock` by default."""
+
+
+class Train(Section):
+    output_dir: str | None = None
+    """The run directory; `runs/<time>-<objective>-<model>` by default."""
+    num_train_epochs: PositiveFloat = 3.0
+    max_steps: int = Field(-1, ge=-1)
+    """Optimizer steps; overrides the epochs when positive."""
+    batch_size: PositiveInt | None = None
+    """Examples per optimizer step over all devices; 16 by default."""
+    per_device_train_batch_size: PositiveInt | None = None
+    """The familiar way to say `batch_size`: times `gradient_accumulation_steps` times the devices."""
+    gradient_accumulation_steps: PositiveInt | None = None
+    learning_rate: PositiveFloat | None = None
+    """1e-4 for LoRA, 1e-5 for full and freeze, 1e-3 for pretraining a fresh model, by default."""
+    lr_scheduler_type: str = "cosine"
+    """A schedule by transformers' name (linear, cosine, constant_with_warmup, ...)."""
+    lr_scheduler_kwargs: dict[str, Any] = {}
+    warmup_steps: NonNegativeFloat = 0.0
+    """Steps, or a share of all steps when below 1."""
+    optim: str = "adamw_torch"
+    """An optimizer by transformers' name."""
+    optim_args: str | None = None
+    """`key=value,key=value`, as transformers takes it."""
+    weight_decay: NonNegativeFloat = 0.0
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.999
+    adam_epsilon: PositiveFloat = 1e-8
+    max_grad_norm: NonNegativeFloat = 1.0
+    """Gradients are clipped to this norm; 0 turns clipping off."""
+    bf16: bool | None = None
+    """bfloat16 compute; where the device has it, by default."""
+    fp16: bool = False
+    """float16 compute with gradient scaling."""
+    gradient_checkpointing: bool = False
+    seed: int = 42
+    token_budget: PositiveInt | None = None
+    """Tokens (padding counted) one call of the model takes; by device by default."""
+    logging_steps: PositiveInt = 1
+    eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
+    eval_steps: PositiveInt | None = None
+    save_strategy: Literal["no", "steps", "epoch"] = "steps"
+    save_steps: PositiveInt = 500
+    save_total_limit: PositiveInt | None = 3
+    load_best_model_at_end: bool = False
+    """Keep the best checkpoint's weights as the run's result, not the last."""
+    metric_for_best_model: Literal["eval_loss"] = "eval_loss"
+    early_stopping_patience: PositiveInt | None = None
+    """Stop after this many evaluations without improvement."""
+    early_stopping_threshold: NonNegativeFloat = 0.0
+    report_to: list[Literal["tensorboard"]] = ["tensorboard"]
+
+
+class Eval(Section):
+    max_samples: PositiveInt | None = 200
+    """Rows of the test split answers are generated for; null for all."""
+    max_new_tokens: PositiveInt = 256
+    temperature: NonNegativeFloat = 0.0
+    """0 is greedy."""
+    batch_size: PositiveInt = 16
+    """Prompts generated at once."""
+    compare_base: bool = True
+    """Generate with the base model too."""
+
+
+class Launch(Section):
+    on: Literal["local"] = "local"
+
+
+class Recipe(Section):
+    """One recipe decides a run."""
+
+    model: Annotated[Model, _shorthand("path")]
+    objective: Literal["sft", "pretrain"] = "sft"
+    adapter: Annotated[Adapter, _shorthand("kind")] = Lora()
+    quantize: Literal["none"] = "none"
+    data: Data
+    train: Train = Train()
+    eval: Eval = Eval()
+    launch: Launch = Launch()
+    hub: str = "hf"
+    """`hf`, `modelscope`, or the URL of a Hugging Face mirror."""
+    offline: bool = False
+    """Touch no network: models and data must be local or in the hub cache."""
+
+
+NOT_BUILT: dict[str, tuple[str, ...]] = {
+    "objective": ("reward", "dpo", "orpo", "simpo", "kto", "ppo", "grpo", "rloo"),
+    "adapter.kind": ("dora", "pissa", "qlora", "lora+", "rslora"),
+    "quantize": ("nf4", "int8", "fp8"),
+    "launch.on": ("docker", "compose", "kubernetes"),
+    "launch": ("nodes", "gpus", "image", "limits"),
+    "serve": (),
+    "train.neftune_noise_alpha": (),
+    "train.torch_compile": (),
+    "train.deepspeed": (),
+    "train.fsdp": (),
+}
+"""Dotted key -> values (or subkeys) of the design that are refused by name until they are built; () for the whole key."""
+
