@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -71,3 +72,31 @@ class Document:
 
 
 Example = Conversation | Preference | Labelled | Document
+
+_KINDS = {"conversation": Conversation, "preference": Preference, "labelled": Labelled, "document": Document}
+_MESSAGE_FIELDS = ("messages", "prompt", "chosen", "rejected", "completion")
+
+
+def to_json(example: Example) -> dict[str, Any]:
+    """A JSON object of an example, with its `kind`; null and empty fields of messages left out."""
+    value = asdict(example)
+    for name in _MESSAGE_FIELDS:
+        if name in value:
+            value[name] = [{k: v for k, v in message.items() if v not in (None, ())} for message in value[name]]
+    return {"kind": type(example).__name__.lower(), **value}
+
+
+def from_json(value: Mapping[str, Any]) -> Example:
+    fields = {key: item for key, item in value.items() if key != "kind"}
+    for name in _MESSAGE_FIELDS:
+        if name in fields:
+            fields[name] = tuple(_message(message) for message in fields[name])
+    if "tools" in fields:
+        fields["tools"] = tuple(fields["tools"])
+    example: Example = _KINDS[value["kind"]](**fields)
+    return example
+
+
+def _message(value: Mapping[str, Any]) -> Message:
+    calls = tuple(ToolCall(**call) for call in value.get("tool_calls", ()))
+    return Message(**{**value, "tool_calls": calls})

@@ -1,0 +1,69 @@
+"""Which side of the split a row is on: train, validation or test.
+
+A row's key is its group's value, or a hash of its content; keys are ordered by a seeded hash. So the split depends on the data and
+the seed alone, not on the order of files, the machine or a random generator's version; equal rows and siblings of a group never
+stand on two sides. Held-out sides are rounded up, as `train_test_split` does: 2876 rows with 15 % validation leave 2444 for training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunedock.errors import DataError
+from tunedock.recipe.schema import Split
+
+Side = Literal["train", "validation", "test"]
+SIDES: tuple[Side, ...] = ("train", "validation", "test")
+_MARGIN = 1e-9  # 0.15 * 2880 is 432.00000000000006 in floating point; that is not one row more
+
+
+def place(key: str, seed: int) -> float:
+    """A number in [0, 1), uniform over keys, fixed by key and seed."""
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), key=seed.to_bytes(8, "little", signed=True), digest_size=8)
+    return int.from_bytes(digest.digest(), "big") / 2**64
+
+
+def wanted(rows: int, split: Split) -> dict[Side, int]:
+    """Rows of each side: validation and test rounded up, training the rest."""
+    validation = math.ceil(rows * split.validation - _MARGIN)
+    test = math.ceil(rows * split.test - _MARGIN)
+    return {"train": rows - validation - test, "validation": validation, "test": test}
+
+
+def assign(keys: Sequence[str], split: Split) -> dict[Side, NDArray[np.int64]]:
+    """Indices of the rows of each side, ascending.
+
+    Rows with the same key stay together, so a side may be larger or smaller than asked for by part of a group. Raises DataError when
+    nothing is left to train on.
+    """
+    sizes = wanted(len(keys), split)
+    groups: dict[str, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    order = sorted(groups, key=lambda key: (place(key, split.seed), key))
+    sides: dict[Side, list[int]] = {side: [] for side in SIDES}
+    for key in order:
+        side = next((s for s in ("test", "validation") if len(sides[s]) < sizes[s]), "train")  # type: ignore[index]
+        sides[side].extend(groups[key])  # type: ignore[index]
+    if not sides["train"]:
+        raise DataError(
+            f"{len(keys)} row(s) in {len(groups)} group(s) leave none to train on with the split {split.train:g}/"
+            f"{split.validation:g}/{split.test:g}",
+            where="data.split",
+            hint="add rows, set `data.split` to {train: 1, validation: 0, test: 0}, or give own files in `data.validation`",
+        )
+    return {side: np.asarray(sorted(indices), np.int64) for side, indices in sides.items()}
+
+
+def side_of(key: str, split: Split) -> Side:
+    """The side of one row of a stream, whose number of rows nobody knows: by its place alone."""
+    at = place(key, split.seed)
+    if at < split.test:
+        return "test"
+    return "validation" if at < split.test + split.validation else "train"

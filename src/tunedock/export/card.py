@@ -1,0 +1,61 @@
+"""The model card of an export: what it is made from, how it was checked, how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tunedock import __version__
+from tunedock.recipe.schema import Recipe
+from tunedock.run.record import Run, read_json
+
+
+def model_card(run: Run, recipe: Recipe, form: str, checks: Mapping[str, Any]) -> str:
+    """Markdown with the front matter model hubs read."""
+    state = run.state()
+    base = recipe.model.path
+    is_hub_id = "/" in base and not base.startswith(("/", "."))
+    lines = ["---", "library_name: " + ("peft" if form == "adapter" else "transformers")]
+    if is_hub_id:
+        lines.append(f"base_model: {base}")
+    lines += [f"tags: [tunedock, {recipe.objective}, {recipe.adapter.kind}]", "---", "", f"# {run.name}", ""]
+    lines += [
+        f"Made by tunedock {__version__}: `{recipe.objective}` with `{recipe.adapter.kind}` on "
+        f"`{base if is_hub_id else 'a local base model'}`"
+        + (f" at commit `{state.lineage['commit']}`" if state.lineage.get("commit") else "")
+        + f"; recipe `{state.recipe_hash}`, data `{state.lineage.get('data', 'unknown')}`.",
+        "",
+    ]
+    lines += _evaluation(run)
+    if checks:
+        lines += ["## Checks of this export", "", "| check | figure |", "|---|---|"]
+        lines += [f"| {name.replace('_', ' ')} | {value:.4g} |" for name, value in checks.items()]
+        lines.append("")
+    lines += ["## Use", "", "```python", *_usage(form), "```", ""]
+    return "\n".join(lines)
+
+
+def _evaluation(run: Run) -> list[str]:
+    path = run.path / "eval" / "metrics.json"
+    if not path.is_file():
+        return []
+    metrics = read_json(path)
+    names = [n for n in ("loss", "perplexity", "exact_match", "rougeL", "bleu") if n in metrics["tuned"]]
+    base = metrics.get("base") or {}
+    rows = [
+        f"| {name} | {f'{base[name]:.4g}' if name in base else ''} | {metrics['tuned'][name]:.4g} |" for name in names
+    ]
+    return [f"## Held-out `{metrics['split']}` rows", "", "| | base | tuned |", "|---|---|---|", *rows, ""]
+
+
+def _usage(form: str) -> list[str]:
+    if form == "adapter":
+        return [
+            "from peft import AutoPeftModelForCausalLM",
+            'model = AutoPeftModelForCausalLM.from_pretrained("THIS_FOLDER")',
+        ]
+    return [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")',
+        'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
+    ]

@@ -1,0 +1,209 @@
+"""The `export` stage: merged weights or the adapter alone, checked against the run before it counts as made.
+
+The merge is computed in float32 from the base's own weights and the adapter. Three checks, on real prompts of the run's held-out rows:
+
+1. merged in memory gives the logits of base plus adapter (float32, to rounding);
+2. the files, read again, give them too, within what their own type allows;
+3. the files differ from the base: an export of untrained weights is caught (LLaMA-Factory #9051 shipped one).
+
+A folder is written beside its place and renamed when all checks have passed. A failed check leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, GenerationConfig
+
+from tunedock.data import prepare as preparing
+from tunedock.data.store import SampleStore
+from tunedock.errors import CheckError, DiskError, RecipeError, RunError
+from tunedock.eval.stage import questions_of
+from tunedock.events import Emitter
+from tunedock.export.card import model_card
+from tunedock.model import adapter as adapters
+from tunedock.model import load
+from tunedock.model.policy import Precision
+from tunedock.model.session import Base, ChatFacts, find_base, tuned_policy
+from tunedock.recipe.schema import Recipe
+from tunedock.run.record import Run, write_atomic, write_json
+
+PROMPTS = 8
+EXACT_TOLERANCE = 1e-3
+"""Largest difference of a logit, relative to the largest logit, between merged and unmerged in float32."""
+ROUNDED_TOLERANCE = 0.05
+"""The same for files of bfloat16 or float16, whose weights are rounded."""
+FLOAT32 = Precision(torch.float32, torch.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class MergeChecks:
+    """The figures of an export's checks."""
+
+    prompts: int
+    merged_difference: float
+    """Largest difference of a logit between base plus adapter and merged, both in float32, relative to the largest logit."""
+    file_difference: float
+    """The same between base plus adapter and the files read again."""
+    same_top_token: float
+    """Share of positions where the files' most likely token is that of base plus adapter."""
+    changed_tensors: int
+    """Tensors of the files that differ from the base's."""
+    tensors: int
+    largest_change: float
+
+
+def export(run: Run, recipe: Recipe, emit: Emitter, *, to: Path, form: str) -> dict[str, Any]:
+    """Writes the run's model to `to`. Raises CheckError when a check fails, RunError when the run has no result or `to` is in use."""
+    if not run.model.is_dir():
+        raise RunError("the run has no result yet", where=str(run.path), hint="`tunedock train --resume` finishes it")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise RunError("the folder is in use", where=str(to), hint="give another folder by --to")
+    aside = to.with_name(f".{to.name}.{os.getpid()}.part")
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        result = _write(run, recipe, emit, aside, form)
+        if to.exists():
+            to.rmdir()
+        aside.rename(to)
+    except OSError as error:
+        raise DiskError(f"the export cannot be written: {error.strerror or error}", where=str(to)) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return {"to": str(to), "format": form, **result}
+
+
+def _write(run: Run, recipe: Recipe, emit: Emitter, folder: Path, form: str) -> dict[str, Any]:
+    facts = ChatFacts.read(run.model)
+    base = find_base(recipe, stop_ids=facts.stop_ids)
+    if form == "adapter":
+        if not adapters.is_adapter(run.model):
+            raise RecipeError(
+                "this run trained whole weights and has no adapter", where="--format adapter", hint="use --format hf"
+            )
+        checks: dict[str, Any] = {}
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copyfile(run.model / name, folder / name)
+    else:
+        checks = asdict(_merge(base, run, emit, folder, facts))
+        write_json(folder / "export.json", {"run": run.name, "checks": checks})
+    base.tokenizer.save_pretrained(folder)
+    facts.write(folder)
+    write_atomic(folder / "README.md", model_card(run, recipe, form, checks))
+    files = [path for path in folder.iterdir() if path.is_file()]
+    return {"checks": checks, "files": sorted(p.name for p in files), "bytes": sum(p.stat().st_size for p in files)}
+
+
+def _merge(base: Base, run: Run, emit: Emitter, folder: Path, facts: ChatFacts) -> MergeChecks:
+    prompts = _prompts(base, emit, facts)
+    emit.progress("export", 0, 4, "checks")
+    policy = tuned_policy(base, run.model, precision=FLOAT32)
+    expected = _logits(policy.model, prompts, policy.device)
+    merged = policy.model.merge_and_unload() if adapters.is_adapter(run.model) else policy.model  # type: ignore[operator]
+    in_memory = _logits(merged, prompts, policy.device)
+    emit.progress("export", 1, 4, "checks")
+    dtype = _own_dtype(base)
+    _save(merged.to(dtype), folder, facts)
+    del policy, merged
+    emit.progress("export", 2, 4, "checks")
+    own = base.recipe.model.model_copy(update={"init": "pretrained", "config_overrides": {}})
+    device = load.find_device()
+    again = load.load_weights(folder, own, dtype=torch.float32, device=device)
+    from_files = _logits(again, prompts, device)
+    emit.progress("export", 3, 4, "checks")
+    changed, tensors, largest = _difference_from_base(base, again)
+    checks = MergeChecks(
+        prompts=len(prompts),
+        merged_difference=_relative(expected, in_memory),
+        file_difference=_relative(expected, from_files),
+        same_top_token=_same_top(expected, from_files),
+        changed_tensors=changed,
+        tensors=tensors,
+        largest_change=largest,
+    )
+    _judge(checks, EXACT_TOLERANCE if dtype == torch.float32 else ROUNDED_TOLERANCE)
+    emit.progress("export", 4, 4, "checks")
+    return checks
+
+
+def _judge(checks: MergeChecks, file_tolerance: float) -> None:
+    figures = ", ".join(f"{name} {value:.3g}" for name, value in asdict(checks).items())
+    if not checks.merged_difference <= EXACT_TOLERANCE:
+        raise CheckError(f"the merged weights do not give the logits of base plus adapter: {figures}", where="export")
+    if not checks.file_difference <= file_tolerance:
+        raise CheckError(f"the written files do not give the run's logits: {figures}", where="export")
+    if not checks.changed_tensors:
+        raise CheckError(f"the exported weights are the base's own: nothing was trained or merged: {figures}", where="export")
+
+
+def _prompts(base: Base, emit: Emitter, facts: ChatFacts) -> list[list[int]]:
+    """Token ids of real prompts: held-out rows where there are any, else training rows; a stream has none, then its template's."""
+    if not base.recipe.data.streaming:
+        prepared = preparing.prepare(base.recipe, base.chat, emit)
+        for side in ("test", "validation", "train"):
+            store: SampleStore = prepared.side(side)  # type: ignore[arg-type]
+            questions = questions_of(store, PROMPTS)
+            if questions:
+                return [base.chat.prompt_ids(q.prompt, q.tools, thinking=facts.thinking) for q in questions]
+            if len(store):
+                return [sample.path(sample.leaves()[0])[0].tolist() for sample in islice(store, PROMPTS)]
+    return [base.tokenizer(text)["input_ids"] for text in ("The model was exported.", "模型已导出。")]
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, prompts: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
+    """Logits [T, V] of each prompt, float32, on the CPU."""
+    model.eval()
+    return [model(torch.as_tensor([list(ids)], device=device), use_cache=False).logits[0].float().cpu() for ids in prompts]
+
+
+def _relative(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:
+    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-6)) for a, b in zip(expected, got, strict=True))
+
+
+def _same_top(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:
+    same = [(a.argmax(-1) == b.argmax(-1)).float() for a, b in zip(expected, got, strict=True)]
+    return float(torch.cat(same).mean())
+
+
+def _own_dtype(base: Base) -> torch.dtype:
+    """The type the base's files are in; float32 for a model that began as random weights."""
+    if base.recipe.model.init == "random":
+        return torch.float32
+    config = AutoConfig.from_pretrained(base.located.folder, trust_remote_code=base.recipe.model.trust_remote_code)
+    dtype = getattr(config, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32
+
+
+def _save(model: nn.Module, folder: Path, facts: ChatFacts) -> None:
+    generation = GenerationConfig.from_model_config(model.config)  # type: ignore[arg-type]
+    current = getattr(model, "generation_config", None) or generation
+    current.eos_token_id = facts.stop_ids
+    model.generation_config = current  # type: ignore[assignment]
+    adapters.save(model, folder)
+
+
+def _difference_from_base(base: Base, exported: nn.Module) -> tuple[int, int, float]:
+    """(tensors that differ, tensors, largest change of a weight) against the base's own weights in the same type."""
+    device = torch.device("cpu")
+    model = base.recipe.model
+    original = load.load_weights(
+        base.located.folder, model, dtype=torch.float32, device=device, seed=base.recipe.train.seed
+    ).state_dict()
+    own: Mapping[str, Tensor] = exported.state_dict()
+    changes = [
+        float((tensor.cpu().float() - original[name].float()).abs().max())
+        for name, tensor in own.items()
+        if name in original and original[name].shape == tensor.shape
+    ]
+    return sum(change > 0 for change in changes), len(changes), max(changes, default=0.0)

@@ -1,0 +1,63 @@
+"""What an objective is: two pure functions from log-probabilities to a loss.
+
+For each optimizer step the loop asks, in this order:
+
+1. `count(samples)`: what these samples add to the divisor of the loss; summed over rows and ranks;
+2. `prepare(step)`: constants of the step, from detached log-probabilities of all its samples where `needs_logprobs` says so;
+3. `terms(row, constants)`: the row's share of the loss as a *sum*, and its share of the metrics.
+
+The loop divides the sums once by the step's global count, so how a step is split into rows changes memory and nothing else.
+
+Shapes: N chosen tokens of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from tunedock.data.sample import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class RowLogprobs:
+    """Log-probabilities of a row's chosen tokens and what each belongs to."""
+
+    logprob_N: Tensor
+    """float32, with gradient during training."""
+    weight_N: Tensor
+    sample_N: Tensor
+    """Index of the sample within the step."""
+    leaf_N: Tensor
+    """Index of the leaf within the sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepLogprobs:
+    """All rows of a step, detached, before its first backward pass."""
+
+    samples: Sequence[Sample]
+    rows: Sequence[RowLogprobs]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    loss: Tensor
+    """Sum over the row, to be divided by the step's count."""
+    metrics: Mapping[str, tuple[Tensor, float]] = field(default_factory=dict)
+    """Name -> (sum, what it is divided by, both summed over rows and ranks)."""
+
+
+class Objective(Protocol):
+    name: ClassVar[str]
+    needs_logprobs: ClassVar[bool]
+    """Whether `prepare` reads the step's log-probabilities (a pass without gradient before the training pass)."""
+
+    def count(self, samples: Sequence[Sample]) -> float: ...
+
+    def prepare(self, step: StepLogprobs | None) -> Any: ...
+
+    def terms(self, row: RowLogprobs, constants: Any) -> Terms: ...

@@ -1,0 +1,237 @@
+"""Checkpoints: atomic, checksummed, exact; safetensors and JSON only.
+
+    checkpoints/step-00000100/
+        trained.safetensors     the trained parameters
+        optimizer.safetensors   the optimizer's tensors, `parameter/name`
+        random.safetensors      states of the random generators, as bytes
+        state.json              step, schedule, scaler, data position, best metric, the optimizer's numbers
+        manifest.json           size and sha256 of each file
+    checkpoints/index.json      {"last", "best", "best_metric"}
+
+A checkpoint is written beside its place, flushed to disk and renamed, so a name that exists is whole; it is validated all the same
+before it is used, and a damaged one is passed over, by name, for the one before. Pickle is never written or read.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tunedock.errors import DiskError, RunError
+from tunedock.run.record import read_json, write_json
+
+FREE_MARGIN = 1.1
+"""A checkpoint is begun only when this many times the last one's size is free."""
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """All that a run needs to go on as if it had not stopped."""
+
+    step: int
+    trained: dict[str, Tensor]
+    optimizer_tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    random: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    last: str | None = None
+    best: str | None = None
+    best_metric: float | None = None
+
+
+class Checkpoints:
+    """The `checkpoints` folder of a run."""
+
+    def __init__(self, folder: Path, *, keep: int | None) -> None:
+        self.folder = folder
+        self._keep = keep
+
+    def index(self) -> Index:
+        path = self.folder / "index.json"
+        return Index(**read_json(path)) if path.is_file() else Index()
+
+    def names(self) -> list[str]:
+        return sorted(p.name for p in self.folder.glob("step-*") if (p / "manifest.json").is_file())
+
+    def save(self, snapshot: Snapshot, *, metric: float | None = None, better: bool = False) -> Path:
+        """Writes a checkpoint and then deletes the ones over the limit, never the best and never the last.
+
+        Raises DiskError, with the previous checkpoints untouched, when it cannot be written.
+        """
+        name = f"step-{snapshot.step:08d}"
+        place = self.folder / name
+        if not (place / "manifest.json").is_file():
+            self._write(snapshot, place)
+        before = self.index()
+        best, best_metric = (name, metric) if better else (before.best, before.best_metric)
+        write_json(self.folder / "index.json", {"last": name, "best": best, "best_metric": best_metric})
+        self._prune()
+        return place
+
+    def _write(self, snapshot: Snapshot, place: Path) -> None:
+        aside = place.with_name(f".{place.name}.part")
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            self._require_space(snapshot)
+            aside.mkdir(parents=True)
+            save_file(snapshot.trained, aside / "trained.safetensors")
+            save_file(snapshot.optimizer_tensors, aside / "optimizer.safetensors")
+            save_file(snapshot.random, aside / "random.safetensors")
+            write_json(aside / "state.json", {"step": snapshot.step, **snapshot.state})
+            write_json(aside / "manifest.json", {p.name: _fact(p) for p in sorted(aside.iterdir())})
+            for path in aside.iterdir():
+                _flush(path)
+            if place.exists():  # a damaged one of this name: no manifest
+                shutil.rmtree(place)
+            aside.rename(place)
+            _flush(self.folder)
+        except (OSError, SafetensorError) as error:
+            raise DiskError(
+                f"the checkpoint cannot be written: {getattr(error, 'strerror', None) or error}",
+                where=str(place),
+                hint="free disk space, then go on with `tunedock train --resume`; earlier checkpoints are untouched",
+            ) from error
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _require_space(self, snapshot: Snapshot) -> None:
+        tensors = [*snapshot.trained.values(), *snapshot.optimizer_tensors.values()]
+        need = sum(t.numel() * t.element_size() for t in tensors) * FREE_MARGIN
+        free = shutil.disk_usage(self.folder).free
+        if free < need:
+            raise OSError(errno.ENOSPC, f"no space left: it needs {need / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free")
+
+    def _prune(self) -> None:
+        if self._keep is None:
+            return
+        index = self.index()
+        names = self.names()
+        spare = [name for name in names if name not in (index.last, index.best)]
+        kept_anyway = len(names) - len(spare)
+        for name in spare[: max(0, len(spare) - max(0, self._keep - kept_anyway))]:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def load_last(self, on_damaged: Callable[[str, str], None]) -> Snapshot:
+        """The newest checkpoint that is whole. Damaged ones are renamed `damaged-...` and `on_damaged(name, why)` hears of them.
+
+        Raises RunError when there is none.
+        """
+        for name in reversed(self.names()):
+            why = self.damage(name)
+            if why is None:
+                return self.load(name)
+            (self.folder / name).rename(self.folder / f"damaged-{name}")
+            on_damaged(name, why)
+        raise RunError(
+            "there is no whole checkpoint to resume from",
+            where=str(self.folder),
+            hint="start again with `tunedock train`; a shorter `train.save_steps` saves earlier",
+        )
+
+    def damage(self, name: str) -> str | None:
+        """What is wrong with a checkpoint, or None."""
+        folder = self.folder / name
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        for file, fact in manifest.items():
+            path = folder / file
+            if not path.is_file():
+                return f"{file} is missing"
+            if _fact(path) != fact:
+                return f"{file} is not what was written (size or checksum)"
+        return None
+
+    def load(self, name: str) -> Snapshot:
+        folder = self.folder / name
+        state = read_json(folder / "state.json")
+        return Snapshot(
+            step=state.pop("step"),
+            trained=load_file(folder / "trained.safetensors"),
+            optimizer_tensors=load_file(folder / "optimizer.safetensors"),
+            state=state,
+            random=load_file(folder / "random.safetensors"),
+        )
+
+
+def _fact(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def random_states() -> dict[str, Tensor]:
+    """Every generator a run draws from, as byte tensors."""
+    version, internal, gauss = random.getstate()
+    states = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor(internal, dtype=torch.int64),
+        "python_rest": torch.tensor([version, gauss is not None, gauss or 0.0], dtype=torch.float64),
+    }
+    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - libraries draw from the global one
+    assert kind == "MT19937"
+    states["numpy"] = torch.from_numpy(np.asarray(keys, np.int64))
+    states["numpy_rest"] = torch.tensor([position, has_gauss, cached], dtype=torch.float64)
+    if torch.cuda.is_available():
+        states |= {f"cuda_{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def restore_random_states(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["torch"])
+    version, has_gauss, gauss = states["python_rest"].tolist()
+    random.setstate((int(version), tuple(states["python"].tolist()), gauss if has_gauss else None))
+    position, has_cached, cached = states["numpy_rest"].tolist()
+    keys = states["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, int(position), int(has_cached), cached))  # noqa: NPY002
+    cuda = [states[name] for name in sorted(states) if name.startswith("cuda_")]
+    if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors (`parameter/name`) and plain numbers."""
+    whole = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for parameter, entries in whole["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{parameter}/{name}"] = value.detach().cpu().contiguous()
+            else:
+                numbers[f"{parameter}/{name}"] = value
+    return tensors, {"state": numbers, "param_groups": whole["param_groups"]}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **numbers["state"]}.items():
+        parameter, name = key.split("/", 1)
+        state.setdefault(int(parameter), {})[name] = value
+    groups = [
+        {**group, "betas": tuple(group["betas"])} if isinstance(group.get("betas"), list) else group
+        for group in numbers["param_groups"]
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,152 @@
+"""Optimizers and schedules by the names transformers uses; gradient scaling for float16."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from tunedock.errors import DependencyError, RecipeError
+from tunedock.recipe.schema import Train
+
+
+@dataclass(slots=True)
+class Updater:
+    """What turns gradients into an update: unscale, clip, step, schedule."""
+
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    schedule: LRScheduler
+    scaler: torch.amp.GradScaler
+    max_grad_norm: float
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def update(self) -> tuple[float, bool]:
+        """One optimizer step. Returns the gradient's norm before clipping and whether the step was taken.
+
+        With float16 a step whose gradients overflowed is left out and the scale halved, as `torch.amp` does.
+        """
+        self.scaler.unscale_(self.optimizer)
+        limit = self.max_grad_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        taken = not self.scaler.is_enabled() or self.scaler.get_scale() >= scale
+        self.optimizer.zero_grad(set_to_none=True)
+        if taken and not isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.schedule.step()
+        return norm, taken
+
+    def plateau(self, metric: float) -> None:
+        """Tells a schedule that follows the validation loss (reduce_lr_on_plateau) what it was."""
+        if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.schedule.step(metric)
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+
+def make_updater(named: list[tuple[str, nn.Parameter]], train: Train, *, total_steps: int, device: torch.device) -> Updater:
+    optimizer = make_optimizer(named, train)
+    return Updater(
+        parameters=[p for _, p in named],
+        optimizer=optimizer,
+        schedule=make_schedule(optimizer, train, total_steps),
+        scaler=torch.amp.GradScaler(device.type, enabled=train.fp16),
+        max_grad_norm=train.max_grad_norm,
+    )
+
+
+def make_optimizer(named: list[tuple[str, nn.Parameter]], train: Train) -> torch.optim.Optimizer:
+    """The optimizer `train.optim` names. Weight decay spares biases and norms (parameters of one dimension).
+
+    Raises RecipeError for an unknown name and DependencyError when the optimizer's package is missing.
+    """
+    groups = [
+        {"params": [p for _, p in named if p.ndim > 1], "weight_decay": train.weight_decay},
+        {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if train.learning_rate is None:
+        raise ValueError("train.learning_rate is filled in by recipe.resolve")
+    if train.optim in ("adamw_torch", "adamw_torch_fused") and not train.optim_args:
+        return torch.optim.AdamW(
+            groups,
+            lr=train.learning_rate,
+            betas=(train.adam_beta1, train.adam_beta2),
+            eps=train.adam_epsilon,
+            fused=train.optim == "adamw_torch_fused" or None,
+        )
+    return _by_transformers(groups, train)
+
+
+def _by_transformers(groups: list[dict[str, Any]], train: Train) -> torch.optim.Optimizer:
+    from transformers import Trainer, TrainingArguments
+    from transformers.training_args import OptimizerNames
+
+    known = [name.value for name in OptimizerNames]
+    if train.optim not in known:
+        raise RecipeError(
+            f"there is no optimizer `{train.optim}`", where="train.optim", hint=f"known: {', '.join(sorted(known))}"
+        )
+    arguments = TrainingArguments(
+        output_dir="unused",
+        optim=train.optim,
+        optim_args=train.optim_args,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        adam_beta1=train.adam_beta1,
+        adam_beta2=train.adam_beta2,
+        adam_epsilon=train.adam_epsilon,
+        report_to=[],
+        use_cpu=not torch.cuda.is_available(),
+    )
+    try:
+        kind, keywords = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        optimizer: torch.optim.Optimizer = kind(groups, **keywords)
+    except (ImportError, RuntimeError) as error:
+        raise DependencyError(
+            f"the optimizer needs a package or a device that is not here: {str(error).splitlines()[0]}",
+            where=f"train.optim: {train.optim}",
+            hint="install it, or use adamw_torch",
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise RecipeError(
+            f"the optimizer refuses: {str(error).splitlines()[0]}", where=f"train.optim: {train.optim}"
+        ) from None
+    return optimizer
+
+
+def warmup_steps(train: Train, total_steps: int) -> int:
+    """`warmup_steps` below 1 is a share of all steps, rounded up as transformers does."""
+    return math.ceil(train.warmup_steps * total_steps) if train.warmup_steps < 1 else int(train.warmup_steps)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, train: Train, total_steps: int) -> LRScheduler:
+    try:
+        schedule: LRScheduler = get_scheduler(
+            train.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=warmup_steps(train, total_steps),
+            num_training_steps=total_steps,
+            scheduler_specific_kwargs=train.lr_scheduler_kwargs or None,
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        from transformers import SchedulerType
+
+        known = ", ".join(sorted(kind.value for kind in SchedulerType))
+        raise RecipeError(
+            f"this schedule cannot be made: {error}",
+            where=f"train.lr_scheduler_type: {train.lr_scheduler_type}",
+            hint=f"known: {known}; its arguments go to train.lr_scheduler_kwargs",
+        ) from None
+    return schedule

@@ -1,0 +1,225 @@
+"""The `train` stage: data, model and loop put together, and what the run directory keeps of it."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from tunedock.data import prepare as preparing
+from tunedock.data.layout import padded
+from tunedock.data.sample import Sample
+from tunedock.errors import DiskError, RunError
+from tunedock.events import Emitter, EventReader
+from tunedock.model import adapter as adapters
+from tunedock.model.adapter import load_trainable_state, parameter_counts
+from tunedock.model.policy import Policy
+from tunedock.model.session import Base, ChatFacts, find_base, trainable_policy
+from tunedock.objective.registry import make as make_objective
+from tunedock.plan.steps import plan_steps
+from tunedock.recipe.schema import Recipe
+from tunedock.run.record import Run, read_json, write_json
+from tunedock.train.checkpoint import Checkpoints
+from tunedock.train.estimate import estimate_seconds
+from tunedock.train.feed import Feed, StoreFeed
+from tunedock.train.loop import Course, Loop, Progress
+from tunedock.train.machine import hardware, versions
+from tunedock.train.plot import plot_losses
+from tunedock.train.optimizer import make_updater
+from tunedock.train.stream import streamed_data
+from tunedock.train.tensorboard import TensorBoard
+
+CPU_TOKEN_BUDGET = 4096
+CUDA_TOKEN_BUDGET = 16384
+
+
+def token_budget(recipe: Recipe, device: torch.device) -> int:
+    """Slots of a row: what the recipe says, or a modest number by device, and never less than one whole sample."""
+    default = CUDA_TOKEN_BUDGET if device.type == "cuda" else CPU_TOKEN_BUDGET
+    return max(recipe.train.token_budget or default, recipe.data.max_length if recipe.train.token_budget is None else 1)
+
+
+def train(run: Run, recipe: Recipe, emit: Emitter, *, resume: bool, stop: threading.Event) -> dict[str, Any]:
+    """Trains, and leaves the result in `run.model`. Raises InterruptedRun (resumable) when `stop` is set."""
+    checkpoints = Checkpoints(run.checkpoints, keep=recipe.train.save_total_limit)
+    if not resume and checkpoints.names():
+        raise RunError("this run has checkpoints already", where=str(run.path), hint="`tunedock train --resume` goes on with it")
+    write_json(run.path / "environment.json", {"versions": versions(), "hardware": hardware()})
+    base = find_base(recipe)
+    feed, validation, about = _data(base, recipe, emit)
+    _same_data(run, about, resume)
+    policy = trainable_policy(base)
+    torch.manual_seed(recipe.train.seed)
+    said = policy.probe()
+    if said:
+        emit.warning(said, where=str(base.located.folder))
+    run.update(lineage={**base.lineage(), "data": about["fingerprint"]})
+    loop = _loop(recipe, base, policy, feed, validation, about, checkpoints, emit, stop)
+    if resume:
+        snapshot = checkpoints.load_last(lambda name, why: emit.warning(f"{name} is damaged and passed over: {why}"))
+        loop.restore(snapshot)
+        emit.note(f"resumed at step {snapshot.step}", step=snapshot.step)
+    board = TensorBoard(run.path / "tensorboard", run.events)
+    try:
+        progress = loop.run()
+    finally:
+        board.catch_up()
+        plot_losses(EventReader(run.events).new(), run.path / "plots", run.name)
+    return _finish(run, recipe, base, policy, checkpoints, progress, about)
+
+
+def _data(base: Base, recipe: Recipe, emit: Emitter) -> tuple[Feed, Sequence[Sample], dict[str, Any]]:
+    """The feed, the validation samples, and what `data.json` says of them."""
+    batch_size = recipe.train.batch_size
+    if batch_size is None:
+        raise ValueError("train.batch_size is filled in by recipe.resolve")
+    if recipe.data.streaming:
+        return streamed_data(base, recipe, batch_size, emit)
+    prepared = preparing.prepare(recipe, base.chat, emit)
+    prepared.account.verify(recipe.data.max_dropped)
+    sides = prepared.summary()
+    training = prepared.side("train")
+    account = prepared.account
+    emit.note(
+        f"data: {account.read} rows read, {account.kept} kept, {account.dropped} dropped"
+        + (f" ({', '.join(f'{k} {v}' for k, v in account.reasons.items())})" if account.dropped else "")
+        + (", from the cache" if prepared.from_cache else ""),
+        **{key: value for key, value in account.to_json().items() if key not in ("drops", "cuts")},
+    )
+    about = {
+        "fingerprint": prepared.fingerprint,
+        "files": prepared.files,
+        "account": account.to_json(),
+        "sides": sides,
+        "stop_ids": sorted(prepared.stop_ids),
+        "thinking": prepared.thinking,
+        "samples": len(training),
+        "mean_tokens": float(training.lengths.mean()),
+        "mean_trained": float(training.trained.mean()),
+    }
+    return StoreFeed(training, batch_size=batch_size, seed=recipe.train.seed), prepared.side("validation"), about
+
+
+def _same_data(run: Run, about: dict[str, Any], resume: bool) -> None:
+    """Writes `data.json`; when resuming, refuses data that is not what the run began with."""
+    path = run.path / "data.json"
+    if resume and path.is_file():
+        before = read_json(path)
+        changed = [name for name, digest in about["files"].items() if before["files"].get(name) != digest]
+        if changed or before["samples"] != about["samples"]:
+            raise RunError(
+                "the data is not what this run began with",
+                where=", ".join(changed) or f"{before['samples']} samples then, {about['samples']} now",
+                hint="put the files back as they were, or start a new run",
+            )
+    write_json(path, about)
+
+
+def _loop(
+    recipe: Recipe,
+    base: Base,
+    policy: Policy,
+    feed: Feed,
+    validation: Sequence[Sample],
+    about: dict[str, Any],
+    checkpoints: Checkpoints,
+    emit: Emitter,
+    stop: threading.Event,
+) -> Loop:
+    train_ = recipe.train
+    if about["samples"] is None:
+        course = Course(train_.max_steps, None)
+    else:
+        plan = plan_steps(about["samples"], train_.batch_size or 1, train_.num_train_epochs, train_.max_steps)
+        course = Course(plan.total_steps, plan.steps_per_epoch)
+    updater = make_updater(policy.trainable, train_, total_steps=course.total_steps, device=policy.device)
+    budget = token_budget(recipe, policy.device)
+    layout = partial(padded, budget_tokens=budget, pad_id=base.pad_id)
+    _announce(recipe, policy, course, about, budget, emit)
+    return Loop(
+        policy=policy,
+        objective=make_objective(recipe.objective),
+        feed=feed,
+        validation=validation,
+        layout=layout,
+        updater=updater,
+        checkpoints=checkpoints,
+        course=course,
+        train=train_,
+        emit=emit,
+        stop_requested=stop.is_set,
+    )
+
+
+def _announce(recipe: Recipe, policy: Policy, course: Course, about: dict[str, Any], budget: int, emit: Emitter) -> None:
+    """Steps, tokens and an estimate of the time, before the first step."""
+    counts = parameter_counts(policy.model)
+    samples = course.total_steps * (recipe.train.batch_size or 1)
+    tokens = round(samples * about["mean_tokens"]) if about["mean_tokens"] else None
+    seconds = (
+        estimate_seconds(policy, tokens, round(samples * about["mean_trained"]), full=recipe.adapter.kind != "lora")
+        if tokens
+        else None
+    )
+    parts = [f"{course.total_steps} steps"]
+    if course.steps_per_epoch:
+        parts[0] += f" ({course.steps_per_epoch} an epoch)"
+    parts.append(f"batch {recipe.train.batch_size}")
+    if tokens and seconds is not None:
+        parts += [f"about {tokens:,} tokens", f"about {_duration(seconds)} (corrected as steps run)"]
+    parts.append(f"{counts['trained']:,} of {counts['parameters']:,} parameters trained")
+    parts.append(f"{policy.device.type} {str(policy.precision.compute).removeprefix('torch.')}")
+    emit.note(
+        "; ".join(parts),
+        steps=course.total_steps,
+        steps_per_epoch=course.steps_per_epoch,
+        tokens=tokens,
+        estimated_seconds=seconds,
+        token_budget=budget,
+        layout="padded",
+        head=policy.head,
+        **counts,
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _finish(
+    run: Run, recipe: Recipe, base: Base, policy: Policy, checkpoints: Checkpoints, progress: Progress, about: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes the result: the best checkpoint's weights when the recipe says so, else the last."""
+    index = checkpoints.index()
+    used = "last"
+    if recipe.train.load_best_model_at_end and index.best and index.best != index.last:
+        damage = checkpoints.damage(index.best)
+        if damage:
+            raise RunError(f"the best checkpoint is damaged: {damage}", where=index.best)
+        load_trainable_state(policy.model, checkpoints.load(index.best).trained)
+        used = "best"
+    try:
+        adapters.save(policy.model, run.model)
+        base.tokenizer.save_pretrained(run.model)
+        ChatFacts(about["stop_ids"], about["thinking"], recipe.data.system).write(run.model)
+    except OSError as error:
+        raise DiskError(
+            f"the result cannot be written: {error.strerror or error}",
+            where=str(run.model),
+            hint="free disk space, then `tunedock train --resume`",
+        ) from error
+    return {
+        "run": str(run.path),
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "eval_loss": progress.best,
+        "weights": used,
+        "model": str(run.model),
+        "skipped_steps": progress.skipped,
+    }

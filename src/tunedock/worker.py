@@ -1,0 +1,221 @@
+"""`python -m tunedock.worker STAGE RUN_DIR`: one stage of the work plane, wherever a launcher put it.
+
+The request is one JSON object on the first line of standard input. With a run, events go to its `events.jsonl`; for `chat` and for
+stages without a run (`-`) they go to standard output, which is kept for them alone: what libraries print goes to standard error.
+The protocol: docs/decisions/0001-worker-protocol.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from tunedock.errors import (
+    BugError,
+    DiskError,
+    InterruptedRun,
+    OutOfMemoryError,
+    RecipeError,
+    TunedockError,
+)
+from tunedock.events import Emitter
+from tunedock.recipe.schema import Recipe
+from tunedock.run.record import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a stage is given."""
+
+    request: dict[str, Any]
+    emit: Emitter
+    stop: threading.Event
+    """Set by SIGINT or SIGTERM."""
+    run: Run | None = None
+
+    def recipe(self) -> Recipe:
+        resolved = self.request.get("recipe") if self.run is None else self.run.resolved()["recipe"]
+        if resolved is None:
+            raise BugError("the request names no recipe")
+        return Recipe.model_validate(resolved)
+
+    def require_run(self) -> Run:
+        if self.run is None:
+            raise BugError("this stage needs a run directory")
+        return self.run
+
+
+# Stages import what they need when they begin: `chat` should not wait for matplotlib, nor `data-check` for PEFT.
+
+
+def _train(call: Call) -> None:
+    from tunedock.train.stage import train
+
+    call.emit.result(
+        train(call.require_run(), call.recipe(), call.emit, resume=bool(call.request.get("resume")), stop=call.stop)
+    )
+
+
+def _eval(call: Call) -> None:
+    from tunedock.eval.stage import evaluate
+    from tunedock.recipe.schema import Eval
+
+    recipe = call.recipe()
+    options = Eval.model_validate({**recipe.eval.model_dump(), **call.request.get("overrides", {})})
+    side = str(call.request.get("split", "test"))
+    call.emit.result(evaluate(call.require_run(), recipe, call.emit, side=side, options=options))
+
+
+def _export(call: Call) -> None:
+    from tunedock.export.stage import export
+
+    to, form = Path(str(call.request["to"])), str(call.request.get("format", "hf"))
+    call.emit.result(export(call.require_run(), call.recipe(), call.emit, to=to, form=form))
+
+
+def _chat(call: Call) -> None:
+    from tunedock.eval.talk import talk
+
+    which = str(call.request.get("which", "tuned"))
+    talk(call.require_run(), call.recipe(), sys.stdin, call.emit, which=which)
+
+
+def _data_check(call: Call) -> None:
+    from tunedock.eval.inspect_data import check
+
+    recipe = call.recipe()
+    to = call.request.get("to")
+    check(recipe, call.emit, to=Path(to) if to else None).verify(recipe.data.max_dropped)
+
+
+def _data_show(call: Call) -> None:
+    from tunedock.eval.inspect_data import show
+
+    call.emit.result(show(call.recipe(), row=str(call.request["row"])))
+
+
+STAGES: dict[str, Callable[[Call], None]] = {
+    "train": _train,
+    "eval": _eval,
+    "export": _export,
+    "chat": _chat,
+    "data-check": _data_check,
+    "data-show": _data_show,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one stage and returns the exit code."""
+    if len(arguments) != 2 or arguments[0] not in STAGES:
+        print(f"usage: python -m tunedock.worker {{{','.join(STAGES)}}} RUN_DIR|-", file=sys.stderr)
+        return RecipeError.exit_code
+    stage, place = arguments
+    stop = _stop_on_signals()
+    run = None if place == "-" else Run.open(Path(place))
+    emit = Emitter(_own_stdout()) if run is None or stage == "chat" else Emitter.to_file(run.events)
+    call_ = Call(json.loads(sys.stdin.readline() or "{}"), emit, stop, run)
+    return _guarded(stage, call_)
+
+
+def _guarded(stage: str, call: Call) -> int:
+    """Runs the stage; whatever it raises becomes a `failure` event, the run's state and an exit code."""
+    error: TunedockError | None = None
+    call.emit.stage(stage, "started")
+    owned = False
+    try:
+        if call.run is not None and stage == "train":
+            with call.run.working(stage):
+                owned = True
+                try:
+                    STAGES[stage](call)
+                except BaseException as raised:
+                    error = understood(raised)
+                _close_state(call.run, error)
+        else:
+            STAGES[stage](call)
+    except BaseException as raised:  # noqa: BLE001 - policy: the last line of defence; nothing ends without a failure event
+        error = understood(raised)
+        if owned:
+            raise
+    if error is not None:
+        call.emit.emit("failure", error=error.to_json())
+        return error.exit_code
+    call.emit.stage(stage, "finished")
+    return 0
+
+
+def _close_state(run: Run, error: TunedockError | None) -> None:
+    status = "finished" if error is None else "interrupted" if isinstance(error, InterruptedRun) else "failed"
+    try:
+        run.update(
+            status=status,
+            finished=time.time(),
+            exit_code=error.exit_code if error else 0,
+            error=error.to_json() if error else None,
+        )
+    except DiskError:
+        if error is None:
+            raise
+
+
+def understood(raised: BaseException) -> TunedockError:
+    """What an exception means to a user. What we do not know is our bug: its traceback goes to the log."""
+    import torch
+
+    if isinstance(raised, TunedockError):
+        return raised
+    if isinstance(raised, KeyboardInterrupt):
+        return InterruptedRun("stopped")
+    if isinstance(raised, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(raised):
+        traceback.print_exception(raised, file=sys.stderr)
+        return OutOfMemoryError(
+            f"out of memory: {str(raised).splitlines()[0] if str(raised) else 'no memory left'}",
+            hint="lower train.token_budget or data.max_length, set train.gradient_checkpointing: true, or use adapter: lora",
+        )
+    if isinstance(raised, OSError) and raised.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return DiskError(f"cannot write: {raised.strerror}", where=str(raised.filename or ""), hint="free disk space")
+    traceback.print_exception(raised, file=sys.stderr)
+    first = (str(raised).splitlines() or [""])[0]
+    return BugError(f"{type(raised).__name__}: {first}", hint="this is a bug in tunedock; the traceback is in the log")
+
+
+def _stop_on_signals() -> threading.Event:
+    """SIGINT and SIGTERM ask for a clean end; a second SIGINT ends at once."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGTERM, ask)
+    return stop
+
+
+def _own_stdout() -> IO[str]:
+    """Standard output for events alone: descriptor 1 then leads to standard error, whatever a library prints there."""
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    return stream
+
+
+if __name__ == "__main__":
+    try:
+        code = main(sys.argv[1:])
+    except TunedockError as error_:
+        print(f"error: {error_}", file=sys.stderr)
+        code = error_.exit_code
+    sys.stdout.flush()
+    os._exit(code) if threading.active_count() > 1 else sys.exit(code)
