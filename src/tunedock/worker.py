@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -18,7 +17,6 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 from tunedock.errors import (
@@ -32,6 +30,7 @@ from tunedock.errors import (
 from tunedock.events import Emitter
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run
+from tunedock.run.stop import StopRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +39,7 @@ class Call:
 
     request: dict[str, Any]
     emit: Emitter
-    stop: threading.Event
-    """Set by SIGINT or SIGTERM."""
+    stop: StopRequest
     run: Run | None = None
 
     def recipe(self) -> Recipe:
@@ -88,7 +86,7 @@ def _chat(call: Call) -> None:
     from tunedock.eval.talk import talk
 
     which = str(call.request.get("which", "tuned"))
-    talk(call.require_run(), call.recipe(), sys.stdin, call.emit, which=which)
+    talk(call.require_run(), call.recipe(), sys.stdin, call.emit, call.stop, which=which)
 
 
 def _data_check(call: Call) -> None:
@@ -121,7 +119,8 @@ def main(arguments: list[str]) -> int:
         print(f"usage: python -m tunedock.worker {{{','.join(STAGES)}}} RUN_DIR|-", file=sys.stderr)
         return RecipeError.exit_code
     stage, place = arguments
-    stop = _stop_on_signals()
+    stop = StopRequest()
+    stop.listen()
     run = None if place == "-" else Run.open(Path(place))
     emit = Emitter(_own_stdout()) if run is None or stage == "chat" else Emitter.to_file(run.events)
     call_ = Call(json.loads(sys.stdin.readline() or "{}"), emit, stop, run)
@@ -144,7 +143,7 @@ def _guarded(stage: str, call: Call) -> int:
                 _close_state(call.run, error)
         else:
             STAGES[stage](call)
-    except BaseException as raised:  # noqa: BLE001 - policy: the last line of defence; nothing ends without a failure event
+    except BaseException as raised:
         error = understood(raised)
         if owned:
             raise
@@ -188,20 +187,6 @@ def understood(raised: BaseException) -> TunedockError:
     traceback.print_exception(raised, file=sys.stderr)
     first = (str(raised).splitlines() or [""])[0]
     return BugError(f"{type(raised).__name__}: {first}", hint="this is a bug in tunedock; the traceback is in the log")
-
-
-def _stop_on_signals() -> threading.Event:
-    """SIGINT and SIGTERM ask for a clean end; a second SIGINT ends at once."""
-    stop = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    signal.signal(signal.SIGINT, ask)
-    signal.signal(signal.SIGTERM, ask)
-    return stop
 
 
 def _own_stdout() -> IO[str]:

@@ -1,7 +1,7 @@
 """One data file: what its name says it is, and its bytes, wherever it lies and however it is compressed.
 
-A path is a local path, or a URL of one of `PROTOCOLS` that fsspec opens. Compression goes by the last suffix. A file that cannot be
-read to its end is a `DataError` that names it: a cut-off archive is never a short data set.
+A path is a local path, or a URL of one of `PROTOCOLS` that fsspec opens. Compression goes by the last suffix.
+A file that cannot be read to its end is a `DataError` that names it: a cut-off archive is never a short data set.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class FileType(NamedTuple):
 
 
 def file_type(path: str) -> FileType | None:
-    """What the name says; None when its extension is not one of `KINDS`, with or without one of `COMPRESSIONS` behind it."""
+    """What the name says; None when it does not end in one of `KINDS`, or in one with a compression behind it."""
     name = urlsplit(path).path if is_web(path) else path
     suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
     compression = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
@@ -81,12 +81,14 @@ def is_web(path: str) -> bool:
 def file_system(url: str, *, offline: bool = False) -> tuple[fsspec.AbstractFileSystem, str]:
     """fsspec's file system for a URL, and the path in it.
 
-    Raises DataError for a protocol that is not in `PROTOCOLS` or needs the network when `offline`, DependencyError when the
-    protocol's package is not installed.
+    Raises DataError for a protocol that is not in `PROTOCOLS` or needs the network when `offline`,
+    DependencyError when the protocol's package is not installed.
     """
     protocol = url.partition("://")[0]
     if "::" in url or protocol not in PROTOCOLS:
-        raise DataError(f"`{protocol}://` is no protocol data is read from", where=url, hint=f"use {', '.join(PROTOCOLS)}")
+        raise DataError(
+            f"`{protocol}://` is no protocol data is read from", where=url, hint=f"use {', '.join(PROTOCOLS)}"
+        )
     if offline and protocol not in LOCAL_PROTOCOLS:
         raise DataError(
             "`offline: true` and this source is on the network", where=url, hint="drop `offline`, or give a local copy"
@@ -96,7 +98,9 @@ def file_system(url: str, *, offline: bool = False) -> tuple[fsspec.AbstractFile
             return cast("tuple[fsspec.AbstractFileSystem, str]", fsspec.url_to_fs(url))
     except ImportError as error:
         raise DependencyError(
-            f"reading `{protocol}://` needs another package: {error}", where=url, hint="pip install 'tunedock[object-stores]'"
+            f"reading `{protocol}://` needs another package: {error}",
+            where=url,
+            hint="pip install 'tunedock[object-stores]'",
         ) from None
 
 
@@ -125,7 +129,8 @@ def reading(path: str) -> Iterator[None]:
     except Exception as error:
         if not is_url(path):
             raise
-        # Policy: what fails behind a URL is the store's answer (denied, no bucket, time-out), in classes of each store's client.
+        # Policy: what fails behind a URL is the store's answer (denied, no bucket, time-out), and each store's client
+        # has exception classes of its own.
         raise DataError(f"the store did not give the file: {type(error).__name__}: {error}", where=path) from error
 
 
@@ -167,7 +172,8 @@ def open_seekable(path: str) -> Iterator[BinaryIO]:
 class ZstdStream(io.RawIOBase):
     """All frames of a zstd file; EOFError when the last one is not whole.
 
-    fsspec's reader (zstandard's `stream_reader`) ends quietly where the file is cut, which would lose rows without a word.
+    fsspec's reader (zstandard's `stream_reader`) ends quietly where the file is cut, which would lose
+    rows without a word.
     """
 
     def __init__(self, file: BinaryIO) -> None:

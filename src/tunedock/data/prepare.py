@@ -1,7 +1,7 @@
 """Sources -> tokenised, accounted, split samples on disk; or from the cache, when nothing that decides them has changed.
 
-The cache key covers the files' content, the data section, the tokenizer, template and arguments, and this package's code. A data set
-is built beside its place and renamed into it, so a half-written one is never read.
+The cache key covers the files' content, the data section, the tokenizer, template and arguments, and this package's code. A data
+set is built beside its place and renamed into it, so a half-written one is never read.
 """
 
 from __future__ import annotations
@@ -202,7 +202,9 @@ def _sides(recipe: Recipe, building: _Building) -> dict[split.Side, Any]:
     if not len(rows):
         return own
     sides = split.assign([building.keys[i] for i in rows], shares)
-    return {side: np.concatenate([rows[sides[side]], own[side] if side != "train" else rows[:0]]) for side in split.SIDES}
+    return {
+        side: np.concatenate([rows[sides[side]], own[side] if side != "train" else rows[:0]]) for side in split.SIDES
+    }
 
 
 def _key(recipe: Recipe, chat: Chat, files: dict[str, str]) -> str:

@@ -1,11 +1,11 @@
-"""Readers: the rows of one file, in order, each with its place; a row that cannot be read is a row with a problem, never a gap.
+"""Readers: the rows of one file, in order, each with its place; a row that cannot be read is a row with a problem.
 
 | kind | rows | place |
 |---|---|---|
 | jsonl | a JSON value a line; blank lines are no rows | line |
 | json | an array of objects, an object that holds one, one object, or an object a line | element, or line |
 | csv, tsv | a record under the header; values are strings | line the record starts on |
-| parquet, arrow | a row of a table; a null field of a struct is read as absent, because Arrow cannot tell them apart | element |
+| parquet, arrow | a row; a struct's null field is read as absent, Arrow cannot tell them apart | element |
 | text | the whole file is one row `{"text": ...}` | line 1 |
 
 | problem | meaning |
@@ -16,8 +16,8 @@
 | broken_encoding | bytes that are no UTF-8 |
 | wrong_type | an Arrow value that has no Python equal |
 
-What breaks the file as a whole is a DataError with the place. Lines, records and batches are streamed; a `.json` file that is one
-value is held in memory.
+What breaks the file as a whole is a DataError with the place. Lines, records and batches are streamed; a
+`.json` file that is one value is held in memory.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
@@ -44,7 +45,7 @@ BATCH_ROWS = 256
 ROW_KEYS = frozenset(
     ("messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected", "history", "tools")
 )
-"""List-valued keys of a row: a `.json` file that is one object with one of them is one row, not a list of rows under a key."""
+"""Keys of a row that may hold lists: a `.json` file that is an object with one of them is a row, not rows under a key."""
 
 Problem = tuple[str, str]
 
@@ -79,18 +80,18 @@ def _encoding_problem(error: UnicodeDecodeError) -> Problem:
     return "broken_encoding", f"byte 0x{byte:02X} at {error.start} is no UTF-8; save the file as UTF-8"
 
 
-class _NotJson(ValueError):
+class _NotJsonError(ValueError):
     pass
 
 
 def _no_constant(word: str) -> float:
-    raise _NotJson(f"{word} is no JSON value")
+    raise _NotJsonError(f"{word} is no JSON value")
 
 
 def _finite(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise _NotJson(f"{digits[:40]} is too large a number")
+        raise _NotJsonError(f"{digits[:40]} is too large a number")
     return number
 
 
@@ -109,9 +110,23 @@ def _load_line(line: bytes) -> tuple[Any, Problem | None]:
 
 
 def _object_problem(value: Any) -> Problem | None:
-    if isinstance(value, dict):
-        return None
-    return "not_an_object", f"a row must be an object, not {json.dumps(value, ensure_ascii=True)[:80]}"
+    return None if isinstance(value, dict) else ("not_an_object", f"a row must be an object, not {json_type(value)}")
+
+
+def json_type(value: Any) -> str:
+    """What JSON calls the type of a value, with its article; Python's name for what is none of JSON's."""
+    return _JSON_TYPES.get(type(value)) or f"a {type(value).__name__}"
+
+
+_JSON_TYPES: dict[type, str] = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
 
 
 def _jsonl(path: str) -> Iterator[Record]:
@@ -257,24 +272,26 @@ def _delimited(path: str, delimiter: str) -> Iterator[Record]:
         lines = _Lines(path, file)
         # `strict`: without it a quote that is never closed makes the rest of the file one field, and its rows are gone.
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        header = _header(path, reader)
+        header: list[str] | None = None
         while True:
             start = reader.line_num + 1
             try:
                 fields = _next_fields(reader)
             except StopIteration:
-                return
+                break
             except csv.Error as error:
-                if lines.ended:
-                    raise DataError(
-                        "a quote is opened and never closed",
-                        where=f"{path}:{start}",
-                        hint='close it, and write a quote within a field twice ("")',
-                    ) from None
-                yield Record(str(start), None, ("wrong_columns", str(error)))
+                if lines.ended or header is None or "field limit" in str(error):
+                    raise _broken_csv(path, start, error, lines.ended) from None
+                yield Record(str(start), None, ("wrong_columns", f"lines {start} to {reader.line_num}: {error}"))
                 continue
-            if fields:
+            if not fields:
+                continue
+            if header is None:
+                header = _header(path, start, fields)
+            else:
                 yield _csv_record(str(start), header, fields)
+        if header is None:
+            raise DataError("the file has no header line", where=path)
 
 
 def _next_fields(reader: Iterator[list[str]]) -> list[str]:
@@ -286,16 +303,18 @@ def _next_fields(reader: Iterator[list[str]]) -> list[str]:
         csv.field_size_limit(before)
 
 
-def _header(path: str, reader: Iterator[list[str]]) -> list[str]:
-    try:
-        header = next(fields for fields in iter(lambda: _next_fields(reader), None) if fields)
-    except StopIteration:
-        raise DataError("the file has no header line", where=path) from None
-    except csv.Error as error:
-        raise DataError(f"the header line cannot be read: {error}", where=f"{path}:1") from None
-    header = [name.strip() for name in header]
+def _broken_csv(path: str, start: int, error: csv.Error, ended: bool) -> DataError:
+    return DataError(
+        "a quote is opened and never closed" if ended else f"the record cannot be read: {error}",
+        where=f"{path}:{start}",
+        hint='close every quote, and write a quote within a field twice ("")',
+    )
+
+
+def _header(path: str, line: int, fields: list[str]) -> list[str]:
+    header = [name.strip() for name in fields]
     if any(_has_surrogate(name) for name in header):
-        raise DataError("the header line is no UTF-8", where=f"{path}:1", hint="save the file as UTF-8")
+        raise DataError("the header line is no UTF-8", where=f"{path}:{line}", hint="save the file as UTF-8")
     _refuse_twins(path, header)
     return header
 
@@ -303,11 +322,17 @@ def _header(path: str, reader: Iterator[list[str]]) -> list[str]:
 def _refuse_twins(path: str, names: list[str]) -> None:
     twins = sorted({name for name in names if names.count(name) > 1})
     if twins:
-        raise DataError(f"several columns are called {', '.join(map(repr, twins))}", where=path, hint="rename all but one")
+        raise DataError(
+            f"several columns are called {', '.join(map(repr, twins))}", where=path, hint="rename all but one"
+        )
 
 
 def _has_surrogate(text: str) -> bool:
-    return not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _csv_record(place: str, header: list[str], fields: list[str]) -> Record:
@@ -353,21 +378,15 @@ def _arrow(path: str) -> Iterator[Record]:
             yield from _batches(path, stream.schema, iter(stream))
 
 
-class _arrow_errors:  # noqa: N801 - read as a word after `with`
-    """Arrow's exceptions about a file -> DataError. A class, because a generator's `with` must let the consumer's own pass."""
-
-    def __init__(self, path: str, name: str) -> None:
-        self._path, self._name = path, name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, pa.ArrowException):
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(
-                f"this is no whole {self._name} file: {reason}", where=self._path, hint="fetch or write the file again"
-            ) from error
+@contextmanager
+def _arrow_errors(path: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"this is no whole {name} file: {reason}", where=path, hint="fetch or write the file again"
+        ) from error
 
 
 def _batches(path: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Iterator[Record]:

@@ -1,4 +1,7 @@
-"""Raw rows -> parsed rows -> tokens, a batch at a time, every row accounted for. Reading to disk and streaming both go through here."""
+"""Raw rows -> parsed rows -> tokens, a batch at a time, every row accounted for.
+
+Preparing on disk and streaming both go through here.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,9 @@ def parsed_rows(
     head = list(islice(rows, DETECT_ROWS))
     format_ = source.format
     if format_ == "auto":
-        format_ = formats.detect([row.value for row in head if row.problem is None and isinstance(row.value, dict)], source)
+        format_ = formats.detect(
+            [row.value for row in head if row.problem is None and isinstance(row.value, dict)], source
+        )
     account.formats[source.path] = format_
     for number, row in enumerate(chain(head, rows)):
         if number < skip_rows:

@@ -25,7 +25,9 @@ _MARGIN = 1e-9  # 0.15 * 2880 is 432.00000000000006 in floating point; that is n
 
 def place(key: str, seed: int) -> float:
     """A number in [0, 1), uniform over keys, fixed by key and seed."""
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), key=seed.to_bytes(8, "little", signed=True), digest_size=8)
+    digest = hashlib.blake2b(
+        key.encode("utf-8", "surrogatepass"), key=seed.to_bytes(8, "little", signed=True), digest_size=8
+    )
     return int.from_bytes(digest.digest(), "big") / 2**64
 
 

@@ -1,7 +1,7 @@
 """Tokenised samples on disk: Arrow, memory-mapped, any sample in constant time and no more memory than is read.
 
-One folder a data set: `samples.arrow` (record batches of `BATCH` samples), `train.npy`, `validation.npy`, `test.npy` (indices into it),
-`lengths.npy` and `trained.npy` (tokens of a sample's tree, and those with weight), `prepared.json` (account, fingerprints).
+One folder a data set: `samples.arrow` (record batches of `BATCH` samples), `train.npy`, `validation.npy`, `test.npy` (indices into
+it), `lengths.npy` and `trained.npy` (tokens of a sample's tree, and those with weight), `prepared.json` (account, fingerprints).
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ class SampleStore(Sequence[Sample]):
     def row_indices(self) -> set[int]:
         """The rows, by number in reading order, this side's samples were made from."""
         column = np.concatenate(
-            [self._file.get_batch(i).column("index").to_numpy() for i in range(self._file.num_record_batches)] or [np.zeros(0)]
+            [self._file.get_batch(i).column("index").to_numpy() for i in range(self._file.num_record_batches)]
+            or [np.zeros(0)]
         )
         return set(column[self.indices].tolist())
 

@@ -59,13 +59,13 @@ def check(recipe: Recipe, emit: Emitter, *, to: Path | None) -> Account:
 def _check_stream(base: Base, recipe: Recipe) -> tuple[Account, Any, Any, dict[str, Any]]:
     """The first rows of each source; a stream is too long to be read for a look."""
     account = Account()
-    sides: dict[str, dict[str, int]] = {
-        side: {"samples": 0, "tokens": 0, "trained_tokens": 0} for side in split.SIDES
-    }
+    sides: dict[str, dict[str, int]] = {side: {"samples": 0, "tokens": 0, "trained_tokens": 0} for side in split.SIDES}
     lengths: list[int] = []
     trained: list[int] = []
     for source in recipe.data.train:
-        part = source.model_copy(update={"num_samples": min(source.num_samples or STREAM_CHECK_ROWS, STREAM_CHECK_ROWS)})
+        part = source.model_copy(
+            update={"num_samples": min(source.num_samples or STREAM_CHECK_ROWS, STREAM_CHECK_ROWS)}
+        )
         for row, encoded in encode_rows(parsed_rows(recipe, part, account), base.chat, account):
             side = sides[split.side_of(row.key, recipe.data.split)]
             for one in encoded:

@@ -53,7 +53,7 @@ def evaluate(run: Run, recipe: Recipe, emit: Emitter, *, side: str, options: Eva
     tuned = tuned_policy(base, run.model)
     results: dict[str, Any] = {"run": run.name, "split": side, "samples": len(store), "questions": len(questions)}
     answers: dict[str, list[str]] = {}
-    shares_weights = hasattr(tuned.model, "disable_adapter")
+    shares_weights = tuned.has_adapter
     for who in ("tuned", "base"):
         if who == "base" and not options.compare_base:
             results["base"] = None
@@ -88,7 +88,9 @@ def _held_out(base: Base, recipe: Recipe, side: str, emit: Emitter) -> SampleSto
     store = prepared.side(name)
     if not len(store):
         raise DataError(
-            f"the {side} split is empty", where="data.split", hint=f"set `data.split.{side}` or give `data.{side}` files"
+            f"the {side} split is empty",
+            where="data.split",
+            hint=f"set `data.split.{side}` or give `data.{side}` files",
         )
     return store
 

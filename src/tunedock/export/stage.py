@@ -143,7 +143,9 @@ def _judge(checks: MergeChecks, file_tolerance: float) -> None:
     if not checks.file_difference <= file_tolerance:
         raise CheckError(f"the written files do not give the run's logits: {figures}", where="export")
     if not checks.changed_tensors:
-        raise CheckError(f"the exported weights are the base's own: nothing was trained or merged: {figures}", where="export")
+        raise CheckError(
+            f"the exported weights are the base's own: nothing was trained or merged: {figures}", where="export"
+        )
 
 
 def _prompts(base: Base, emit: Emitter, facts: ChatFacts) -> list[list[int]]:
@@ -164,7 +166,9 @@ def _prompts(base: Base, emit: Emitter, facts: ChatFacts) -> list[list[int]]:
 def _logits(model: nn.Module, prompts: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
     """Logits [T, V] of each prompt, float32, on the CPU."""
     model.eval()
-    return [model(torch.as_tensor([list(ids)], device=device), use_cache=False).logits[0].float().cpu() for ids in prompts]
+    return [
+        model(torch.as_tensor([list(ids)], device=device), use_cache=False).logits[0].float().cpu() for ids in prompts
+    ]
 
 
 def _relative(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:

@@ -7,13 +7,21 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
 
 from tunedock.model.policy import Policy
 
 
 def _config(stop_ids: Collection[int], pad: int, max_new_tokens: int, temperature: float) -> GenerationConfig:
-    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    sampling: dict[str, Any] = (
+        {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    )
     return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=sorted(stop_ids), pad_token_id=pad, **sampling)
 
 
@@ -63,11 +71,11 @@ def complete(
 
 
 class _Asked(StoppingCriteria):
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self._asked = asked
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self._stop.is_set(), device=input_ids.device, dtype=torch.bool)
+        return torch.full((input_ids.shape[0],), self._asked(), device=input_ids.device, dtype=torch.bool)
 
 
 def stream(
@@ -79,13 +87,13 @@ def stream(
     pad_id: int,
     max_new_tokens: int,
     temperature: float = 0.0,
-    stop: threading.Event | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> Iterator[str]:
-    """Pieces of the completion's text as they are made. Setting `stop` ends it after the token under way.
+    """Pieces of the completion's text as they are made. `stop_requested` is asked after each token.
 
     An error of the generating thread is raised here, after the pieces made before it.
     """
-    asked = stop or threading.Event()
+    abandoned = threading.Event()  # set when the reader closes this iterator early
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     failure: list[BaseException] = []
 
@@ -98,7 +106,7 @@ def stream(
                     attention_mask=torch.ones_like(ids_BT),
                     generation_config=_config(stop_ids, pad_id, max_new_tokens, temperature),
                     streamer=streamer,
-                    stopping_criteria=StoppingCriteriaList([_Asked(asked)]),
+                    stopping_criteria=StoppingCriteriaList([_Asked(lambda: abandoned.is_set() or stop_requested())]),
                 )
         except BaseException as error:  # noqa: BLE001 - policy: carried over to the reader's thread and raised there
             failure.append(error)
@@ -111,7 +119,7 @@ def stream(
     try:
         yield from (piece for piece in streamer if piece)
     finally:
-        asked.set()
+        abandoned.set()
         thread.join()
     if failure:
         raise failure[0]

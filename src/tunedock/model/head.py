@@ -29,7 +29,9 @@ class ChosenHead:
         self._module.forward = self._forward
         text = config.get_text_config()
         self._soft_cap: float | None = getattr(text, "final_logit_softcapping", None)
-        self._scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
+        self._scale = float(getattr(text, "logit_scale", None) or 1.0) / float(
+            getattr(text, "logits_scaling", None) or 1.0
+        )
         self._chunk = max(64, CHUNK_LOGITS // int(text.vocab_size))
         self._chosen: tuple[Tensor, Tensor] | None = None
         self._logprobs_N: Tensor | None = None

@@ -40,7 +40,12 @@ def locate(path: str, *, revision: str | None, hub: str, offline: bool, code: bo
 
 def _from_hugging_face(path: str, revision: str | None, hub: str, offline: bool, patterns: list[str]) -> Located:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         folder = snapshot_download(
@@ -59,7 +64,11 @@ def _from_hugging_face(path: str, revision: str | None, hub: str, offline: bool,
     except RevisionNotFoundError:
         raise ModelError(f"the model has no revision `{revision}`", where=f"model: {path}") from None
     except LocalEntryNotFoundError:
-        why = "`offline: true` and the hub cache does not hold it" if offline else "the hub cannot be reached and the cache does not hold it"
+        why = (
+            "`offline: true` and the hub cache does not hold it"
+            if offline
+            else "the hub cannot be reached and the cache does not hold it"
+        )
         raise ModelError(
             why,
             where=f"model: {path}",

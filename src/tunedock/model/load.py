@@ -30,7 +30,11 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        capabilities = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace") if Path("/proc/cpuinfo").exists() else ""
+        capabilities = (
+            Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+            if Path("/proc/cpuinfo").exists()
+            else ""
+        )
         return any(flag in capabilities for flag in ("avx512_bf16", "amx_bf16", " bf16 "))
     return False
 
@@ -73,7 +77,9 @@ def load_tokenizer(folder: Path, model: Model) -> PreTrainedTokenizerBase:
         try:
             tokenizer.chat_template = Path(model.chat_template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"the chat template cannot be read: {error}", where=f"model.chat_template: {model.chat_template}") from None
+            raise ModelError(
+                f"the chat template cannot be read: {error}", where=f"model.chat_template: {model.chat_template}"
+            ) from None
     return tokenizer
 
 
@@ -121,7 +127,9 @@ def _require_readable_config(folder: Path) -> Mapping[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError("config.json is missing", where=str(folder), hint="point `model` at a folder with a model") from None
+        raise ModelError(
+            "config.json is missing", where=str(folder), hint="point `model` at a folder with a model"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"config.json is damaged: {error}", where=str(folder)) from None
     if not isinstance(config, dict):

@@ -79,6 +79,11 @@ class Policy:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.precision.compute)
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the base can be had by switching an adapter off."""
+        return hasattr(self.model, "disable_adapter")
+
     @contextmanager
     def base(self) -> Iterator[None]:
         """The model as it was before the adapter. Only for a model with an adapter."""

@@ -1,4 +1,7 @@
-"""One step of samples through a policy: rows of log-probabilities, prepared constants, summed terms. Training and evaluation share it."""
+"""One step of samples through a policy: rows of log-probabilities, prepared constants, summed terms.
+
+Training and evaluation share it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ def row_logprobs(policy: GivesLogprobs, row: Row) -> RowLogprobs:
     return RowLogprobs(logprob_N, tensors.weight_N, tensors.sample_N, tensors.leaf_N)
 
 
-def step_terms(policy: GivesLogprobs, objective: Objective, samples: Sequence[Sample], rows: Sequence[Row]) -> Iterator[Terms]:
+def step_terms(
+    policy: GivesLogprobs, objective: Objective, samples: Sequence[Sample], rows: Sequence[Row]
+) -> Iterator[Terms]:
     """The terms of each row in turn; gradients are recorded when the caller's mode records them."""
     constants: Any = None
     if objective.needs_logprobs:

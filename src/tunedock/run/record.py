@@ -1,16 +1,16 @@
 """The run directory: everything a run decided, did and made. The only thing the control plane and the work plane share.
 
-    recipe.yaml            the recipe with every value filled in; `tunedock train recipe.yaml` repeats the run
-    resolved.json          the same as JSON, where each value came from, the recipe's hash
-    run.json               status, times, the worker's process, the error if there was one
-    run.lock               held by the worker while it works: a second one is refused
-    environment.json       versions and hardware
-    data.json              fingerprints, accounting, sizes of the splits
-    events.jsonl           metrics, progress, warnings, failures
-    logs/STAGE.log         what the process printed
-    checkpoints/           atomic and checksummed; index.json names the last and the best
-    model/                 the result: an adapter, or whole weights; chat.json says how prompts are rendered
-    plots/  tensorboard/  eval/
+recipe.yaml            the recipe with every value filled in; `tunedock train recipe.yaml` repeats the run
+resolved.json          the same as JSON, where each value came from, the recipe's hash
+run.json               status, times, the worker's process, the error if there was one
+run.lock               held by the worker while it works: a second one is refused
+environment.json       versions and hardware
+data.json              fingerprints, accounting, sizes of the splits
+events.jsonl           metrics, progress, warnings, failures
+logs/STAGE.log         what the process printed
+checkpoints/           atomic and checksummed; index.json names the last and the best
+model/                 the result: an adapter, or whole weights; chat.json says how prompts are rendered
+plots/  tensorboard/  eval/
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def write_atomic(path: Path, text: str) -> None:
         aside.replace(path)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        raise DiskError(f"cannot write: {error.strerror}", where=str(path), hint="free disk space or pick another place") from error
+        raise DiskError(
+            f"cannot write: {error.strerror}", where=str(path), hint="free disk space or pick another place"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -162,11 +164,15 @@ class Run:
         """Held by the worker during a stage. Raises RunError when another worker holds it."""
         try:
             with self._lock():
-                self.update(status="running", stage=stage, started=time.time(), pid=os.getpid(), error=None, exit_code=None)
+                self.update(
+                    status="running", stage=stage, started=time.time(), pid=os.getpid(), error=None, exit_code=None
+                )
                 yield
         except BlockingIOError:
             raise RunError(
-                "another process is at work in this run", where=str(self.path), hint="wait for it, or stop it with Ctrl-C"
+                "another process is at work in this run",
+                where=str(self.path),
+                hint="wait for it, or stop it with Ctrl-C",
             ) from None
 
     @contextmanager

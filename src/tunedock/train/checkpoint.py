@@ -116,7 +116,9 @@ class Checkpoints:
         need = sum(t.numel() * t.element_size() for t in tensors) * FREE_MARGIN
         free = shutil.disk_usage(self.folder).free
         if free < need:
-            raise OSError(errno.ENOSPC, f"no space left: it needs {need / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free")
+            raise OSError(
+                errno.ENOSPC, f"no space left: it needs {need / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free"
+            )
 
     def _prune(self) -> None:
         if self._keep is None:
@@ -190,8 +192,9 @@ def random_states() -> dict[str, Tensor]:
         "python": torch.tensor(internal, dtype=torch.int64),
         "python_rest": torch.tensor([version, gauss is not None, gauss or 0.0], dtype=torch.float64),
     }
-    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - libraries draw from the global one
-    assert kind == "MT19937"
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    if kind != "MT19937":
+        raise ValueError(f"numpy's global generator is {kind}, not MT19937")
     states["numpy"] = torch.from_numpy(np.asarray(keys, np.int64))
     states["numpy_rest"] = torch.tensor([position, has_gauss, cached], dtype=torch.float64)
     if torch.cuda.is_available():
@@ -205,7 +208,7 @@ def restore_random_states(states: dict[str, Tensor]) -> None:
     random.setstate((int(version), tuple(states["python"].tolist()), gauss if has_gauss else None))
     position, has_cached, cached = states["numpy_rest"].tolist()
     keys = states["numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, int(position), int(has_cached), cached))  # noqa: NPY002
+    np.random.set_state(("MT19937", keys, int(position), int(has_cached), cached))
     cuda = [states[name] for name in sorted(states) if name.startswith("cuda_")]
     if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(cuda)

@@ -1,7 +1,7 @@
 """The one loop: samples -> rows -> log-probabilities -> objective -> update -> event. It knows no objective and no layout.
 
-A step's loss is a sum over rows, divided once by the step's count, so gradient accumulation is only how many rows there are. A request
-to stop takes effect between rows: the half-done step is thrown away, the state before it is saved, and resuming does it again.
+A step's loss is a sum over rows, divided once by the step's count, so gradient accumulation is only how many rows there are. A
+request to stop takes effect between rows: the half-done step is thrown away, the state before it is saved, and resuming does it again.
 """
 
 from __future__ import annotations
@@ -240,7 +240,9 @@ class Loop:
         if self._train.save_strategy != "no":
             self.save()
             raise InterruptedRun(f"stopped after step {self.progress.step}; a checkpoint is saved")
-        raise InterruptedRun(f"stopped after step {self.progress.step}; `train.save_strategy: no` keeps nothing to resume")
+        raise InterruptedRun(
+            f"stopped after step {self.progress.step}; `train.save_strategy: no` keeps nothing to resume"
+        )
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -278,4 +280,8 @@ class Loop:
 
 def _plain_schedule(state: Mapping[str, Any]) -> dict[str, Any]:
     """A schedule's numbers; its functions are made again from the recipe."""
-    return {k: v for k, v in state.items() if isinstance(v, int | float | str | bool | list | dict | type(None)) and k != "lr_lambdas"}
+    return {
+        k: v
+        for k, v in state.items()
+        if isinstance(v, int | float | str | bool | list | dict | type(None)) and k != "lr_lambdas"
+    }

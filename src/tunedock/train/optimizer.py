@@ -55,7 +55,9 @@ class Updater:
         return float(self.optimizer.param_groups[0]["lr"])
 
 
-def make_updater(named: list[tuple[str, nn.Parameter]], train: Train, *, total_steps: int, device: torch.device) -> Updater:
+def make_updater(
+    named: list[tuple[str, nn.Parameter]], train: Train, *, total_steps: int, device: torch.device
+) -> Updater:
     optimizer = make_optimizer(named, train)
     return Updater(
         parameters=[p for _, p in named],

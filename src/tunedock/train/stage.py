@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -23,13 +22,14 @@ from tunedock.objective.registry import make as make_objective
 from tunedock.plan.steps import plan_steps
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run, read_json, write_json
+from tunedock.run.stop import StopRequest
 from tunedock.train.checkpoint import Checkpoints
 from tunedock.train.estimate import estimate_seconds
 from tunedock.train.feed import Feed, StoreFeed
 from tunedock.train.loop import Course, Loop, Progress
 from tunedock.train.machine import hardware, versions
-from tunedock.train.plot import plot_losses
 from tunedock.train.optimizer import make_updater
+from tunedock.train.plot import plot_losses
 from tunedock.train.stream import streamed_data
 from tunedock.train.tensorboard import TensorBoard
 
@@ -43,11 +43,13 @@ def token_budget(recipe: Recipe, device: torch.device) -> int:
     return max(recipe.train.token_budget or default, recipe.data.max_length if recipe.train.token_budget is None else 1)
 
 
-def train(run: Run, recipe: Recipe, emit: Emitter, *, resume: bool, stop: threading.Event) -> dict[str, Any]:
+def train(run: Run, recipe: Recipe, emit: Emitter, *, resume: bool, stop: StopRequest) -> dict[str, Any]:
     """Trains, and leaves the result in `run.model`. Raises InterruptedRun (resumable) when `stop` is set."""
     checkpoints = Checkpoints(run.checkpoints, keep=recipe.train.save_total_limit)
     if not resume and checkpoints.names():
-        raise RunError("this run has checkpoints already", where=str(run.path), hint="`tunedock train --resume` goes on with it")
+        raise RunError(
+            "this run has checkpoints already", where=str(run.path), hint="`tunedock train --resume` goes on with it"
+        )
     write_json(run.path / "environment.json", {"versions": versions(), "hardware": hardware()})
     base = find_base(recipe)
     feed, validation, about = _data(base, recipe, emit)
@@ -65,7 +67,8 @@ def train(run: Run, recipe: Recipe, emit: Emitter, *, resume: bool, stop: thread
         emit.note(f"resumed at step {snapshot.step}", step=snapshot.step)
     board = TensorBoard(run.path / "tensorboard", run.events)
     try:
-        progress = loop.run()
+        with stop.deferred():
+            progress = loop.run()
     finally:
         board.catch_up()
         plot_losses(EventReader(run.events).new(), run.path / "plots", run.name)
@@ -128,7 +131,7 @@ def _loop(
     about: dict[str, Any],
     checkpoints: Checkpoints,
     emit: Emitter,
-    stop: threading.Event,
+    stop: StopRequest,
 ) -> Loop:
     train_ = recipe.train
     if about["samples"] is None:
@@ -151,11 +154,13 @@ def _loop(
         course=course,
         train=train_,
         emit=emit,
-        stop_requested=stop.is_set,
+        stop_requested=stop.asked,
     )
 
 
-def _announce(recipe: Recipe, policy: Policy, course: Course, about: dict[str, Any], budget: int, emit: Emitter) -> None:
+def _announce(
+    recipe: Recipe, policy: Policy, course: Course, about: dict[str, Any], budget: int, emit: Emitter
+) -> None:
     """Steps, tokens and an estimate of the time, before the first step."""
     counts = parameter_counts(policy.model)
     samples = course.total_steps * (recipe.train.batch_size or 1)
@@ -193,7 +198,13 @@ def _duration(seconds: float) -> str:
 
 
 def _finish(
-    run: Run, recipe: Recipe, base: Base, policy: Policy, checkpoints: Checkpoints, progress: Progress, about: dict[str, Any]
+    run: Run,
+    recipe: Recipe,
+    base: Base,
+    policy: Policy,
+    checkpoints: Checkpoints,
+    progress: Progress,
+    about: dict[str, Any],
 ) -> dict[str, Any]:
     """Writes the result: the best checkpoint's weights when the recipe says so, else the last."""
     index = checkpoints.index()

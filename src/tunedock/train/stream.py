@@ -1,7 +1,7 @@
 """`data.streaming`: rows read while training, for data larger than the disk.
 
-The stream is read in blocks of `data.shuffle_buffer` training samples, each shuffled by seed and block number; at the end of the last
-source it begins again. A row's side of the split is fixed by a hash of its group or content, so validation rows are passed over
+The stream is read in blocks of `data.shuffle_buffer` training samples, each shuffled by seed and block number; at the end of the
+last source it begins again. A row's side of the split is fixed by a hash of its group or content, so validation rows are passed over
 wherever they turn up. A checkpoint keeps the block's first row: resuming skips rows before it unparsed and encodes one block again.
 """
 
@@ -149,7 +149,10 @@ def streamed_data(
     validation = _validation(base, recipe)
     account = Account()
     feed = StreamFeed(
-        Stream(base, recipe, data.train, account), batch_size=batch_size, buffer=data.shuffle_buffer, seed=recipe.train.seed
+        Stream(base, recipe, data.train, account),
+        batch_size=batch_size,
+        buffer=data.shuffle_buffer,
+        seed=recipe.train.seed,
     )
     first = feed.step(0)
     mean_tokens = float(np.mean([sample.tokens for sample in first]))

@@ -32,11 +32,17 @@ def main(source: Path, target: Path) -> None:
     options.layout_features = []
     options.drop_tables += ["vhea", "vmtx", "GDEF", "GPOS", "GSUB"]  # vertical text and shaping: titles need neither
     options.notdef_outline = True
+    options.name_IDs = ["*"]  # copyright, trademark and licence stay in the file
     font = TTFont(source, recalcTimestamp=False)
     subsetter = Subsetter(options)
     subsetter.populate(unicodes=set(characters()))
     subsetter.subset(font)
-    for name_id, text in {1: FAMILY, 3: f"{FAMILY} - subset of Droid Sans Fallback", 4: FAMILY, 6: "TunedockCJK"}.items():
+    for name_id, text in {
+        1: FAMILY,
+        3: f"{FAMILY} - subset of Droid Sans Fallback",
+        4: FAMILY,
+        6: "TunedockCJK",
+    }.items():
         font["name"].setName(text, name_id, 3, 1, 0x409)
     font["name"].names = [name for name in font["name"].names if (name.platformID, name.platEncID) == (3, 1)]
     font.save(target)

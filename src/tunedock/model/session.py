@@ -1,0 +1,111 @@
+"""A recipe's tokenizer, chat and policy, made the same way for training, evaluation, conversation and export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from tunedock.data.chat import Chat
+from tunedock.errors import ModelError
+from tunedock.model import adapter as adapters
+from tunedock.model import load
+from tunedock.model.hub import Located
+from tunedock.model.policy import Policy, Precision
+from tunedock.recipe.schema import Recipe
+from tunedock.run.record import write_json
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFacts:
+    """`model/chat.json`: how a run's prompts are rendered and where its answers end, for everything that serves it."""
+
+    stop_ids: list[int]
+    thinking: bool
+    system: str | None = None
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / "chat.json", {"stop_ids": self.stop_ids, "thinking": self.thinking, "system": self.system})
+
+    @classmethod
+    def read(cls, folder: Path) -> ChatFacts:
+        try:
+            return cls(**json.loads((folder / "chat.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"chat.json cannot be read: {error}", where=str(folder)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Where a recipe's base model is and how its text becomes tokens."""
+
+    recipe: Recipe
+    located: Located
+    tokenizer: PreTrainedTokenizerBase
+    chat: Chat
+
+    @property
+    def pad_id(self) -> int:
+        return load.pad_id(self.tokenizer)
+
+    def lineage(self) -> dict[str, Any]:
+        return {"model": self.recipe.model.path, "commit": self.located.commit, "folder": str(self.located.folder)}
+
+
+def find_base(recipe: Recipe, *, stop_ids: Collection[int] = ()) -> Base:
+    """Locates the model (fetching a hub id) and reads its tokenizer. No weights yet."""
+    located = load.locate_base(recipe)
+    tokenizer = load.load_tokenizer(located.folder, recipe.model)
+    chat = Chat(
+        tokenizer,
+        stop_ids=load.stop_ids(located.folder, tokenizer) | frozenset(stop_ids),
+        max_length=recipe.data.max_length,
+        over_length=recipe.data.over_length,
+        train_on=recipe.data.train_on,
+    )
+    return Base(recipe, located, tokenizer, chat)
+
+
+def base_policy(base: Base, *, precision: Precision | None = None) -> Policy:
+    """The untrained model, frozen: as it was before the run."""
+    recipe = base.recipe
+    device = load.find_device()
+    chosen = precision or load.precision(recipe, device)
+    model = load.load_weights(
+        base.located.folder, recipe.model, dtype=chosen.weights, device=device, seed=recipe.train.seed
+    )
+    return Policy(model.requires_grad_(False), device, chosen)
+
+
+def trainable_policy(base: Base) -> Policy:
+    """The model with the recipe's adapter, ready to train."""
+    recipe = base.recipe
+    device = load.find_device()
+    precision = load.precision(recipe, device)
+    model = load.load_weights(
+        base.located.folder, recipe.model, dtype=precision.weights, device=device, seed=recipe.train.seed
+    )
+    model = adapters.attach(model, recipe.adapter, seed=recipe.train.seed)
+    if recipe.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    return Policy(model, device, precision)
+
+
+def tuned_policy(base: Base, folder: Path, *, precision: Precision | None = None) -> Policy:
+    """The result of a run: the base with its adapter, or its whole weights."""
+    device = load.find_device()
+    chosen = precision or load.precision(base.recipe, device)
+    if adapters.is_adapter(folder):
+        frozen = load.load_weights(
+            base.located.folder, base.recipe.model, dtype=chosen.weights, device=device, seed=base.recipe.train.seed
+        )
+        model: torch.nn.Module = adapters.load_adapter(frozen, folder)
+    else:
+        whole = base.recipe.model.model_copy(update={"init": "pretrained", "config_overrides": {}})
+        model = load.load_weights(folder, whole, dtype=chosen.weights, device=device)
+    return Policy(model.eval(), device, chosen)
