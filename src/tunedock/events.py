@@ -74,7 +74,13 @@ class Emitter:
 
     @classmethod
     def to_file(cls, path: Path) -> Emitter:
-        return cls(path.open("a", encoding="utf-8", buffering=1))
+        """Appends to a file. A line that a killed process left unfinished is closed first, so that ours stands alone."""
+        stream = path.open("a+", encoding="utf-8", errors="backslashreplace", buffering=1)
+        emitter = cls(stream)
+        with path.open("rb") as written:
+            if written.seek(0, os.SEEK_END) and written.seek(-1, os.SEEK_END) is not None and written.read(1) != b"\n":
+                stream.write("\n")
+        return emitter
 
     def emit(self, kind: Kind, **fields: Any) -> None:
         if self._stream is None:

@@ -1,16 +1,17 @@
 """A data set on a hub -> the files of one subset and split in a local folder.
 
-Which files those are goes by their names, as hubs have it: a file's split is its name without the shard number
-(`train-00000-of-00002.parquet`), a word in its name (`my_dev.jsonl`), or a folder's name
-(`test/part1.jsonl`); a subset is a folder's name or a word in the file's. Where that leaves a choice, the choice is the user's: it is an error that
-lists them.
+Which files those are goes by their names, as hubs have it. A file's split is its name without the shard number
+(`train-00000-of-00002.parquet`), a word in its name (`my_dev.jsonl`), or a folder's name (`test/part1.jsonl`); a subset is
+a folder's name or a word in the file's. Where that leaves a choice, the choice is the user's: it is an error that lists them.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from tunedock.data.files import COMPRESSIONS, KINDS
 from tunedock.errors import DataError, DependencyError
@@ -84,11 +85,19 @@ def _from_modelscope(source: Source, offline: bool, patterns: list[str]) -> Path
         raise DependencyError(
             "`hub: modelscope` needs the package modelscope", where="hub", hint="pip install 'tunedock[modelscope]'"
         ) from None
+    options: dict[str, Any] = {"revision": source.revision} if source.revision else {}
+    if offline:
+        if "local_files_only" not in inspect.signature(dataset_snapshot_download).parameters:
+            raise DataError(
+                "`offline: true`, and this version of modelscope cannot stay off the network",
+                where=source.path,
+                hint="give a local path, or install another version of modelscope",
+            )
+        options["local_files_only"] = True
     try:
-        folder = dataset_snapshot_download(
-            source.path, revision=source.revision, local_files_only=offline, allow_patterns=patterns
-        )
-    except (OSError, ValueError) as error:
+        folder = dataset_snapshot_download(source.path, allow_patterns=patterns, **options)
+    except Exception as error:
+        # Policy: the hub's answers (no such data set, no access, no network) come in classes that change with its version.
         raise DataError(f"ModelScope did not give the data set: {error}", where=source.path) from error
     return Path(folder)
 

@@ -4,8 +4,8 @@ A row's id is `file:line`, or `file:#element` where a file has no lines (`record
 when the source is one file, else the path within the folder, the glob's fixed part, or the hub's repository.
 
 A folder stands for all files in it with a known extension, sorted by path. Left out are hidden ones, what describes
-data rather than holding it (`DESCRIPTIONS`), and text files beside data files, because a README is no document. A folder
-that `datasets` saved to disk is read as its `state.json` says.
+data rather than holding it (`DESCRIPTIONS`), and text files beside data files, because a README is no document; links
+to folders are not followed. A folder that `datasets` saved to disk is read as its `state.json` says.
 """
 
 from __future__ import annotations

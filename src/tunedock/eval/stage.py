@@ -15,7 +15,7 @@ from tunedock.data.layout import padded
 from tunedock.data.split import SIDES, Side
 from tunedock.data.store import SampleStore
 from tunedock.errors import DataError, RunError
-from tunedock.eval.metrics import score
+from tunedock.eval.metrics import exact_match, score
 from tunedock.eval.page import page
 from tunedock.events import Emitter
 from tunedock.model.generate import complete
@@ -165,8 +165,8 @@ def _side_by_side(questions: Sequence[Question], answers: dict[str, list[str]]) 
             "reference": question.reference,
             "base": base[i] if base else None,
             "tuned": answers["tuned"][i],
-            "exact_base": base[i].strip() == question.reference.strip() if base else None,
-            "exact_tuned": answers["tuned"][i].strip() == question.reference.strip(),
+            "exact_base": exact_match(base[i], question.reference) if base else None,
+            "exact_tuned": exact_match(answers["tuned"][i], question.reference),
         }
         for i, question in enumerate(questions)
     ]

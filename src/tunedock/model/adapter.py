@@ -72,6 +72,12 @@ def _freeze(model: nn.Module, freeze: Freeze) -> None:
         parameter.requires_grad_(in_last or any(word in name for word in freeze.trainable_modules))
 
 
+def checkpoint_activations(model: nn.Module) -> None:
+    """Keeps only each layer's input for the backward pass and computes the rest again (transformers' gradient checkpointing)."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # type: ignore[operator]
+
+
 def save(model: nn.Module, folder: Path, *, max_shard_size: str = "5GB") -> None:
     """Writes the adapter, or the whole weights, as safetensors."""
     model.save_pretrained(folder, max_shard_size=max_shard_size)  # type: ignore[operator]

@@ -92,7 +92,7 @@ def trainable_policy(base: Base) -> Policy:
     )
     model = adapters.attach(model, recipe.adapter, seed=recipe.train.seed)
     if recipe.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        adapters.checkpoint_activations(model)
     return Policy(model, device, precision)
 
 

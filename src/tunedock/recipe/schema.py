@@ -1,7 +1,8 @@
 """The recipe: what decides a run. Frozen sections, unknown keys refused, tagged unions; no key is ever ignored.
 
-Keys under `train` carry the names of `transformers.TrainingArguments` wherever one exists; keys under `adapter` those of PEFT's
-`LoraConfig`. A value left out is null here and filled in by `recipe.resolve`, which records where each value came from.
+Keys under `train` carry the names of `transformers.TrainingArguments` wherever one exists; keys under `adapter` those
+of PEFT's `LoraConfig`. A value left out is null here and filled in by `recipe.resolve`, which records where each value
+came from.
 """
 
 from __future__ import annotations
@@ -11,15 +12,25 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,  # `r: true` is no rank, `"3"` no number: YAML has types, so nothing is guessed from text
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
 
 
-def _shorthand(key: str) -> BeforeValidator:
-    """A bare string stands for `{key: string}`."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+def _shorthand(key: str, accepts: Any) -> BeforeValidator:
+    """A bare string stands for `{key: string}`. `accepts` is what editors are told may stand here."""
+    return BeforeValidator(
+        lambda value: {key: value} if isinstance(value, str) else value, json_schema_input_type=str | accepts
+    )
 
 
 class Model(Section):
@@ -60,15 +71,25 @@ class Freeze(Section):
     """Train parameters whose name contains one of these words (`norm`, `lm_head`)."""
 
 
-Adapter = Annotated[Lora | Full | Freeze, Field(discriminator="kind")]
+def _default_kind(value: Any) -> Any:
+    """`full` is `{kind: full}`, and `{r: 8}` is a LoRA."""
+    if isinstance(value, str):
+        return {"kind": value}
+    return {"kind": "lora", **value} if isinstance(value, dict) else value
+
+
+Adapter = Annotated[
+    Annotated[Lora | Full | Freeze, Field(discriminator="kind")],
+    BeforeValidator(_default_kind, json_schema_input_type=Literal["lora", "full", "freeze"] | Lora | Full | Freeze),
+]
 
 
 class Source(Section):
     path: str
     """A file, a folder, a glob, a URL, or a hub id."""
-    format: Literal[
-        "auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text", "preference", "labelled"
-    ] = "auto"
+    format: Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text", "preference", "labelled"] = (
+        "auto"
+    )
     """The rows' shape; detected and reported by default."""
     columns: dict[str, str] = {}
     """Our name -> the name in the file (`{prompt: question, response: answer}`)."""
@@ -83,25 +104,29 @@ class Source(Section):
 
 class Split(Section):
     train: Fraction = 0.8
+    """What `validation` and `test` leave, when only they are given."""
     validation: Fraction = 0.1
     test: Fraction = 0.1
-    seed: int = 42
+    seed: Seed = 42
     group_by: str | None = None
     """A column; rows with the same value stay on one side."""
 
 
 Sources = Annotated[
-    list[Annotated[Source, _shorthand("path")]],
-    BeforeValidator(lambda value: [value] if isinstance(value, str | dict) else value),
+    list[Annotated[Source, _shorthand("path", Source)]],
+    BeforeValidator(
+        lambda value: [value] if isinstance(value, str | dict) else value,
+        json_schema_input_type=str | Source | list[str | Source],
+    ),
 ]
 
 
 class Data(Section):
     train: Sources = Field(min_length=1)
     validation: Sources = []
-    """Own files for validation; then `split.validation` is not taken from `train`."""
+    """Own files for validation; then `split.validation` is 0."""
     test: Sources = []
-    """Own files for the test; then `split.test` is not taken from `train`."""
+    """Own files for the test; then `split.test` is 0."""
     split: Split = Split()
     max_length: PositiveInt = 2048
     """Tokens in a sample, prompt and answer together."""
@@ -154,12 +179,14 @@ class Train(Section):
     fp16: bool = False
     """float16 compute with gradient scaling."""
     gradient_checkpointing: bool = False
-    seed: int = 42
+    seed: Seed = 42
     token_budget: PositiveInt | None = None
     """Tokens (padding counted) one call of the model takes; by device by default."""
     logging_steps: PositiveInt = 1
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
+    """`no` by default where there is no validation data."""
     eval_steps: PositiveInt | None = None
+    """As `save_steps`, by default."""
     save_strategy: Literal["no", "steps", "epoch"] = "steps"
     save_steps: PositiveInt = 500
     save_total_limit: PositiveInt | None = 3
@@ -169,7 +196,14 @@ class Train(Section):
     early_stopping_patience: PositiveInt | None = None
     """Stop after this many evaluations without improvement."""
     early_stopping_threshold: NonNegativeFloat = 0.0
-    report_to: list[Literal["tensorboard"]] = ["tensorboard"]
+    report_to: Annotated[
+        list[Literal["tensorboard"]],
+        BeforeValidator(
+            lambda value: ([] if value == "none" else [value]) if isinstance(value, str) else value,
+            json_schema_input_type=Literal["none", "tensorboard"] | list[Literal["tensorboard"]],
+        ),
+    ] = ["tensorboard"]
+    """Trackers; `none` or an empty list for none."""
 
 
 class Eval(Section):
@@ -191,9 +225,9 @@ class Launch(Section):
 class Recipe(Section):
     """One recipe decides a run."""
 
-    model: Annotated[Model, _shorthand("path")]
+    model: Annotated[Model, _shorthand("path", Model)]
     objective: Literal["sft", "pretrain"] = "sft"
-    adapter: Annotated[Adapter, _shorthand("kind")] = Lora()
+    adapter: Adapter = Lora()
     quantize: Literal["none"] = "none"
     data: Data
     train: Train = Train()
@@ -207,15 +241,21 @@ class Recipe(Section):
 
 NOT_BUILT: dict[str, tuple[str, ...]] = {
     "objective": ("reward", "dpo", "orpo", "simpo", "kto", "ppo", "grpo", "rloo"),
-    "adapter.kind": ("dora", "pissa", "qlora", "lora+", "rslora"),
+    "adapter.kind": ("dora", "pissa", "qlora", "rslora", "lora+", "loha", "lokr", "oft", "vera"),
+    "adapter.use_dora": (),
+    "adapter.use_rslora": (),
+    "adapter.modules_to_save": (),
     "quantize": ("nf4", "int8", "fp8"),
     "launch.on": ("docker", "compose", "kubernetes"),
-    "launch": ("nodes", "gpus", "image", "limits"),
+    "launch.nodes": (),
+    "launch.gpus": (),
+    "launch.image": (),
+    "launch.limits": (),
     "serve": (),
     "train.neftune_noise_alpha": (),
     "train.torch_compile": (),
     "train.deepspeed": (),
     "train.fsdp": (),
+    "train.report_to": ("wandb", "mlflow", "swanlab", "comet_ml", "trackio", "all"),
 }
-"""Dotted key -> values (or subkeys) of the design that are refused by name until they are built; () for the whole key."""
-
+"""What the design names and this version refuses by name: a key's values, or () for the key itself."""

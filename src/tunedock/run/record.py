@@ -20,7 +20,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -55,13 +55,15 @@ def write_atomic(path: Path, text: str) -> None:
     """Whole file or nothing: written aside, flushed to disk, renamed."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with aside.open("w", encoding="utf-8") as file:
+        # A lone surrogate of broken input becomes its \\u escape, which JSON reads back as it was.
+        with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
         raise DiskError(
             f"cannot write: {error.strerror}", where=str(path), hint="free disk space or pick another place"
         ) from error

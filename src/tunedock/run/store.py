@@ -89,13 +89,14 @@ def summary(run: Run) -> RunSummary:
 def find(name: str, runs_dir: Path) -> Run:
     """The run of that name, else the one whose name alone begins so, else the run directory at that path.
 
-    Raises RunError when there is none, or when several names begin so.
+    Its path is absolute: the worker may run somewhere else. Raises RunError when there is none, or when several names begin so.
     """
+    runs_dir = runs_dir.absolute()
     names = [run.name for run in _folders(runs_dir)]
     if name in names:
         return Run(runs_dir / name)
     if name and (Path(name) / "run.json").is_file():
-        return Run(Path(name))
+        return Run(Path(name).absolute())
     starting = [candidate for candidate in names if name and candidate.startswith(name)]
     if len(starting) == 1:
         return Run(runs_dir / starting[0])

@@ -280,8 +280,4 @@ class Loop:
 
 def _plain_schedule(state: Mapping[str, Any]) -> dict[str, Any]:
     """A schedule's numbers; its functions are made again from the recipe."""
-    return {
-        k: v
-        for k, v in state.items()
-        if isinstance(v, int | float | str | bool | list | dict | type(None)) and k != "lr_lambdas"
-    }
+    return {name: value for name, value in state.items() if isinstance(value, int | float | str | list | dict | None)}

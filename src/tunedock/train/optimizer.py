@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from tunedock.errors import DependencyError, RecipeError
+from tunedock.plan.steps import warmup_steps
 from tunedock.recipe.schema import Train
 
 
@@ -100,10 +101,9 @@ def _by_transformers(groups: list[dict[str, Any]], train: Train) -> torch.optim.
         raise RecipeError(
             f"there is no optimizer `{train.optim}`", where="train.optim", hint=f"known: {', '.join(sorted(known))}"
         )
-    arguments = TrainingArguments(
+    shared = TrainingArguments(
         output_dir="unused",
         optim=train.optim,
-        optim_args=train.optim_args,
         learning_rate=train.learning_rate,
         weight_decay=train.weight_decay,
         adam_beta1=train.adam_beta1,
@@ -113,7 +113,13 @@ def _by_transformers(groups: list[dict[str, Any]], train: Train) -> torch.optim.
         use_cpu=not torch.cuda.is_available(),
     )
     try:
-        kind, keywords = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        _, plain = Trainer.get_optimizer_cls_and_kwargs(shared)
+        shared.optim_args = train.optim_args
+        kind, keywords = Trainer.get_optimizer_cls_and_kwargs(shared)
+        if train.optim_args and keywords == plain:
+            raise RecipeError(
+                f"`{train.optim}` does not use them", where=f"train.optim_args: {train.optim_args}", hint="drop them"
+            )
         optimizer: torch.optim.Optimizer = kind(groups, **keywords)
     except (ImportError, RuntimeError) as error:
         raise DependencyError(
@@ -128,17 +134,12 @@ def _by_transformers(groups: list[dict[str, Any]], train: Train) -> torch.optim.
     return optimizer
 
 
-def warmup_steps(train: Train, total_steps: int) -> int:
-    """`warmup_steps` below 1 is a share of all steps, rounded up as transformers does."""
-    return math.ceil(train.warmup_steps * total_steps) if train.warmup_steps < 1 else int(train.warmup_steps)
-
-
 def make_schedule(optimizer: torch.optim.Optimizer, train: Train, total_steps: int) -> LRScheduler:
     try:
         schedule: LRScheduler = get_scheduler(
             train.lr_scheduler_type,
             optimizer,
-            num_warmup_steps=warmup_steps(train, total_steps),
+            num_warmup_steps=warmup_steps(train.warmup_steps, total_steps),
             num_training_steps=total_steps,
             scheduler_specific_kwargs=train.lr_scheduler_kwargs or None,
         )

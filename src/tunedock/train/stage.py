@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from tunedock.data import prepare as preparing
 from tunedock.data.layout import padded
 from tunedock.data.sample import Sample
-from tunedock.errors import DiskError, RunError
+from tunedock.errors import DiskError, InterruptedRun, RunError
 from tunedock.events import Emitter, EventReader
 from tunedock.model import adapter as adapters
 from tunedock.model.adapter import load_trainable_state, parameter_counts
@@ -65,14 +66,21 @@ def train(run: Run, recipe: Recipe, emit: Emitter, *, resume: bool, stop: StopRe
         snapshot = checkpoints.load_last(lambda name, why: emit.warning(f"{name} is damaged and passed over: {why}"))
         loop.restore(snapshot)
         emit.note(f"resumed at step {snapshot.step}", step=snapshot.step)
-    board = TensorBoard(run.path / "tensorboard", run.events)
-    try:
-        with stop.deferred():
+    with _board(run, recipe), stop.deferred():
+        try:
             progress = loop.run()
-    finally:
-        board.catch_up()
-        plot_losses(EventReader(run.events).new(), run.path / "plots", run.name)
+        except InterruptedRun:
+            plot_losses(EventReader(run.events).new(), run.path / "plots", run.name)
+            raise
+    plot_losses(EventReader(run.events).new(), run.path / "plots", run.name)
     return _finish(run, recipe, base, policy, checkpoints, progress, about)
+
+
+def _board(run: Run, recipe: Recipe) -> AbstractContextManager[Any]:
+    """TensorBoard's files, written along with the events, when the recipe reports to it."""
+    if "tensorboard" not in recipe.train.report_to:
+        return nullcontext()
+    return TensorBoard(run.path / "tensorboard", run.events)
 
 
 def _data(base: Base, recipe: Recipe, emit: Emitter) -> tuple[Feed, Sequence[Sample], dict[str, Any]]:

@@ -1,0 +1,112 @@
+"""The `tunedock` command: thin commands over `pipeline` and `run.store`.
+
+Modules of this package import only typer and the standard library at their top, and what a command needs inside its function:
+`--help` and shell completion must come at once, and rich, pydantic and the recipe's schema take several times as long to load as
+the interpreter itself. typer's coloured help is off for the same reason.
+
+Errors are printed once, here: `error: where: message` and `hint: ...` on standard error, or `{"error": ...}` on standard output
+with `--json`; the exit code is the error's (`docs/reference/exit-codes.md`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from tunedock import __version__
+from tunedock.cli import chat, data, recipe, runs, stages
+from tunedock.cli.options import Help
+from tunedock.cli.text import print_json, printable
+from tunedock.errors import BugError, TunedockError
+
+app = typer.Typer(
+    help="Fine-tune large language models from one recipe.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    add_help_option=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tunedock {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _show: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, expose_value=False, callback=_version, help="Show the version and exit."
+        ),
+    ] = False,
+    _help: Help = False,
+) -> None:
+    """Fine-tune large language models from one recipe."""
+
+
+app.command("train")(stages.train)
+app.command("eval")(stages.evaluate)
+app.command("chat")(chat.chat)
+app.command("export")(stages.export)
+app.add_typer(data.app, name="data")
+app.add_typer(recipe.app, name="recipe")
+app.add_typer(runs.app, name="runs")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command and ends the process with its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in given
+    try:
+        app(args=given, prog_name="tunedock")
+        code = 0
+    except TunedockError as error:
+        code = _last_words(error, as_json)
+    except BrokenPipeError:
+        code = _quiet_end()
+    except Exception:  # noqa: BLE001 - the policy: whatever no one foresaw is our mistake, and is shown in full
+        sys.stderr.write(traceback.format_exc())
+        code = _last_words(BugError("this is a bug in tunedock", hint="please report it with the traceback"), as_json)
+    sys.exit(code)
+
+
+def print_error(error: TunedockError, as_json: bool) -> None:
+    if as_json:
+        print_json({"error": error.to_json()})
+        return
+    red, cyan, bold, plain = ("\x1b[31m", "\x1b[36m", "\x1b[1m", "\x1b[0m") if _coloured() else ("",) * 4
+    place = f"{bold}{printable(error.where)}{plain}: " if error.where else ""
+    lines = [f"{red}error:{plain} {place}{printable(error.message)}"]
+    if error.hint:
+        lines.append(f"{cyan}hint:{plain} {printable(error.hint)}")
+    sys.stdout.flush()
+    print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _last_words(error: TunedockError, as_json: bool) -> int:
+    try:
+        print_error(error, as_json)
+    except BrokenPipeError:
+        _quiet_end()
+    return error.exit_code
+
+
+def _coloured() -> bool:
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _quiet_end() -> int:
+    """The reader of our output is gone (`| head`). Nothing more is written, not even at the interpreter's end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

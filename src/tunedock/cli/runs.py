@@ -1,0 +1,144 @@
+"""`tunedock runs list`, `show`, `compare`, `delete`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunedock.cli.options import RUNS_DIR, Json, RunName, RunsDir, group
+from tunedock.errors import RecipeError
+
+app = group("List, inspect, compare and delete runs.")
+
+
+@app.command("list")
+def list_(runs_dir: RunsDir = RUNS_DIR, as_json: Json = False) -> None:
+    """List the runs, newest first."""
+    from tunedock.cli.results import add_row, number, table
+    from tunedock.cli.show import console, duration
+    from tunedock.cli.text import print_json
+    from tunedock.run.store import list_runs
+
+    runs = list_runs(Path(runs_dir))
+    if as_json:
+        print_json([run.to_json() for run in runs])
+        return
+    out = console()
+    if not runs:
+        print(f"no runs in {runs_dir}", file=sys.stderr)
+        return
+    made = table(
+        "name",
+        "status",
+        "objective",
+        "model",
+        "started",
+        "duration",
+        "steps",
+        "train loss",
+        "eval loss",
+        numbers_from=5,
+    )
+    for run in runs:
+        figures = [number(figure) for figure in (run.steps, run.loss, run.eval_loss)]
+        add_row(
+            made, run.name, run.status, run.objective, run.model, _when(run.started), duration(run.duration_s), *figures
+        )
+    out.print(made)
+
+
+@app.command("show")
+def show(run: RunName, runs_dir: RunsDir = RUNS_DIR, as_json: Json = False) -> None:
+    """Show one run: its state, its newest metrics, its error."""
+    from tunedock.cli.results import add_row, number, table
+    from tunedock.cli.show import console
+    from tunedock.cli.text import print_json
+    from tunedock.run.store import find, flatten, last_metrics
+
+    found = find(run, Path(runs_dir))
+    state = found.state()
+    metrics = last_metrics(found.events)
+    from dataclasses import asdict
+
+    if as_json:
+        print_json({**asdict(state), "path": str(found.path), "metrics": metrics})
+        return
+    made = table("", "")
+    made.show_header = False
+    times = {"created", "started", "finished"}
+    add_row(made, "path", found.path)
+    for key, value in flatten(asdict(state)).items():
+        if value is not None and value != {}:
+            add_row(made, key, _when(value) if key in times else value)
+    for key, value in metrics.items():
+        add_row(made, key, number(value))
+    console().print(made)
+
+
+@app.command("compare")
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Two runs or more.", show_default=False)],
+    runs_dir: RunsDir = RUNS_DIR,
+    as_json: Json = False,
+) -> None:
+    """Show what differs between runs: recipe keys, and their newest metrics."""
+    from dataclasses import asdict
+
+    from tunedock.cli.results import add_row, number, table
+    from tunedock.cli.show import console
+    from tunedock.cli.text import print_json
+    from tunedock.run import store
+
+    comparison = store.compare([store.find(run, Path(runs_dir)) for run in runs])
+    if as_json:
+        print_json(asdict(comparison))
+        return
+    out = console()
+    made = table("recipe", *comparison.names)
+    for key, values in comparison.recipe.items():
+        add_row(made, key, *values)
+    if not comparison.recipe:
+        add_row(made, "no key differs")
+    out.print(made)
+    if comparison.metrics:
+        out.print()
+        made = table("metric", *comparison.names, numbers_from=1)
+        for key, figures in comparison.metrics.items():
+            add_row(made, key, *(number(figure) for figure in figures))
+        out.print(made)
+
+
+@app.command("delete")
+def delete(
+    run: RunName,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    runs_dir: RunsDir = RUNS_DIR,
+    as_json: Json = False,
+) -> None:
+    """Delete a run and all it made."""
+    from tunedock.cli.text import print_json, printable
+    from tunedock.run import store
+
+    found = store.find(run, Path(runs_dir))
+    if not yes:
+        if not sys.stdin.isatty():
+            raise RecipeError(
+                "deleting asks first, and there is no terminal to ask on", where="runs delete", hint="give --yes"
+            )
+        if not typer.confirm(f"Delete {printable(found.path)} and all in it?", err=True):
+            raise typer.Exit(1)
+    store.delete(found, Path(runs_dir))
+    if as_json:
+        print_json({"deleted": str(found.path)})
+    else:
+        print(f"deleted {printable(found.path)}")
+
+
+def _when(seconds: float | None) -> str:
+    """Local time, to the minute."""
+    import time
+
+    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

@@ -1,0 +1,105 @@
+"""`tunedock train`, `eval`, `export`: the stages of a run."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunedock.cli.options import RUNS_DIR, Json, RunName, RunsDir, recipe_files, split_recipe_arguments
+
+
+class ExportFormat(StrEnum):
+    hf = "hf"
+    adapter = "adapter"
+
+
+def train(
+    recipe: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RECIPE.yaml|KEY=VALUE",
+            help="A recipe file, files merged over it, and single keys to change. Not needed with --resume.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run that was stopped.")
+    ] = None,
+    runs_dir: RunsDir = RUNS_DIR,
+    as_json: Json = False,
+) -> None:
+    """Train a model by a recipe.
+
+    Ctrl-C saves a checkpoint and stops; `--resume` goes on from it with the same numbers.
+    """
+    from tunedock import pipeline
+    from tunedock.cli.results import show_trained
+    from tunedock.cli.show import display
+    from tunedock.cli.text import print_json
+    from tunedock.run.store import find
+
+    files, overrides = split_recipe_arguments(recipe or []) if resume else recipe_files(recipe or [])
+    run = find(resume, Path(runs_dir)) if resume else None
+    with display() as tell:
+        outcome = pipeline.train(files, overrides, resume=run, on_event=tell)
+    if as_json:
+        print_json(outcome.to_json())
+    else:
+        show_trained(outcome)
+
+
+def evaluate(
+    run: RunName,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe's `eval` section to change.", show_default=False),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", metavar="SPLIT", help="train, validation or test.")] = "test",
+    runs_dir: RunsDir = RUNS_DIR,
+    as_json: Json = False,
+) -> None:
+    """Measure a run's model on held-out rows, next to its base model."""
+    from tunedock import pipeline
+    from tunedock.cli.results import show_metrics
+    from tunedock.cli.show import display
+    from tunedock.cli.text import print_json
+    from tunedock.run.store import find
+
+    found = find(run, Path(runs_dir))
+    with display() as tell:
+        outcome = pipeline.evaluate(found, split=split, overrides=overrides or [], on_event=tell)
+    if as_json:
+        print_json(outcome.to_json())
+    else:
+        show_metrics(outcome)
+
+
+def export(
+    run: RunName,
+    to: Annotated[str, typer.Option("--to", metavar="DIR", help="A folder that is new or empty.", show_default=False)],
+    export_format: Annotated[
+        ExportFormat,
+        typer.Option(
+            "--format", metavar="hf|adapter", help="Whole weights in the Hugging Face layout, or the adapter alone."
+        ),
+    ] = ExportFormat.hf,
+    runs_dir: RunsDir = RUNS_DIR,
+    as_json: Json = False,
+) -> None:
+    """Write a run's model to a folder, and check it against the run."""
+    from tunedock import pipeline
+    from tunedock.cli.results import show_exported
+    from tunedock.cli.show import display
+    from tunedock.cli.text import print_json
+    from tunedock.run.store import find
+
+    found = find(run, Path(runs_dir))
+    with display() as tell:
+        outcome = pipeline.export(found, Path(to), export_format.value, on_event=tell)
+    if as_json:
+        print_json(outcome.to_json())
+    else:
+        show_exported(outcome)

@@ -1,0 +1,325 @@
+"""Conversations -> token ids and which of them are trained, with the model's own chat template as the only truth.
+
+The prompt rendered in training is the prompt rendered in serving: both are `Chat.prompt`, and `encode` refuses a row whose
+answer does not continue it token for token. The template runs twice a trained turn, the tokenizer once over a batch.
+
+A trained turn weighs its answer and the stop token, and nothing after it: generation has ended there. One rendering serves
+all turns that stand in it as they were answered; a turn that history shows otherwise (its thinking dropped) is a branch of
+the sample's tree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, ParamSpec, TypeVar
+
+import numpy as np
+import transformers
+from transformers import PreTrainedTokenizerBase
+
+from tunedock.data.conversation import Conversation, Document, Example, Labelled, Message, Preference, RowRefused
+from tunedock.data.sample import Sample, Segment, merge_paths, single
+from tunedock.data.spans import Path, Span, Spans, Tokenised, fit
+from tunedock.data.template import Template, Tools, Turn
+from tunedock.errors import DataError, ModelError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    sample: Sample
+    cut_tokens: int
+    """Tokens `over_length: truncate` removed, over all paths of the sample."""
+    has_stop: bool
+    """Whether every trained answer ends with its stop token; False only where truncation cut one from the right."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendering:
+    """One path as text. `turns` stand in order; the last is the one the text was rendered for."""
+
+    text: str
+    turns: tuple[tuple[Turn, float], ...]
+    messages: tuple[Message, ...]
+    tools: Tools
+    every_token: bool
+    """Tokens outside the turns weigh 1, not 0."""
+
+
+class Chat:
+    """Prompts and trained tokens of one tokenizer.
+
+    `stop_ids`: tokens that end generation (generation_config.json's, the tokenizer's eos); the template's turn end joins them.
+    `over_length`: what becomes of a path longer than `max_length`; `drop` and `error` both refuse the row, and the caller
+    makes an error of it. Documents are cut into windows whatever it says: none is dropped for its length.
+    `train_on`: the assistant turns that weigh 1 where `Message.weight` is None. With `all`, every token of the rendering up to
+    the last answer weighs 1. Preferences and labelled completions train the assistant turns of the completion.
+
+    Raises ModelError when the tokenizer has no usable chat template, or no stop token is known.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        stop_ids: Collection[int],
+        max_length: int,
+        over_length: Literal["drop", "truncate", "error"],
+        train_on: Literal["assistant", "last", "all"],
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._over_length = over_length
+        self._train_on = train_on
+        self._template = Template(tokenizer, stop_ids)
+        self._spans = Spans(tokenizer)
+        if not self._template.stop_ids:
+            raise ModelError(
+                "no token is known to end an answer",
+                where="tokenizer",
+                hint="set `eos_token_id` in the model's generation_config.json, or the tokenizer's eos token",
+            )
+        self._first_stop_ids = self.stop_ids
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end generation. Rows encoded may add to them: the turn end a template writes after a tool call."""
+        return frozenset(self._template.stop_ids)
+
+    def prompt(self, messages: Sequence[Message], tools: Tools = (), *, thinking: bool) -> str:
+        """What the model is served with to answer `messages`; the very text training puts before that answer.
+
+        `thinking`: whether the answer is to begin with reasoning. Raises DataError when the template refuses the messages.
+        """
+        try:
+            return self._template.prompt(messages, tools, thinking=thinking)
+        except RowRefused as refused:
+            raise DataError(
+                f"the chat template refuses these messages: {refused.detail}",
+                where="messages",
+                hint="most templates want user and assistant to alternate, some know no system message and no tools",
+            ) from None
+
+    def prompt_ids(self, messages: Sequence[Message], tools: Tools = (), *, thinking: bool) -> list[int]:
+        """Token ids of `prompt`. The template writes BOS where the model wants one, so the tokenizer adds none."""
+        return self._spans.encode([self.prompt(messages, tools, thinking=thinking)])[0].ids
+
+    def engine_renders(self, *, thinking: bool) -> bool:
+        """Whether an engine that applies the template with `add_generation_prompt` and `enable_thinking=thinking` gets `prompt`."""
+        return self._template.engine_renders(thinking=thinking)
+
+    def fingerprint(self) -> str:
+        """A hash of all that decides tokens and weights: template, tokenizer, arguments, the version of transformers."""
+        backend = json.loads(self._tokenizer.backend_tokenizer.to_str())
+        decided = {
+            "template": self._tokenizer.chat_template,
+            "tokenizer": {key: value for key, value in backend.items() if key not in ("truncation", "padding")},
+            "special": {key: str(value) for key, value in self._tokenizer.special_tokens_map.items()},
+            "stop_ids": sorted(self._first_stop_ids),
+            "arguments": [self._max_length, self._over_length, self._train_on],
+            "transformers": transformers.__version__,
+        }
+        return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+
+    def encode(self, rows: Sequence[tuple[str, Example]]) -> list[list[Encoded] | RowRefused]:
+        """Samples of each row, or why there are none. `rows` are (row id, example); the tokenizer runs over them at once.
+
+        Several samples come of a long document only: windows of `max_length` tokens, named `id`, `id~2`, `id~3`.
+        """
+        planned = [_or_refused(self._plan, example) for _, example in rows]
+        renderings = [rendering for plan in planned if isinstance(plan, list) for rendering in plan]
+        chats = iter(self._spans.encode([rendering.text for rendering in renderings]))
+        texts = [plan.text for plan in planned if isinstance(plan, Document)]
+        documents = iter(self._spans.encode(texts, add_special_tokens=True))
+        made: list[list[Encoded] | RowRefused] = []
+        for (row_id, example), plan in zip(rows, planned, strict=True):
+            if isinstance(plan, RowRefused):
+                made.append(plan)
+            elif isinstance(plan, Document):
+                made.append(_or_refused(self._windows, row_id, next(documents)))
+            else:
+                found = [next(chats) for _ in plan]
+                made.append(_or_refused(self._sample, row_id, plan, found, pair=isinstance(example, Preference)))
+        return made
+
+    # -- text ---------------------------------------------------------------------------------------------------------
+
+    def _plan(self, example: Example) -> list[_Rendering] | Document:
+        """The texts a row needs tokens of."""
+        match example:
+            case Document():
+                _require_unicode(example.text)
+                return example
+            case Conversation():
+                weights = self._turn_weights(example.messages)
+                every = self._train_on == "all"
+                renderings = self._renderings(example.messages, example.tools, weights, every_token=every)
+                if every and len(renderings) > 1:
+                    raise RowRefused(
+                        "turn_not_found", "a turn with a weight of its own is rendered differently in the whole"
+                    )
+                return renderings
+            case Labelled():
+                return self._completion(example.prompt, example.completion, example.tools)
+            case Preference():
+                both = [self._completion(example.prompt, c, example.tools) for c in (example.chosen, example.rejected)]
+                return [rendering for renderings in both for rendering in renderings]
+
+    def _turn_weights(self, messages: Sequence[Message]) -> dict[int, float]:
+        """Index of a message -> loss weight of its answer. With `all` also weights of 0, which are taken out of the whole."""
+        answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+        weights: dict[int, float] = {}
+        for index in answers:
+            own, last = messages[index].weight, index == answers[-1]
+            if own is not None:
+                weights[index] = own
+            elif last or self._train_on == "assistant":
+                weights[index] = 1.0
+        if self._train_on == "all":
+            return weights
+        return {index: weight for index, weight in weights.items() if weight != 0.0}
+
+    def _completion(
+        self, prompt: tuple[Message, ...], completion: tuple[Message, ...], tools: Tools
+    ) -> list[_Rendering]:
+        messages = (*prompt, *completion)
+        weights = {
+            index: 1.0 if message.weight is None else message.weight
+            for index, message in enumerate(messages)
+            if index >= len(prompt) and message.role == "assistant" and message.weight != 0.0
+        }
+        renderings = self._renderings(messages, tools, weights)
+        if len(renderings) > 1:  # its log-probability is a sum along one path
+            raise RowRefused(
+                "turn_not_found", "the template renders an earlier turn of the completion differently later on"
+            )
+        return renderings
+
+    def _renderings(
+        self,
+        messages: tuple[Message, ...],
+        tools: Tools,
+        weights: Mapping[int, float],
+        *,
+        every_token: bool = False,
+    ) -> list[_Rendering]:
+        """As few renderings as hold every trained turn the way it is answered; the first is that of the last turn."""
+        if not weights:
+            raise RowRefused("nothing_trained", "no assistant turn carries weight")
+        made: list[_Rendering] = []
+        for index in sorted(weights, reverse=True):
+            turn = self._template.turn(messages[: index + 1], tools)
+            if not turn.text[turn.start : turn.end if turn.stop_at is None else turn.stop_at].strip():
+                raise RowRefused("nothing_trained", f"turn {index}: the answer is empty")
+            _require_unicode(turn.text)
+            for number, rendering in enumerate(made):
+                if (placed := self._place(turn, rendering.text)) is not None:
+                    made[number] = replace(rendering, turns=((placed, weights[index]), *rendering.turns))
+                    break
+            else:
+                made.append(_Rendering(turn.text, ((turn, weights[index]),), messages, tools, every_token))
+        return made
+
+    def _place(self, turn: Turn, text: str) -> Turn | None:
+        """The turn in a longer rendering, when prompt, answer and stop stand there unchanged."""
+        if not text.startswith(turn.text[: turn.end]):
+            return None
+        if turn.stop_at is not None:
+            return turn
+        stop = self._template.stop_text_at(text, turn.end)  # GLM-4: the next turn's header is this one's stop
+        return None if stop is None else replace(turn, stop_at=turn.end, end=turn.end + len(stop))
+
+    # -- tokens -------------------------------------------------------------------------------------------------------
+
+    def _sample(self, row_id: str, plan: list[_Rendering], found: list[Tokenised], *, pair: bool) -> list[Encoded]:
+        longest = max(len(self._ids(r, tokens)) for r, tokens in zip(plan, found, strict=True))
+        long = longest > self._max_length
+        if long and self._over_length != "truncate":
+            raise RowRefused("over_length", f"{longest} tokens > max_length {self._max_length}")
+        whole = [self._path(r, tokens, headers=long) for r, tokens in zip(plan, found, strict=True)]
+        paths = fit(whole, self._max_length) if pair else [fit([path], self._max_length)[0] for path in whole]
+        sample = _pair(row_id, paths) if pair else merge_paths(row_id, [(p.tokens_T, p.weights_T) for p in paths])
+        if not any(segment.weights_T.any() for segment in sample.segments):
+            raise RowRefused("nothing_trained", "no token carries weight")
+        cut = sum(map(len, whole)) - sum(map(len, paths))
+        return [Encoded(sample, cut, all(path.has_stop for path in paths))]
+
+    def _ids(self, rendering: _Rendering, found: Tokenised) -> list[int]:
+        """Token ids of a path. Where the template writes no stop after the last answer, one is put there."""
+        return found.ids if rendering.turns[-1][0].stop_at is not None else [*found.ids, self._stop]
+
+    @property
+    def _stop(self) -> int:
+        eos = self._tokenizer.eos_token_id
+        return int(eos) if eos in self._template.stop_ids else min(self._template.stop_ids)
+
+    def _path(self, rendering: _Rendering, found: Tokenised, *, headers: bool) -> Path:
+        """`headers`: whether to find where generation headers begin; it takes one more rendering a turn, and only cutting asks."""
+        ids = self._ids(rendering, found)
+        weights_T = np.full(len(ids), float(rendering.every_token), np.float32)
+        spans: list[Span] = []
+        for turn, weight in rendering.turns:
+            first = self._spans.answer(found, rendering.text, turn.start)
+            end = len(ids) if turn.stop_at is None else found.at(turn.stop_at) + 1
+            if ids[end - 1] not in self._template.stop_ids:
+                raise RowRefused(
+                    "no_stop", f"turn {turn.index}: the tokenizer does not read the stop token as one token"
+                )
+            header = min(found.at(self._header_at(rendering, turn)), first) if headers else first
+            spans.append(Span(first, end, header, weight))
+            weights_T[first:end] = weight
+        bos = self._tokenizer.bos_token_id
+        return Path(np.asarray(ids, np.int32), weights_T, tuple(spans), int(bos is not None and ids[0] == bos))
+
+    def _header_at(self, rendering: _Rendering, turn: Turn) -> int:
+        before, answer = rendering.messages[: turn.index], rendering.messages[turn.index]
+        prompt, thinking = turn.text[: turn.start], answer.reasoning is not None
+        return self._template.header_at(before, rendering.tools, prompt, thinking=thinking)
+
+    def _windows(self, row_id: str, found: Tokenised) -> list[Encoded]:
+        """A document's tokens and eos, cut into windows. A token left over takes the one before it along, which weighs nothing."""
+        ids = found.ids if found.ids and found.ids[-1] in self._template.stop_ids else [*found.ids, self._stop]
+        if len(ids) < 2:
+            raise RowRefused("nothing_trained", "the document is empty")
+        made: list[Encoded] = []
+        for number, start in enumerate(range(0, len(ids), self._max_length), start=1):
+            tokens_T = np.asarray(ids[start : start + self._max_length], np.int32)
+            weights_T = np.ones(len(tokens_T), np.float32)
+            if len(tokens_T) == 1:
+                tokens_T, weights_T = np.asarray(ids[start - 1 :], np.int32), np.asarray([0.0, 1.0], np.float32)
+            name = row_id if number == 1 else f"{row_id}~{number}"
+            made.append(Encoded(single(name, tokens_T, weights_T), 0, has_stop=True))
+        return made
+
+
+def _pair(row_id: str, paths: Sequence[Path]) -> Sample:
+    """Prompt, chosen, rejected. Tokens both completions begin with stay in both: a completion is its whole leaf."""
+    chosen, rejected = paths
+    if np.array_equal(chosen.tokens_T, rejected.tokens_T):
+        raise RowRefused("same_completions", "chosen and rejected are the same tokens")
+    limit = min(chosen.spans[0].first, rejected.spans[0].first)
+    differ = np.flatnonzero(chosen.tokens_T[:limit] != rejected.tokens_T[:limit])
+    shared = int(differ[0]) if len(differ) else limit
+    root = Segment(chosen.tokens_T[:shared], np.zeros(shared, np.float32))
+    leaves = (Segment(path.tokens_T[shared:], path.weights_T[shared:], 0) for path in paths)
+    return Sample(row_id, (root, *leaves))
+
+
+def _require_unicode(text: str) -> None:
+    """Half a surrogate pair can stand in a JSON string and is no text: the tokenizer would fail on the whole batch."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowRefused("invalid_unicode", f"half a surrogate pair at character {error.start}") from None
+
+
+def _or_refused(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | RowRefused:
+    try:
+        return make(*args, **kwargs)
+    except RowRefused as refused:
+        return refused

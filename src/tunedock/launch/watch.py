@@ -1,0 +1,173 @@
+"""Watches a job to its end: passes its events on, passes our signals down, turns its end into a value or an error."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from tunedock.errors import BugError, InterruptedRun, OutOfMemoryError, TunedockError, exit_codes
+from tunedock.events import Event
+from tunedock.launch.job import Job
+
+OnEvent = Callable[[Event], None]
+
+POLL_S = 0.1
+"""How often a quiet worker is looked at; also how long Ctrl-C may take to be answered."""
+
+ASKED = {
+    "train": "saving a checkpoint; press Ctrl-C again to stop at once",
+    "": "stopping; press Ctrl-C again to stop at once",
+}
+"""Stage -> what to say when a stop was asked for; "" for every other stage."""
+
+TRACEBACK_LINES = 60
+
+REQUESTS_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def watch(job: Job, on_event: OnEvent) -> Any:
+    """Waits for the job's end and returns the value of its `result` event.
+
+    Raises the error of its `failure` event, InterruptedRun when it was stopped, OutOfMemoryError or BugError when it died without
+    a word. A reader whose pipe is closed (`| head`) is told no more and stops nothing; any other exception of `on_event` asks the
+    worker to stop and goes on.
+    """
+    tell = _until_broken(on_event)
+    result: list[Any] = []
+    failure: TunedockError | None = None
+    with _passing_signals_on(job) as stops:
+        try:
+            while True:
+                ended = job.poll() is not None
+                for event in job.events(0.0 if ended else POLL_S):
+                    if event["kind"] == "result":
+                        result.append(event.get("value"))
+                    elif event["kind"] == "failure":
+                        failure = TunedockError.from_json(event.get("error") or {})
+                    tell(event)
+                stops.announce(tell)
+                if ended:
+                    break
+        except BaseException:
+            job.signal(signal.SIGTERM)
+            raise
+    return ending(job, failure, result, stopped=stops.count > 0)
+
+
+def ending(job: Job, failure: TunedockError | None, result: list[Any], *, stopped: bool) -> Any:
+    """The result's value; or raises what the end of the job means. The job has ended."""
+    code = job.poll()
+    log = job.spec.log
+    where = None if log is None else str(log)
+    if failure is not None:
+        if isinstance(failure, InterruptedRun):
+            failure.hint = failure.hint or _resume_hint(job)
+        if isinstance(failure, BugError):
+            failure.where = failure.where or where
+            if log is None and job.log_tail():  # no run keeps its traceback
+                failure.message += f"; its last lines:\n{job.log_tail(TRACEBACK_LINES)}"
+        raise failure
+    if code == 0 and result:
+        return result[-1]
+    if code is None:
+        raise BugError("the job has not ended")
+    tail = job.log_tail()
+    last = f"; its last lines:\n{tail}" if tail else ""
+    number = -code if code < 0 else code - 128 if 128 < code < 160 else 0  # a container tells 128 + n
+    if stopped or number in REQUESTS_TO_END:
+        raise InterruptedRun(f"`{job.spec.stage}` was stopped", hint=_resume_hint(job))
+    if number == signal.SIGKILL:
+        raise OutOfMemoryError(
+            f"the worker was killed (SIGKILL), most likely because the machine ran out of memory{last}",
+            where=where,
+            hint="lower `train.token_budget` or `data.max_length`, or free memory on this machine",
+        )
+    if number:
+        hint = "give the container a larger /dev/shm" if number == signal.SIGBUS else None
+        raise BugError(f"the worker died by {_signal_name(number)}{last}", where=where, hint=hint)
+    if code == 0:
+        raise BugError(f"the worker ended without a result{last}", where=where)
+    raise TunedockError.from_json(
+        {
+            "kind": exit_codes().get(code, ["BugError"])[0],  # a code of ours is kept, any other is our bug
+            "message": f"the worker ended with exit code {code} and without a word{last}",
+            "where": where,
+        }
+    )
+
+
+def _until_broken(on_event: OnEvent) -> OnEvent:
+    broken = False
+
+    def tell(event: Event) -> None:
+        nonlocal broken
+        if not broken:
+            try:
+                on_event(event)
+            except BrokenPipeError:
+                broken = True
+
+    return tell
+
+
+class _Stops:
+    """The stops asked for so far, and those not yet spoken of."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._spoken = 0
+        self._interrupts = 0
+        self.count = 0
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        self.count += 1
+        if number != signal.SIGINT:
+            self._job.signal(signal.SIGTERM)
+            return
+        self._interrupts += 1
+        if self._interrupts == 1:
+            self._job.signal(signal.SIGINT)
+        else:
+            self._job.kill()
+
+    def announce(self, on_event: OnEvent) -> None:
+        if self.count and not self._spoken:
+            message = ASKED.get(self._job.spec.stage, ASKED[""])
+            on_event({"kind": "note", "time": time.time(), "message": message, "data": {}})
+        self._spoken = self.count
+
+
+@contextmanager
+def _passing_signals_on(job: Job) -> Iterator[_Stops]:
+    """SIGINT once as SIGINT, then as a kill; SIGTERM and SIGHUP as SIGTERM. Handlers are put back at the end.
+
+    Python delivers signals to the main thread only; a watcher in another thread leaves them alone.
+    """
+    stops = _Stops(job)
+    if threading.current_thread() is not threading.main_thread():
+        yield stops
+        return
+    before = {number: signal.signal(number, stops.handle) for number in REQUESTS_TO_END}
+    try:
+        yield stops
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _resume_hint(job: Job) -> str | None:
+    if job.spec.stage != "train" or job.spec.run is None:
+        return None
+    return f"go on with `tunedock train --resume {job.spec.run}`"

@@ -1,0 +1,57 @@
+"""How many optimizer steps a run takes: pure arithmetic.
+
+A step takes `batch_size` examples. The last step of an epoch takes what is left, so no example is skipped and none is
+seen twice in an epoch. LLaMA-Factory (and any trainer that drops the last partial batch) counts whole batches only:
+`floor_steps` is its number, for comparing runs step by step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+_ROUNDING = 1e-9  # 0.1 epochs of 30 steps is 3.0000000000000004 in floating point; that is not a fourth step
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    steps_per_epoch: int
+    """Optimizer steps of a whole epoch, its partial last step counted."""
+    total_steps: int
+    examples_seen: int
+    """Examples over all steps, repetitions counted."""
+    epochs: float
+    """Passes over the data that `total_steps` make: examples seen over examples."""
+
+
+def plan_steps(examples: int, batch_size: int, num_train_epochs: float, max_steps: int = -1) -> StepPlan:
+    """Steps for `examples` training examples; `max_steps` overrides the epochs when positive.
+
+    A part of an epoch is rounded up to whole steps. Raises ValueError for what no checked recipe holds: no examples, no
+    batch, no epochs.
+    """
+    if examples < 1 or batch_size < 1:
+        raise ValueError(f"examples and batch_size must be positive, got {examples} and {batch_size}")
+    if max_steps < 1 and not (math.isfinite(num_train_epochs) and num_train_epochs > 0):
+        raise ValueError(f"num_train_epochs must be positive, got {num_train_epochs}")
+    per_epoch = math.ceil(examples / batch_size)
+    total = max_steps if max_steps > 0 else max(1, math.ceil(num_train_epochs * per_epoch - _ROUNDING))
+    whole, rest = divmod(total, per_epoch)
+    seen = whole * examples + rest * batch_size
+    return StepPlan(per_epoch, total, seen, seen / examples)
+
+
+def floor_steps(examples: int, batch_size: int, num_train_epochs: float) -> StepPlan:
+    """The same where only whole batches count, and at least one step is made an epoch: LLaMA-Factory's arithmetic."""
+    per_epoch = max(1, examples // batch_size)
+    total = math.ceil(num_train_epochs * per_epoch - _ROUNDING)
+    seen = total * min(batch_size, examples)
+    return StepPlan(per_epoch, total, seen, seen / examples)
+
+
+def warmup_steps(warmup: float, total_steps: int) -> int:
+    """`train.warmup_steps` as a number of steps.
+
+    a share of all steps when below 1 (rounded up, as transformers does), else a count.
+    """
+    return math.ceil(warmup * total_steps - _ROUNDING) if warmup < 1 else int(warmup)

@@ -1,0 +1,83 @@
+"""Recipe files and `key=value` overrides -> a Recipe that fits the schema, or one error that says all that does not.
+
+What spans sections is `recipe.rules`; what is left out is filled in by `recipe.resolve`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tunedock.errors import RecipeError
+from tunedock.recipe.document import ABSENT, Key, at, read
+from tunedock.recipe.explain import choices, explain
+from tunedock.recipe.merge import Merge, Origin
+from tunedock.recipe.problems import Problem, error_of
+from tunedock.recipe.schema import NOT_BUILT, Recipe
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe as written, and where each part of it was written."""
+
+    recipe: Recipe
+    values: dict[str, Any]
+    """What was given, shorthands written out: the keys in here are not defaults."""
+    merge: Merge
+    notes: tuple[str, ...]
+    """Names that were read as others; worth showing."""
+
+    def origin(self, key: Key) -> Origin | None:
+        """Where the value at `key` was written; None for a default."""
+        return None if at(self.values, key) is ABSENT else self.merge.origin(key)
+
+
+def load(files: Sequence[Path], overrides: Sequence[str] = ()) -> Loaded:
+    """Merges `files` in order, then the overrides (`train.learning_rate=2e-4`), and checks the schema.
+
+    Raises RecipeError with every unknown key, wrong value and missing key; NotBuiltError where tunedock does not do a
+    thing yet.
+    """
+    if not files and not overrides:
+        raise RecipeError("no recipe given", hint="name a recipe file: `tunedock train recipe.yaml`")
+    merge = Merge()
+    for file in files:
+        merge.overlay(read(file), file)
+    for text in overrides:
+        merge.override(text)
+    values = merge.result()
+    problems = list(_not_built(values, merge))
+    refused = [problem.key for problem in problems]
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        found = explain(error, values, merge)
+        raise error_of(problems + [problem for problem in found if not _told(problem.key, refused)]) from None
+    if problems:
+        raise error_of(problems)
+    return Loaded(recipe, values, merge, tuple(merge.notes))
+
+
+def _not_built(values: dict[str, Any], merge: Merge) -> Iterator[Problem]:
+    for name, refused in NOT_BUILT.items():
+        key: Key = tuple(name.split("."))
+        value = at(values, key)
+        if value is ABSENT:
+            continue
+        where = str(merge.origin(key))
+        if not refused:
+            yield Problem(f"`{name}` is not built yet", where, f"leave out `{name}`", not_built=True, key=key)
+        for item in value if isinstance(value, list) else [value]:
+            if item in refused:
+                today = ", ".join(choices(key))
+                message = f"`{name}: {item}` is not built yet (today: {today})"
+                yield Problem(message, where, not_built=True, key=key)
+
+
+def _told(key: Key, refused: Sequence[Key]) -> bool:
+    """Whether a problem is one with a key refused already, below it (`report_to.0`) or beside it (another value of it)."""
+    return any(key[: len(other)] == other for other in refused)

@@ -1,0 +1,104 @@
+"""Each row of the table: a recipe that breaks it and no other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tunedock.errors import RecipeError
+from tunedock.recipe.rules import RULES, check
+from tunedock.recipe.schema import Recipe
+
+RANDOM = {"path": "a/b", "init": "random"}
+
+BROKEN: dict[str, dict[str, Any]] = {
+    "freeze-names-nothing": {"adapter": "freeze"},
+    "lora-on-random-weights": {"objective": "pretrain", "model": RANDOM, "adapter": "lora"},
+    "freeze-on-random-weights": {"model": RANDOM, "adapter": {"kind": "freeze", "last_n_layers": 1}},
+    "overrides-of-a-trained-config": {"model": {"path": "a/b", "config_overrides": {"hidden_size": 8}}},
+    "two-precisions": {"train": {"bf16": True, "fp16": True}},
+    "split-sum": {"data": {"split": {"train": 0.9}}},
+    "split-without-training": {"data": {"split": {"train": 0.0, "validation": 0.5, "test": 0.5}}},
+    "validation-twice": {"data": {"validation": "v.jsonl", "split": {"validation": 0.1}}},
+    "test-twice": {"data": {"test": "t.jsonl", "split": {"test": 0.1}}},
+    "streaming-without-end": {"data": {"streaming": True}},
+    "no-steps": {"train": {"max_steps": 0}},
+    "pretrain-train-on": {"objective": "pretrain", "data": {"train_on": "last"}},
+    "pretrain-system": {"objective": "pretrain", "data": {"system": "You are kind."}},
+    "batch-sizes-differ": {
+        "train": {"batch_size": 16, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    },
+    "accumulation-alone": {"train": {"gradient_accumulation_steps": 4}},
+    "warmup-not-whole": {"train": {"warmup_steps": 10.5}},
+    "warmup-longer-than-training": {"train": {"warmup_steps": 100.0, "max_steps": 50}},
+    "evaluation-without-data": {
+        "train": {"eval_strategy": "epoch"},
+        "data": {"split": {"train": 0.9, "validation": 0.0, "test": 0.1}},
+    },
+    "eval-steps-unused": {"train": {"eval_steps": 10}},
+    "best-without-evaluation": {"train": {"load_best_model_at_end": True, "eval_strategy": "no"}},
+    "best-without-data": {
+        "train": {"load_best_model_at_end": True},
+        "data": {"split": {"train": 1.0, "validation": 0.0, "test": 0.0}},
+    },
+    "best-without-checkpoints": {"train": {"load_best_model_at_end": True, "save_strategy": "no"}},
+    "patience-without-evaluation": {"train": {"early_stopping_patience": 2, "eval_strategy": "no"}},
+    "patience-without-data": {
+        "train": {"early_stopping_patience": 2},
+        "data": {"split": {"train": 1.0, "validation": 0.0, "test": 0.0}},
+    },
+    "unknown-hub": {"hub": "huggingface"},
+    "offline-with-a-mirror": {"hub": "https://mirror.example", "offline": True},
+    "offline-with-a-url": {"offline": True, "data": {"validation": "s3://bucket/v.jsonl"}},
+}
+
+KEPT: list[dict[str, Any]] = [
+    {},
+    {"adapter": {"kind": "freeze", "trainable_modules": ["norm"]}},
+    {"model": RANDOM, "adapter": "full", "objective": "pretrain"},
+    {"model": {**RANDOM, "config_overrides": {"hidden_size": 8}}, "adapter": "full"},
+    {"data": {"split": {"train": 0.7, "validation": 0.2, "test": 0.1}}},
+    {"data": {"validation": "v.jsonl"}, "train": {"load_best_model_at_end": True, "early_stopping_patience": 3}},
+    {"data": {"streaming": True, "split": {"group_by": "user"}}, "train": {"max_steps": 10}},
+    {"train": {"batch_size": 16, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}},
+    {"train": {"per_device_train_batch_size": 4, "warmup_steps": 0.5, "bf16": False, "fp16": True}},
+    {"train": {"eval_strategy": "steps", "eval_steps": 5, "warmup_steps": 100.0}},
+    {"hub": "https://mirror.example"},
+    {"hub": "modelscope", "offline": True},
+]
+
+
+def recipe(changes: dict[str, Any]) -> Recipe:
+    data = {"train": "t.jsonl", **changes.get("data", {})}
+    return Recipe.model_validate({"model": "a/b", **changes, "data": data})
+
+
+def test_every_rule_has_a_recipe_that_breaks_it() -> None:
+    assert [rule.name for rule in RULES] == list(BROKEN)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_rule(name: str) -> None:
+    broken = recipe(BROKEN[name])
+    assert [rule.name for rule in RULES if rule.broken(broken)] == [name]
+    rule = next(rule for rule in RULES if rule.name == name)
+    with pytest.raises(RecipeError) as caught:
+        check(broken, lambda key: "recipe.yaml:7" if ".".join(key) == rule.keys[0] else None)
+    assert caught.value.where == "recipe.yaml:7"
+    assert rule.message in caught.value.message
+    assert caught.value.hint == rule.hint
+    assert rule.hint
+    for key in rule.keys:
+        assert f"`{key}: " in caught.value.message, "the error shows the values it is about"
+
+
+@pytest.mark.parametrize("changes", KEPT)
+def test_sound_recipes_pass(changes: dict[str, Any]) -> None:
+    check(recipe(changes))
+
+
+def test_all_broken_rules_are_told_at_once() -> None:
+    with pytest.raises(RecipeError, match="2 problems") as caught:
+        check(recipe({"hub": "x", "train": {"max_steps": 0}}))
+    assert "hub" in caught.value.message and "max_steps" in caught.value.message

@@ -1,0 +1,225 @@
+"""The loop on a tiny real model: exact resuming, invariance to rows, stopping, best and last, divergence."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import tiny_model
+
+from tunedock.data.layout import padded, step_indices
+from tunedock.data.sample import Sample, single
+from tunedock.errors import DivergedError, InterruptedRun, RecipeError
+from tunedock.events import Emitter
+from tunedock.model.adapter import attach
+from tunedock.model.policy import Policy, Precision
+from tunedock.objective.likelihood import Sft
+from tunedock.recipe.schema import Adapter, Full, Lora, Train
+from tunedock.train.checkpoint import Checkpoints
+from tunedock.train.loop import Course, Loop
+from tunedock.train.optimizer import make_updater
+
+CPU = torch.device("cpu")
+EXAMPLES = 22
+BATCH = 4
+PER_EPOCH = 6
+
+
+class MemoryFeed:
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = samples
+
+    def step(self, number: int) -> list[Sample]:
+        return [self._samples[i] for i in step_indices(len(self._samples), BATCH, number, seed=5)]
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def data(seed: int = 0) -> list[Sample]:
+    draw = np.random.default_rng(seed)
+    made = []
+    for n in range(EXAMPLES):
+        start, length = int(draw.integers(1, 40)), int(draw.integers(4, 24))
+        tokens = (start + 3 * np.arange(length)) % 90 + 1  # an arithmetic run: there is something to learn
+        weights = np.ones(length, np.float32)
+        weights[:2] = 0.0
+        made.append(single(f"d:{n}", tokens, weights))
+    return made
+
+
+def build(
+    folder: Path,
+    *,
+    steps: int = 9,
+    adapter: Adapter | None = None,
+    budget: int = 4096,
+    stop: Callable[[], bool] = lambda: False,
+    samples: Sequence[Sample] | None = None,
+    validation: Sequence[Sample] = (),
+    **train: Any,
+) -> tuple[Loop, Policy, io.StringIO]:
+    folder.mkdir(exist_ok=True, parents=True)
+    settings = Train(**{"learning_rate": 5e-3, "save_steps": 4, "eval_strategy": "no", "save_total_limit": None, **train})
+    compute = torch.bfloat16 if settings.bf16 else torch.float16 if settings.fp16 else torch.float32
+    model = attach(tiny_model("qwen3"), adapter or Lora(r=4, alpha=8, dropout=0.1), seed=3)
+    torch.manual_seed(settings.seed)
+    policy = Policy(model, CPU, Precision(torch.float32, compute))
+    stream = io.StringIO()
+    loop = Loop(
+        policy=policy,
+        objective=Sft(),
+        feed=MemoryFeed(samples or data()),
+        validation=validation,
+        layout=partial(padded, budget_tokens=budget),
+        updater=make_updater(policy.trainable, settings, total_steps=steps, device=CPU),
+        checkpoints=Checkpoints(folder, keep=settings.save_total_limit),
+        course=Course(steps, PER_EPOCH),
+        train=settings,
+        emit=Emitter(stream),
+        stop_requested=stop,
+    )
+    return loop, policy, stream
+
+
+def weights(policy: Policy) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in policy.trainable}
+
+
+def losses(stream: io.StringIO, key: str = "loss") -> list[float]:
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    return [e["values"][key] for e in events if e["kind"] == "metrics" and key in e["values"]]
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "sgd", "adafactor"])
+def test_resuming_is_bit_identical(tmp_path: Path, optim: str) -> None:
+    """Across an epoch's end (step 6), with dropout drawing random numbers."""
+    straight, policy, stream = build(tmp_path / "a", optim=optim)
+    straight.run()
+    build(tmp_path / "b", optim=optim, steps=9)[0].run()
+    for name in ("step-00000008", "step-00000009"):
+        shutil.rmtree(tmp_path / "b" / name)
+    resumed, again, stream_again = build(tmp_path / "b", optim=optim)
+    resumed.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
+    assert resumed.progress.step == 4
+    resumed.run()
+    for name, tensor in weights(policy).items():
+        assert torch.equal(tensor, weights(again)[name]), name
+    assert losses(stream)[4:] == losses(stream_again)
+
+
+def test_stopped_in_the_middle_of_a_step_it_goes_on_exactly(tmp_path: Path) -> None:
+    straight, policy, _ = build(tmp_path / "a", budget=30)
+    straight.run()
+    asked = iter([False] * 11 + [True] * 100)  # some row of some step
+    stopped, _, _ = build(tmp_path / "b", budget=30, stop=lambda: next(asked))
+    with pytest.raises(InterruptedRun, match="a checkpoint is saved"):
+        stopped.run()
+    assert 0 < stopped.progress.step < 9
+    resumed, again, _ = build(tmp_path / "b", budget=30)
+    resumed.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
+    resumed.run()
+    for name, tensor in weights(policy).items():
+        assert torch.equal(tensor, weights(again)[name]), name
+
+
+def test_how_a_step_is_split_into_rows_changes_nothing_but_rounding(tmp_path: Path) -> None:
+    adapter = Lora(r=4, alpha=8)
+    results = []
+    for budget in (16, 64, 4096):
+        loop, policy, _ = build(tmp_path / str(budget), adapter=adapter, budget=budget)
+        loop.run()
+        results.append(weights(policy))
+    for other in results[1:]:
+        for name, tensor in results[0].items():
+            torch.testing.assert_close(tensor, other[name], rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("precision", [{}, {"bf16": True}, {"fp16": True}])
+@pytest.mark.parametrize(("adapter", "left"), [(Lora(r=16, alpha=32), 0.9), (Full(), 0.75)])
+def test_it_learns(tmp_path: Path, precision: dict[str, bool], adapter: Adapter, left: float) -> None:
+    """Whole weights learn the runs of numbers; an adapter on random weights learns a little of them."""
+    loop, _, stream = build(
+        tmp_path, adapter=adapter, steps=40, learning_rate=1e-2, save_strategy="no", lr_scheduler_type="constant", **precision
+    )
+    loop.run()
+    curve = losses(stream)
+    assert len(curve) == 40
+    print(curve[0], curve[-1])
+    assert np.mean(curve[-5:]) < left * np.mean(curve[:5])
+
+
+def test_validation_finds_the_best_and_patience_ends(tmp_path: Path) -> None:
+    """With a learning rate that wrecks the model, the first evaluations are the best."""
+    loop, _, stream = build(
+        tmp_path,
+        steps=60,
+        validation=data(seed=1),
+        eval_strategy="steps",
+        eval_steps=2,
+        early_stopping_patience=2,
+        learning_rate=1.0,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        save_total_limit=2,
+    )
+    loop.run()
+    evaluations = losses(stream, "eval_loss")
+    index = Checkpoints(tmp_path, keep=2).index()
+    assert loop.progress.step < 60
+    assert index.best_metric == pytest.approx(min(evaluations))
+    assert index.best == f"step-{2 * (evaluations.index(min(evaluations)) + 1):08d}"
+    assert set(Checkpoints(tmp_path, keep=2).names()) == {index.best, index.last}
+    assert "early stopping" in stream.getvalue()
+
+
+def test_a_loss_that_is_no_number_names_the_rows(tmp_path: Path) -> None:
+    loop, policy, _ = build(tmp_path)
+    with torch.no_grad():
+        policy.trainable[0][1].fill_(float("nan"))
+    with pytest.raises(DivergedError) as caught:
+        loop.run()
+    assert "d:" in str(caught.value.where)
+    assert "step 1" in caught.value.message
+
+
+def test_early_overflow_with_float16_skips_the_step(tmp_path: Path) -> None:
+    loop, policy, _ = build(tmp_path, fp16=True, steps=3)
+    before = weights(policy)
+    loop._updater.scaler = torch.amp.GradScaler("cpu", init_scale=3e38)  # the next gradients overflow
+    loop._step()
+    assert loop.progress.skipped == 1
+    for name, tensor in before.items():
+        assert torch.equal(tensor, weights(policy)[name])
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"optim": "adamm"}, "no optimizer"), ({"lr_scheduler_type": "cosinus"}, "schedule"), ({"optim_args": "x=1"}, "does not use them")],
+)
+def test_names_nobody_knows_are_recipe_errors(tmp_path: Path, change: dict[str, str], word: str) -> None:
+    with pytest.raises(RecipeError, match=word):
+        build(tmp_path, **change)
+
+
+def test_schedules_of_transformers(tmp_path: Path) -> None:
+    for kind, extra in [
+        ("linear", {}),
+        ("cosine_with_min_lr", {"lr_scheduler_kwargs": {"min_lr_rate": 0.1}}),
+        ("warmup_stable_decay", {"lr_scheduler_kwargs": {"num_decay_steps": 2}}),
+        ("constant_with_warmup", {"warmup_steps": 0.5}),
+    ]:
+        loop, _, stream = build(tmp_path / kind, steps=4, lr_scheduler_type=kind, save_strategy="no", **extra)
+        loop.run()
+        assert len(losses(stream, "learning_rate")) == 4
