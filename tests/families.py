@@ -57,6 +57,18 @@ CHATML = (
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )
 
+THINKING = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message.role + '\\n' -}}"
+    "{%- if message.role == 'assistant' and loop.last -%}"
+    "{{- '<think>\\n' + (message.reasoning_content or '') + '\\n</think>\\n\\n' -}}"
+    "{%- endif -%}"
+    "{{- message.content + '<|im_end|>\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n<think>\\n' -}}{%- endif -%}"
+)
+"""A model that always thinks: the generation prompt opens the block, and nothing switches it off."""
+
 INST = (
     "{{- bos_token -}}"
     "{%- for message in messages -%}"
@@ -142,6 +154,7 @@ _FAMILIES: dict[str, Family] = {
     "qwen3": _qwen("qwen3", *_TOOL_TAGS, *_THINK_TAGS),
     "qwen3-2507": _qwen("qwen3_instruct_2507", *_TOOL_TAGS, *_THINK_TAGS),
     "qwen3.5": _qwen("qwen3_5_think", *_TOOL_TAGS, *_THINK_TAGS),
+    "always-thinks": _qwen(THINKING, *_THINK_TAGS),
     "llama3": _llama3("llama3"),
     "llama3.2": _llama3("llama3_2"),
     "gemma": _gemma("gemma"),

@@ -73,7 +73,7 @@ def test_warnings_have_their_place_and_way_out_and_text_is_no_markup():
 
 def test_the_live_line_shows_step_rate_remaining_time_and_numbers():
     target = Console(
-        file=io.StringIO(), force_terminal=True, width=160, markup=False, highlight=False, color_system=None
+        file=io.StringIO(), force_terminal=True, width=80, markup=False, highlight=False, color_system=None
     )
     progress = _progress(target)
     progress.get_time = Clock()

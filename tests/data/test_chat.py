@@ -44,11 +44,13 @@ CASES: dict[str, Conversation] = {
 }
 REFUSING = {
     "system": {"gemma", "mistral"},
-    "tools": {"gemma", "gemma3", "mistral", "cohere2", "llama3", "phi3", "chatml", "deepseek-r1"},
+    "tools": {"gemma", "gemma3", "mistral", "cohere2", "llama3", "phi3", "chatml", "deepseek-r1", "always-thinks"},
 }
 """Families whose template raises, or leaves out the tool call that is to be learned."""
-FIELD = {"qwen3", "qwen3.5", "glm4-moe"}
+FIELD = {"qwen3", "qwen3.5", "glm4-moe", "always-thinks"}
 OPENED = {"deepseek-v3", "deepseek-r1"}
+ALWAYS_THINKS = OPENED | {"always-thinks"}
+"""No engine renders the prompt of an answer without reasoning: the template has no switch."""
 
 
 def chat(family: str, **settings: Any) -> Chat:
@@ -108,7 +110,7 @@ def test_token_ids_are_those_of_apply_chat_template(family: str, case: str) -> N
     found = [tokens for tokens, _ in paths(encoded)]
     assert wanted[-1] in found  # the whole conversation is one path; earlier turns are on it or are branches
     assert all(path in wanted for path in found)
-    if family not in {"qwen3", "qwen3.5"}:  # their history has no empty think block, their prompt does
+    if family not in {"qwen3", "qwen3.5", "always-thinks"}:  # their history has no empty think block, their prompt does
         assert len(encoded.sample.segments) == 1
 
 
@@ -146,7 +148,7 @@ def test_prompt_is_what_an_engine_renders(family: str) -> None:
     for thinking in (True, False):
         prompt = made.prompt((HI, ONE, ASK), thinking=thinking)
         served = reference(words, history, (), add_generation_prompt=True, enable_thinking=thinking)
-        assert made.engine_renders(thinking=thinking) == (thinking or family not in OPENED)
+        assert made.engine_renders(thinking=thinking) == (thinking or family not in ALWAYS_THINKS)
         assert (made.prompt_ids((HI, ONE, ASK), thinking=thinking) == served) == made.engine_renders(thinking=thinking)
         assert (
             made.prompt_ids((HI, ONE, ASK), thinking=thinking) == words(prompt, add_special_tokens=False)["input_ids"]

@@ -30,7 +30,7 @@ REASONED = (
     Message("assistant", "Yes.", reasoning="The customer wants a refund."),
 )
 STOPS = {
-    **dict.fromkeys(["qwen2.5", "qwen3", "qwen3-2507", "qwen3.5", "chatml"], "<|im_end|>"),
+    **dict.fromkeys(["qwen2.5", "qwen3", "qwen3-2507", "qwen3.5", "always-thinks", "chatml"], "<|im_end|>"),
     **dict.fromkeys(["llama3", "llama3.2"], "<|eot_id|>"),
     **dict.fromkeys(["gemma", "gemma3"], "<end_of_turn>"),
     **dict.fromkeys(["deepseek-v3", "deepseek-r1"], "<｜end▁of▁sentence｜>"),
@@ -38,9 +38,15 @@ STOPS = {
     "mistral": "</s>",
     "cohere2": "<|END_OF_TURN_TOKEN|>",
 }
-EMPTY_THINK = {"qwen3": "<think>\n\n</think>\n\n", "qwen3.5": "<think>\n\n</think>\n\n", "glm4-moe": "<think></think>"}
+EMPTY_THINK = {
+    "qwen3": "<think>\n\n</think>\n\n",
+    "qwen3.5": "<think>\n\n</think>\n\n",
+    "always-thinks": "<think>\n\n</think>\n\n",
+    "glm4-moe": "<think></think>",
+}
 HEADERS = {
     "qwen3": "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    "always-thinks": "<|im_start|>assistant\n<think>\n\n</think>\n\n",
     "qwen2.5": "<|im_start|>assistant\n",
     "chatml": "<|im_start|>assistant\n",
     "llama3": "<|start_header_id|>assistant<|end_header_id|>\n\n",
@@ -147,16 +153,17 @@ def test_an_empty_think_block_is_context_and_not_learned(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reasoning_is_learned_before_the_answer(family: str) -> None:
-    runs, words = trained(encode(chat(family), Conversation(REASONED))), tokenizer(family)
-    texts = sorted((written(words, run) for run in runs), key=len)
-    opened = family in ("qwen3.5", "deepseek-v3", "deepseek-r1")  # there the prompt has written `<think>`
-    for text, answer in zip(texts, (REASONED[1], REASONED[3]), strict=True):
-        assert answer.reasoning
-        before, _, after = text.partition("</think>")
-        assert (
-            before.strip()
-            == ("" if opened else "<think>") + ("" if opened or family == "glm4-moe" else "\n") + answer.reasoning
-        )
+    runs, words = learned(encode(chat(family), Conversation(REASONED))), tokenizer(family)
+    opened = family in (
+        "always-thinks",
+        "qwen3.5",
+        "deepseek-v3",
+        "deepseek-r1",
+    )  # there the prompt has written `<think>`
+    tag = "" if opened else "<think>" if family == "glm4-moe" else "<think>\n"
+    for prompt, answer in zip(sorted(runs, key=len), (REASONED[1], REASONED[3]), strict=True):
+        before, _, after = written(words, runs[prompt]).partition("</think>")
+        assert before.strip() == tag + (answer.reasoning or "")
         assert after.strip().startswith(answer.content)
 
 
@@ -257,7 +264,10 @@ def test_an_answer_that_begins_with_whitespace_names_the_token(family: str) -> N
     refused = refusal(chat(family), Conversation((SYSTEM_FREE[0], Message("assistant", "\n\nParis."))))
     assert refused.reason == "prompt_not_prefix"
     assert "begins with whitespace" in refused.detail
-    assert "'" in refused.detail
+    if family == "phi3":  # its header's token swallows all whitespace after it
+        assert repr("<|assistant|>\n\n\n") in refused.detail
+    else:
+        assert repr("\n\n\n") in refused.detail
 
 
 def test_a_template_whose_answer_does_not_continue_its_prompt_is_refused_with_the_place() -> None:

@@ -6,19 +6,16 @@ Everything goes to standard error, so that standard output holds the result alon
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from tunedock.cli.text import one_line, printable
 from tunedock.events import Event
-
-TRAINING = "training"
-"""The task whose progress the metrics belong to."""
 
 PLAIN_EVERY_S = 5.0
 """The least time between two plain lines of progress."""
@@ -128,10 +125,21 @@ class PlainDisplay:
         return True
 
 
-class LiveDisplay:
-    """A bar for each task. The newest training numbers stand behind the bar of the training task."""
+class TrainingProgress(Progress):
+    """Bars, and a line of their own for the numbers: behind a bar they would push it off a terminal of 80 columns."""
 
-    def __init__(self, target: Console, progress: Progress) -> None:
+    numbers = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.numbers:
+            yield Text(self.numbers, no_wrap=True, overflow="ellipsis")
+
+
+class LiveDisplay:
+    """A bar for each task, and below them the newest training numbers."""
+
+    def __init__(self, target: Console, progress: TrainingProgress) -> None:
         self._console = target
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
@@ -149,13 +157,13 @@ class LiveDisplay:
         self._progress.update(task, completed=event.get("done", 0), total=event.get("total"))
 
     def _measure(self, event: Event) -> None:
-        self._progress.update(self._task(TRAINING, "steps"), numbers=metrics_line(event))
+        self._progress.numbers = metrics_line(event)
         if "eval_loss" in (event.get("values") or {}):
             self._console.print(Text(metrics_line(event)))
 
     def _task(self, name: str, unit: str) -> TaskID:
         if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(one_line(name, 32), total=None, unit=one_line(unit), numbers="")
+            self._tasks[name] = self._progress.add_task(one_line(name, 32), total=None, unit=one_line(unit))
         return self._tasks[name]
 
 
@@ -173,7 +181,7 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
 
 
-def _progress(target: Console) -> Progress:
+def _progress(target: Console) -> TrainingProgress:
     columns: tuple[Any, ...] = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
@@ -181,9 +189,8 @@ def _progress(target: Console) -> Progress:
         TextColumn("{task.fields[unit]}", markup=False),
         _Rate(),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[numbers]}", markup=False),
     )
-    return Progress(*columns, console=target, transient=False, redirect_stdout=False, redirect_stderr=False)
+    return TrainingProgress(*columns, console=target, transient=False, redirect_stdout=False, redirect_stderr=False)
 
 
 class _Rate(TextColumn):
