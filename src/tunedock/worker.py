@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -128,44 +129,32 @@ def main(arguments: list[str]) -> int:
 
 
 def _guarded(stage: str, call: Call) -> int:
-    """Runs the stage; whatever it raises becomes a `failure` event, the run's state and an exit code."""
-    error: TunedockError | None = None
+    """Runs the stage; whatever it raises becomes a `failure` event and an exit code."""
     call.emit.stage(stage, "started")
-    owned = False
     try:
-        if call.run is not None and stage == "train":
-            with call.run.working(stage):
-                owned = True
-                try:
-                    STAGES[stage](call)
-                except BaseException as raised:
-                    error = understood(raised)
-                _close_state(call.run, error)
-        else:
+        with _recorded(call.run, stage) if call.run is not None and stage == "train" else nullcontext():
             STAGES[stage](call)
-    except BaseException as raised:
+    except BaseException as raised:  # noqa: BLE001 - policy: the last line of defence; nothing ends without a failure event
         error = understood(raised)
-        if owned:
-            raise
-    if error is not None:
         call.emit.emit("failure", error=error.to_json())
         return error.exit_code
     call.emit.stage(stage, "finished")
     return 0
 
 
-def _close_state(run: Run, error: TunedockError | None) -> None:
-    status = "finished" if error is None else "interrupted" if isinstance(error, InterruptedRun) else "failed"
-    try:
-        run.update(
-            status=status,
-            finished=time.time(),
-            exit_code=error.exit_code if error else 0,
-            error=error.to_json() if error else None,
-        )
-    except DiskError:
-        if error is None:
-            raise
+@contextmanager
+def _recorded(run: Run, stage: str) -> Iterator[None]:
+    """Holds the run's lock, and leaves in `run.json` how the stage ended."""
+    with run.working(stage):
+        try:
+            yield
+        except BaseException as raised:
+            error = understood(raised)
+            status = "interrupted" if isinstance(error, InterruptedRun) else "failed"
+            with suppress(DiskError):  # the disk that is full is the error; it cannot also take the record of it
+                run.update(status=status, finished=time.time(), exit_code=error.exit_code, error=error.to_json())
+            raise error from raised
+        run.update(status="finished", finished=time.time(), exit_code=0)
 
 
 def understood(raised: BaseException) -> TunedockError:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from families import FAMILIES, stop_ids, template, tokenizer
+from families import FAMILIES, stop_ids, tokenizer
 from tunedock.data.chat import Chat, Encoded
 from tunedock.data.conversation import (
     Conversation,
@@ -178,9 +178,22 @@ def test_a_template_that_cannot_render_an_answer_is_an_error() -> None:
         Chat(words, stop_ids=[600], max_length=64, over_length="drop", train_on="assistant")
 
 
-def test_the_turn_end_of_a_base_model_joins_its_stop_set() -> None:
-    made, words = chat("chatml"), tokenizer("chatml")
-    assert made.stop_ids == stop_ids("chatml") | {words.convert_tokens_to_ids("<|im_end|>")}
+TURN_ENDS = {
+    **dict.fromkeys(["chatml", "qwen2.5", "qwen3", "qwen3.5", "always-thinks"], "<|im_end|>"),
+    **dict.fromkeys(["llama3", "llama3.2"], "<|eot_id|>"),
+    "gemma": "<end_of_turn>",
+    "phi3": "<|end|>",
+}
+
+
+@pytest.mark.parametrize("family", TURN_ENDS)
+def test_the_turn_end_of_a_base_model_joins_its_stop_set(family: str) -> None:
+    """Before any row is encoded, so that a prompt served from a cached data set stops too."""
+    words = tokenizer(family)
+    eos = "<|end_of_text|>" if family.startswith("llama") else "<eos>" if family == "gemma" else "<|endoftext|>"
+    other = words.convert_tokens_to_ids(eos)
+    made = Chat(words, stop_ids=[other], max_length=64, over_length="drop", train_on="assistant")
+    assert made.stop_ids == {other, words.convert_tokens_to_ids(TURN_ENDS[family])}
 
 
 def test_messages_without_a_pair_of_surrogates_do_not_fail_the_batch() -> None:
@@ -221,13 +234,17 @@ def test_fingerprint_covers_template_tokenizer_and_arguments() -> None:
         chat("qwen3", train_on="last"),
         chat("qwen3-2507"),
         chat("chatml"),
-        Chat(tokenizer("qwen3"), stop_ids=[600], max_length=4096, over_length="drop", train_on="assistant"),
+        Chat(tokenizer("qwen3"), stop_ids=[5, 600], max_length=4096, over_length="drop", train_on="assistant"),
     ]
     assert len({base, *(other.fingerprint() for other in others)}) == len(others) + 1
-    words = tokenizer("qwen3").__class__.__call__  # a call that pads leaves state behind in the tokenizer
-    words(tokenizer("qwen3"), ["a", "longer text"], padding=True)
+    tokenizer("qwen3")(["a", "longer text"], padding=True)  # leaves state behind in the tokenizer
     assert chat("qwen3").fingerprint() == base
-    assert template("qwen3") != template("qwen3-2507")
+    # Stop tokens found in the template are as good as given: evaluation, which is given the run's, finds the run's data.
+    found = Chat(tokenizer("chatml"), stop_ids=[600], max_length=4096, over_length="drop", train_on="assistant")
+    given = Chat(
+        tokenizer("chatml"), stop_ids=found.stop_ids, max_length=4096, over_length="drop", train_on="assistant"
+    )
+    assert given.fingerprint() == found.fingerprint()
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama3", "gemma", "phi3"])

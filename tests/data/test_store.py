@@ -5,7 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tunedock.data.conversation import Conversation, Document, Labelled, Message, Preference, ToolCall, from_json, to_json
+from tunedock.data.conversation import (
+    Conversation,
+    Document,
+    Labelled,
+    Message,
+    Preference,
+    ToolCall,
+    from_json,
+    to_json,
+)
 from tunedock.data.sample import Sample, Segment, single
 from tunedock.data.store import BATCH, SampleStore, SampleWriter, Stored
 

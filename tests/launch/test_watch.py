@@ -104,9 +104,8 @@ def test_a_second_ctrl_c_ends_a_worker_that_does_not_listen(launcher, run):
     assert "saving a checkpoint; press Ctrl-C again to stop at once" in seen
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_sigterm_and_sighup_reach_the_worker_as_sigterm(launcher, run, number):
-    on_event, _ = interrupting(number)
+def test_sigterm_reaches_the_worker_as_sigterm(launcher, run):
+    on_event, _ = interrupting(signal.SIGTERM)
     notes = []
     with pytest.raises(InterruptedRun):
         watch(
@@ -124,9 +123,9 @@ def test_a_worker_ended_before_it_listens_was_stopped_and_is_no_bug(launcher, ru
 
 
 def test_handlers_are_put_back(launcher, run):
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     watch(launcher(["event", "result", {"value": 1}]).start(JobSpec("eval", run.path)), ignore)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_a_watcher_in_another_thread_leaves_signals_alone(launcher, run):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from families import stop_ids, tiny_model, tokenizer
 
+from families import stop_ids, tiny_model, tokenizer
 from tunedock.model.generate import complete, stream
 from tunedock.model.policy import Policy, Precision
 

@@ -1,6 +1,7 @@
 """The engine's contract: laid out in rows, however split, a sample gives the loss and gradients it has alone in plain transformers.
 
-The reference is written here, from the definition: one path at a time through the untouched model, float32, mean over trained tokens.
+The reference is written here from the definition: one path at a time through the untouched model, float32, mean over trained
+tokens.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from families import tiny_model
 
+from families import tiny_model
 from tunedock.data.layout import padded
 from tunedock.data.sample import Sample, Segment, single
 from tunedock.model.adapter import attach, checkpoint_activations

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import tiny_model
 
+from families import tiny_model
 from tunedock.data.layout import padded, step_indices
 from tunedock.data.sample import Sample, single
 from tunedock.errors import DivergedError, InterruptedRun, RecipeError
@@ -206,7 +206,11 @@ def test_early_overflow_with_float16_skips_the_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [({"optim": "adamm"}, "no optimizer"), ({"lr_scheduler_type": "cosinus"}, "schedule"), ({"optim_args": "x=1"}, "does not use them")],
+    [
+        ({"optim": "adamm"}, "no optimizer"),
+        ({"lr_scheduler_type": "cosinus"}, "schedule"),
+        ({"optim_args": "x=1"}, "does not use them"),
+    ],
 )
 def test_names_nobody_knows_are_recipe_errors(tmp_path: Path, change: dict[str, str], word: str) -> None:
     with pytest.raises(RecipeError, match=word):

@@ -52,7 +52,7 @@ class Prepared:
 
     def summary(self) -> dict[str, Any]:
         """Sizes of the sides, for `data.json` and `data check`."""
-        sides = {}
+        sides: dict[str, Any] = {}
         for name in split.SIDES:
             side = self.side(name)
             sides[name] = {

@@ -41,7 +41,7 @@ def parsed_rows(
     """Rows of a source that make sense; the others are dropped in the account, which counts every row read."""
     rows = sources.read_rows(source, hub=recipe.hub, offline=recipe.offline)
     head = list(islice(rows, DETECT_ROWS))
-    format_ = source.format
+    format_: str = source.format
     if format_ == "auto":
         format_ = formats.detect(
             [row.value for row in head if row.problem is None and isinstance(row.value, dict)], source

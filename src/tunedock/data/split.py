@@ -2,7 +2,8 @@
 
 A row's key is its group's value, or a hash of its content; keys are ordered by a seeded hash. So the split depends on the data and
 the seed alone, not on the order of files, the machine or a random generator's version; equal rows and siblings of a group never
-stand on two sides. Held-out sides are rounded up, as `train_test_split` does: 2876 rows with 15 % validation leave 2444 for training.
+stand on two sides. Held-out sides are rounded up, as `train_test_split` does: 2876 rows with 15 % validation leave 2444
+to train on.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def wanted(rows: int, split: Split) -> dict[Side, int]:
 def assign(keys: Sequence[str], split: Split) -> dict[Side, NDArray[np.int64]]:
     """Indices of the rows of each side, ascending.
 
-    Rows with the same key stay together, so a side may be larger or smaller than asked for by part of a group. Raises DataError when
-    nothing is left to train on.
+    Rows with the same key stay together, so a side may be larger or smaller than asked for by part of a group.
+    Raises DataError when nothing is left to train on.
     """
     sizes = wanted(len(keys), split)
     groups: dict[str, list[int]] = {}
@@ -50,9 +51,10 @@ def assign(keys: Sequence[str], split: Split) -> dict[Side, NDArray[np.int64]]:
         groups.setdefault(key, []).append(index)
     order = sorted(groups, key=lambda key: (place(key, split.seed), key))
     sides: dict[Side, list[int]] = {side: [] for side in SIDES}
+    held_out: tuple[Side, ...] = ("test", "validation")
     for key in order:
-        side = next((s for s in ("test", "validation") if len(sides[s]) < sizes[s]), "train")  # type: ignore[index]
-        sides[side].extend(groups[key])  # type: ignore[index]
+        side: Side = next((s for s in held_out if len(sides[s]) < sizes[s]), SIDES[0])
+        sides[side].extend(groups[key])
     if not sides["train"]:
         raise DataError(
             f"{len(keys)} row(s) in {len(groups)} group(s) leave none to train on with the split {split.train:g}/"

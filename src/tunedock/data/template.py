@@ -110,9 +110,9 @@ class Template:
         turn = (Message("user", _QUESTION), Message("assistant", _ANSWER))
         alone = self._render(turn, (), thinking=False)
         followed = self._render((*turn, *turn), (), thinking=False)
-        answered = followed.find(_ANSWER) + len(_ANSWER)
-        ends = self._closing(alone, alone.rfind(_ANSWER) + len(_ANSWER))
-        shared = [text for at, text in ends if followed.startswith(alone[answered : at + len(text)], answered)]
+        end, history_end = (text.find(_ANSWER) + len(_ANSWER) for text in (alone, followed))
+        closing = self._closing(alone, end)
+        shared = [text for at, text in closing if followed.startswith(alone[end : at + len(text)], history_end)]
         if shared and not any(self._special[text] in self.stop_ids for text in shared):
             self.stop_ids.add(self._special[shared[0]])
 

@@ -84,7 +84,7 @@ def _held_out(base: Base, recipe: Recipe, side: str, emit: Emitter) -> SampleSto
         )
     prepared = preparing.prepare(recipe, base.chat, emit)
     prepared.account.verify(recipe.data.max_dropped)
-    name: Side = side  # type: ignore[assignment]
+    name: Side = side
     store = prepared.side(name)
     if not len(store):
         raise DataError(

@@ -1,6 +1,6 @@
 """The `export` stage: merged weights or the adapter alone, checked against the run before it counts as made.
 
-The merge is computed in float32 from the base's own weights and the adapter. Three checks, on real prompts of the run's held-out rows:
+The merge is computed in float32 from the base's own weights and the adapter. Three checks, on real prompts of the held-out rows:
 
 1. merged in memory gives the logits of base plus adapter (float32, to rounding);
 2. the files, read again, give them too, within what their own type allows;
@@ -62,7 +62,10 @@ class MergeChecks:
 
 
 def export(run: Run, recipe: Recipe, emit: Emitter, *, to: Path, form: str) -> dict[str, Any]:
-    """Writes the run's model to `to`. Raises CheckError when a check fails, RunError when the run has no result or `to` is in use."""
+    """Writes the run's model to `to`.
+
+    Raises CheckError when a check fails, RunError when the run has no result or `to` is in use.
+    """
     if not run.model.is_dir():
         raise RunError("the run has no result yet", where=str(run.path), hint="`tunedock train --resume` finishes it")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
@@ -153,7 +156,7 @@ def _prompts(base: Base, emit: Emitter, facts: ChatFacts) -> list[list[int]]:
     if not base.recipe.data.streaming:
         prepared = preparing.prepare(base.recipe, base.chat, emit)
         for side in ("test", "validation", "train"):
-            store: SampleStore = prepared.side(side)  # type: ignore[arg-type]
+            store: SampleStore = prepared.side(side)
             questions = questions_of(store, PROMPTS)
             if questions:
                 return [base.chat.prompt_ids(q.prompt, q.tools, thinking=facts.thinking) for q in questions]
@@ -190,10 +193,10 @@ def _own_dtype(base: Base) -> torch.dtype:
 
 
 def _save(model: nn.Module, folder: Path, facts: ChatFacts) -> None:
-    generation = GenerationConfig.from_model_config(model.config)  # type: ignore[arg-type]
+    generation = GenerationConfig.from_model_config(model.config)
     current = getattr(model, "generation_config", None) or generation
     current.eos_token_id = facts.stop_ids
-    model.generation_config = current  # type: ignore[assignment]
+    model.generation_config = current
     adapters.save(model, folder)
 
 

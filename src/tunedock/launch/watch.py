@@ -27,7 +27,8 @@ ASKED = {
 
 TRACEBACK_LINES = 60
 
-REQUESTS_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+REQUESTS_TO_END = (signal.SIGINT, signal.SIGTERM)
+"""Not SIGHUP: a terminal that closes ends us, and the worker, in a session of its own, goes on (`tunedock runs list`)."""
 
 
 def watch(job: Job, on_event: OnEvent) -> Any:
@@ -144,7 +145,7 @@ class _Stops:
 
 @contextmanager
 def _passing_signals_on(job: Job) -> Iterator[_Stops]:
-    """SIGINT once as SIGINT, then as a kill; SIGTERM and SIGHUP as SIGTERM. Handlers are put back at the end.
+    """SIGINT once as SIGINT, then as a kill; SIGTERM as SIGTERM. Handlers are put back at the end.
 
     Python delivers signals to the main thread only; a watcher in another thread leaves them alone.
     """

@@ -40,13 +40,13 @@ def _lora(model: nn.Module, lora: Lora) -> nn.Module:
         raise ValueError("adapter.alpha is filled in by recipe.resolve")
     config = LoraConfig(
         r=lora.r,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT divides by r; a fraction is fine
+        lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, config)  # type: ignore[arg-type]
+        wrapped: nn.Module = get_peft_model(model, config)
     except ValueError as error:
         linears = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
         raise ModelError(
@@ -54,6 +54,7 @@ def _lora(model: nn.Module, lora: Lora) -> nn.Module:
             where=f"adapter.target_modules: {lora.target_modules}",
             hint=f"this model's linear layers are called {', '.join(linears)}; or use `all-linear`",
         ) from None
+    return wrapped
 
 
 def _freeze(model: nn.Module, freeze: Freeze) -> None:
@@ -92,7 +93,7 @@ def load_adapter(base: nn.Module, folder: Path) -> PeftModel:
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError("adapter_model.safetensors is missing", where=str(folder))
     try:
-        return PeftModel.from_pretrained(base, folder, is_trainable=False)  # type: ignore[arg-type]
+        return PeftModel.from_pretrained(base, folder, is_trainable=False)
     except (RuntimeError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"the adapter does not fit this base model: {first}", where=str(folder)) from None

@@ -70,7 +70,7 @@ def complete(
     return completions
 
 
-class _Asked(StoppingCriteria):
+class _Asked(StoppingCriteria):  # type: ignore[misc]
     def __init__(self, asked: Callable[[], bool]) -> None:
         self._asked = asked
 

@@ -72,8 +72,8 @@ class ChosenHead:
             logits_NV = logits_NV * self._scale
         if self._soft_cap:
             logits_NV = torch.tanh(logits_NV / self._soft_cap) * self._soft_cap
-        picked_N = logits_NV.gather(-1, token_N[:, None])[:, 0]
-        return picked_N - logits_NV.logsumexp(-1)
+        logprobs_N: Tensor = logits_NV.gather(-1, token_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
+        return logprobs_N
 
 
 class PlainHead:

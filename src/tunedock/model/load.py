@@ -28,7 +28,7 @@ def find_device() -> torch.device:
 def has_bf16(device: torch.device) -> bool:
     """Whether bfloat16 products are native there; emulated ones are slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         capabilities = (
             Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")

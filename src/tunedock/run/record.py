@@ -165,7 +165,7 @@ class Run:
     def working(self, stage: str) -> Iterator[None]:
         """Held by the worker during a stage. Raises RunError when another worker holds it."""
         try:
-            with self._lock():
+            with self._patient_lock():
                 self.update(
                     status="running", stage=stage, started=time.time(), pid=os.getpid(), error=None, exit_code=None
                 )
@@ -176,6 +176,16 @@ class Run:
                 where=str(self.path),
                 hint="wait for it, or stop it with Ctrl-C",
             ) from None
+
+    @contextmanager
+    def _patient_lock(self) -> Iterator[None]:
+        """The lock, tried for a second: `locked` takes it for an instant to see whether it is free."""
+        for _ in range(20):
+            if not self.locked():
+                break
+            time.sleep(0.05)
+        with self._lock():
+            yield
 
     @contextmanager
     def _lock(self) -> Iterator[None]:

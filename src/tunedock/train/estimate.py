@@ -38,7 +38,7 @@ def estimate_seconds(policy: Policy, tokens: int, trained_tokens: int, *, full: 
     tied = policy.model.get_output_embeddings().weight is policy.model.get_input_embeddings().weight  # type: ignore[operator]
     body = total - embedding - (0 if tied else head)
     a_weight = 6 if full else 4
-    operations = a_weight * (body * tokens + head * trained_tokens)
+    operations = float(a_weight * (body * tokens + head * trained_tokens))
     return operations / (product_speed(policy.device, policy.precision.compute) * EFFICIENCY)
 
 

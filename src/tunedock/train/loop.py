@@ -1,7 +1,8 @@
 """The one loop: samples -> rows -> log-probabilities -> objective -> update -> event. It knows no objective and no layout.
 
-A step's loss is a sum over rows, divided once by the step's count, so gradient accumulation is only how many rows there are. A
-request to stop takes effect between rows: the half-done step is thrown away, the state before it is saved, and resuming does it again.
+A step's loss is a sum over rows, divided once by the step's count: gradient accumulation is only how many rows there are. A
+request to stop takes effect between rows: the half-done step is thrown away, the state before it is saved, and resuming does it
+again.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Updater:
     max_grad_norm: float
 
     def backward(self, loss: torch.Tensor) -> None:
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def update(self) -> tuple[float, bool]:
         """One optimizer step. Returns the gradient's norm before clipping and whether the step was taken.

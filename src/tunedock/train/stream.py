@@ -1,8 +1,9 @@
 """`data.streaming`: rows read while training, for data larger than the disk.
 
 The stream is read in blocks of `data.shuffle_buffer` training samples, each shuffled by seed and block number; at the end of the
-last source it begins again. A row's side of the split is fixed by a hash of its group or content, so validation rows are passed over
-wherever they turn up. A checkpoint keeps the block's first row: resuming skips rows before it unparsed and encodes one block again.
+last source it begins again. A row's side of the split is fixed by a hash of its group or content, so validation rows are passed
+over wherever they turn up. A checkpoint keeps the block's first row: resuming skips the rows before it unparsed and encodes
+one block again.
 """
 
 from __future__ import annotations

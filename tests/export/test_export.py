@@ -1,0 +1,145 @@
+"""An export is the run's model, or there is no export: the checks, and exports broken on purpose."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from families import save_tiny
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tunedock import pipeline
+from tunedock.errors import CheckError, RecipeError, RunError
+from tunedock.events import Emitter
+from tunedock.export import stage
+from tunedock.recipe.schema import Recipe
+from tunedock.run.record import Run
+from tunedock.run.stop import StopRequest
+from tunedock.train.stage import train
+
+QUIET = Emitter(None)
+
+
+def trained(folder: Path, *overrides: str) -> tuple[Run, Recipe]:
+    """A run of three steps on a tiny Qwen3 whose files are bfloat16, as real ones are."""
+    base = folder / "base"
+    if not base.exists():
+        save_tiny("qwen3", base)
+        weights = load_file(base / "model.safetensors")
+        save_file({k: v.bfloat16() for k, v in weights.items()}, base / "model.safetensors", {"format": "pt"})
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    rows = [{"prompt": f"How many hours are in {n} days?", "response": f"There are {24 * n} hours."} for n in range(30)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        "model: ./base\ndata: {train: rows.jsonl, max_length: 128, cache_dir: ./cache}\n"
+        "train: {max_steps: 3, batch_size: 8, learning_rate: 1.0e-2, bf16: false}\neval: {max_new_tokens: 8}\n"
+    )
+    resolved = pipeline.resolve_recipe([recipe], [*overrides, f"train.output_dir={folder / 'run'}"])
+    run = pipeline.create_run(resolved)
+    train(run, resolved.recipe, QUIET, resume=False, stop=StopRequest())
+    return run, resolved.recipe
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Recipe]:
+    return trained(tmp_path_factory.mktemp("lora"), "adapter.r=4")
+
+
+def test_the_merged_files_are_the_runs_model(lora: tuple[Run, Recipe], tmp_path: Path) -> None:
+    run, recipe = lora
+    told = stage.export(run, recipe, QUIET, to=tmp_path / "out", form="hf")
+    checks = told["checks"]
+    assert checks["merged_difference"] < 1e-4
+    assert checks["file_difference"] < 0.05
+    assert 0 < checks["changed_tensors"] < checks["tensors"]
+    # Read by plain transformers, as its users will: the type of the base, and answers that end where the run's do.
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.bfloat16
+    facts = json.loads((run.model / "chat.json").read_text())
+    assert sorted(model.generation_config.eos_token_id) == sorted(facts["stop_ids"])
+    assert tokenizer.chat_template
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "merged difference" in card and recipe.objective in card
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_the_adapter_alone_gives_the_same_model_through_peft(lora: tuple[Run, Recipe], tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    run, recipe = lora
+    stage.export(run, recipe, QUIET, to=tmp_path / "hf", form="hf")
+    stage.export(run, recipe, QUIET, to=tmp_path / "adapter", form="adapter")
+    base = AutoModelForCausalLM.from_pretrained(recipe.model.path, dtype=torch.float32)
+    with_adapter = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
+    ids = torch.arange(1, 40)[None]
+    with torch.no_grad():
+        a, b = with_adapter(ids).logits, merged(ids).logits
+    assert float((a - b).abs().max()) < 0.05 * float(a.abs().max())
+
+
+def test_full_weights_are_exported_and_have_no_adapter(tmp_path: Path) -> None:
+    run, recipe = trained(tmp_path, "adapter=full")
+    told = stage.export(run, recipe, QUIET, to=tmp_path / "out", form="hf")
+    assert told["checks"]["changed_tensors"] > 0
+    with pytest.raises(RecipeError, match="no adapter"):
+        stage.export(run, recipe, QUIET, to=tmp_path / "other", form="adapter")
+    assert not (tmp_path / "other").exists()
+
+
+def test_base_weights_in_disguise_are_caught(lora: tuple[Run, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge that forgets the adapter."""
+    run, recipe = lora
+    from peft import PeftModel
+
+    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self: self.unload(), raising=False)
+    with pytest.raises(CheckError, match="do not give the logits"):
+        stage.export(run, recipe, QUIET, to=tmp_path / "out", form="hf")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_an_untrained_adapter_is_caught(tmp_path: Path) -> None:
+    run, recipe = trained(tmp_path)
+    path = run.model / "adapter_model.safetensors"
+    save_file({k: torch.zeros_like(v) if "lora_B" in k else v for k, v in load_file(path).items()}, path)
+    with pytest.raises(CheckError, match="base's own"):
+        stage.export(run, recipe, QUIET, to=tmp_path / "out", form="hf")
+
+
+def test_files_that_went_wrong_on_the_way_are_caught(
+    lora: tuple[Run, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, recipe = lora
+    plain_save = stage.adapters.save
+
+    def swap_two_layers(model: torch.nn.Module, folder: Path) -> None:
+        plain_save(model, folder)
+        weights = load_file(folder / "model.safetensors")
+        a, b = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"
+        weights[a], weights[b] = weights[b], weights[a]
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    monkeypatch.setattr(stage.adapters, "save", swap_two_layers)
+    with pytest.raises(CheckError, match="written files"):
+        stage.export(run, recipe, QUIET, to=tmp_path / "out", form="hf")
+
+
+def test_a_folder_in_use_is_left_alone(lora: tuple[Run, Recipe], tmp_path: Path) -> None:
+    run, recipe = lora
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(RunError, match="in use"):
+        stage.export(run, recipe, QUIET, to=tmp_path, form="hf")
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_run_without_a_result_has_nothing_to_export(lora: tuple[Run, Recipe], tmp_path: Path) -> None:
+    _, recipe = lora
+    (tmp_path / "run").mkdir()
+    with pytest.raises(RunError, match="no result"):
+        stage.export(Run(tmp_path / "run"), recipe, QUIET, to=tmp_path / "out", form="hf")
