@@ -17,7 +17,9 @@ def trees(draw: st.DrawFn) -> Sample:
     for index in range(draw(st.integers(1, 6))):
         length = draw(st.integers(1, 9))
         tokens = np.asarray(draw(st.lists(st.integers(1, 50), min_size=length, max_size=length)), np.int32)
-        weights = np.asarray(draw(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=length, max_size=length)), np.float32)
+        weights = np.asarray(
+            draw(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=length, max_size=length)), np.float32
+        )
         segments.append(Segment(tokens, weights, -1 if index == 0 else draw(st.integers(0, index - 1))))
     return Sample("row", tuple(segments))
 

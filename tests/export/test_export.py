@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import save_tiny
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from families import save_tiny
 from tunedock import pipeline
 from tunedock.errors import CheckError, RecipeError, RunError
 from tunedock.events import Emitter
@@ -93,7 +93,9 @@ def test_full_weights_are_exported_and_have_no_adapter(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
-def test_base_weights_in_disguise_are_caught(lora: tuple[Run, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_base_weights_in_disguise_are_caught(
+    lora: tuple[Run, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A merge that forgets the adapter."""
     run, recipe = lora
     from peft import PeftModel

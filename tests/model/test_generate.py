@@ -42,7 +42,13 @@ def test_batches_give_what_each_prompt_gives_alone() -> None:
     for batch_size in (1, 2, 16):
         done: list[int] = []
         got = complete(
-            made, prompts(), stop_ids=[stop], pad_id=0, max_new_tokens=12, batch_size=batch_size, on_progress=done.append
+            made,
+            prompts(),
+            stop_ids=[stop],
+            pad_id=0,
+            max_new_tokens=12,
+            batch_size=batch_size,
+            on_progress=done.append,
         )
         assert got == expected
         assert done[-1] == len(expected)

@@ -16,7 +16,12 @@ from tunedock.errors import ModelError
 from tunedock.model.hub import locate
 
 COMMIT = "c0ffee" + "0" * 34
-FILES = {"config.json": b'{"model_type": "qwen3"}', "model.safetensors": b"\x00" * 64, "evil.bin": b"pickle", "code.py": b"1"}
+FILES = {
+    "config.json": b'{"model_type": "qwen3"}',
+    "model.safetensors": b"\x00" * 64,
+    "evil.bin": b"pickle",
+    "code.py": b"1",
+}
 
 
 class Mirror(BaseHTTPRequestHandler):
@@ -72,7 +77,10 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_a_mirror_gives_the_model_at_a_commit_and_the_cache_keeps_it(mirror: str) -> None:
     located = locate("owner/tiny", revision=None, hub=mirror, offline=False)
     assert located.commit == COMMIT
-    assert sorted(p.name for p in located.folder.iterdir()) == ["config.json", "model.safetensors"]  # no pickle, no code
+    assert sorted(p.name for p in located.folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]  # no pickle, no code
     again = locate("owner/tiny", revision=COMMIT, hub="hf", offline=True)
     assert again == located
 

@@ -23,7 +23,9 @@ from tunedock.train.checkpoint import (
 
 
 def snapshot(step: int) -> Snapshot:
-    return Snapshot(step, {"w": torch.full((3,), float(step))}, {"0/exp_avg": torch.ones(3)}, {"feed": {}}, random_states())
+    return Snapshot(
+        step, {"w": torch.full((3,), float(step))}, {"0/exp_avg": torch.ones(3)}, {"feed": {}}, random_states()
+    )
 
 
 def test_what_goes_in_comes_out(tmp_path: Path) -> None:

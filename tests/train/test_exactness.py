@@ -49,9 +49,7 @@ def reference_loss(model: torch.nn.Module, group: Sequence[Sample]) -> torch.Ten
         for leaf in sample.leaves():
             tokens, _ = sample.path(leaf)
             chain = sample.ancestry(leaf)
-            weights = np.concatenate(
-                [sample.segments[i].weights_T * (0.0 if i in counted else 1.0) for i in chain]
-            )
+            weights = np.concatenate([sample.segments[i].weights_T * (0.0 if i in counted else 1.0) for i in chain])
             counted.update(chain)
             ids = torch.as_tensor(tokens, dtype=torch.int64)[None]
             logits = model(input_ids=ids).logits[0].double()

@@ -71,7 +71,9 @@ def build(
     **train: Any,
 ) -> tuple[Loop, Policy, io.StringIO]:
     folder.mkdir(exist_ok=True, parents=True)
-    settings = Train(**{"learning_rate": 5e-3, "save_steps": 4, "eval_strategy": "no", "save_total_limit": None, **train})
+    settings = Train(
+        **{"learning_rate": 5e-3, "save_steps": 4, "eval_strategy": "no", "save_total_limit": None, **train}
+    )
     compute = torch.bfloat16 if settings.bf16 else torch.float16 if settings.fp16 else torch.float32
     model = attach(tiny_model("qwen3"), adapter or Lora(r=4, alpha=8, dropout=0.1), seed=3)
     torch.manual_seed(settings.seed)
@@ -151,7 +153,13 @@ def test_how_a_step_is_split_into_rows_changes_nothing_but_rounding(tmp_path: Pa
 def test_it_learns(tmp_path: Path, precision: dict[str, bool], adapter: Adapter, left: float) -> None:
     """Whole weights learn the runs of numbers; an adapter on random weights learns a little of them."""
     loop, _, stream = build(
-        tmp_path, adapter=adapter, steps=40, learning_rate=1e-2, save_strategy="no", lr_scheduler_type="constant", **precision
+        tmp_path,
+        adapter=adapter,
+        steps=40,
+        learning_rate=1e-2,
+        save_strategy="no",
+        lr_scheduler_type="constant",
+        **precision,
     )
     loop.run()
     curve = losses(stream)

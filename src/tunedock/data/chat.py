@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, ParamSpec, TypeVar
 
 import numpy as np
@@ -60,6 +61,8 @@ class Chat:
     `train_on`: the assistant turns that weigh 1 where `Message.weight` is None. With `all`, every token of the rendering up to
     the last answer weighs 1. Preferences and labelled completions train the assistant turns of the completion.
 
+    `documents`: only documents are to be encoded, so the template is looked at when a prompt is first asked for.
+
     Raises ModelError when the tokenizer has no usable chat template, or no stop token is known.
     """
 
@@ -71,14 +74,16 @@ class Chat:
         max_length: int,
         over_length: Literal["drop", "truncate", "error"],
         train_on: Literal["assistant", "last", "all"],
+        documents: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
+        self._given_stop_ids = frozenset(stop_ids)
+        self.documents = documents
         self._max_length = max_length
         self._over_length = over_length
         self._train_on = train_on
-        self._template = Template(tokenizer, stop_ids)
         self._spans = Spans(tokenizer)
-        if not self._template.stop_ids:
+        if not (self._given_stop_ids if documents else self._template.stop_ids):
             raise ModelError(
                 "no token is known to end an answer",
                 where="tokenizer",
@@ -86,10 +91,15 @@ class Chat:
             )
         self._first_stop_ids = self.stop_ids
 
+    @cached_property
+    def _template(self) -> Template:
+        return Template(self._tokenizer, self._given_stop_ids)
+
     @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end generation. Rows encoded may add to them: the turn end a template writes after a tool call."""
-        return frozenset(self._template.stop_ids)
+        looked_at = "_template" in self.__dict__
+        return frozenset(self._template.stop_ids) if looked_at else self._given_stop_ids
 
     def prompt(self, messages: Sequence[Message], tools: Tools = (), *, thinking: bool) -> str:
         """What the model is served with to answer `messages`; the very text training puts before that answer.
@@ -256,7 +266,7 @@ class Chat:
     @property
     def _stop(self) -> int:
         eos = self._tokenizer.eos_token_id
-        return int(eos) if eos in self._template.stop_ids else min(self._template.stop_ids)
+        return int(eos) if eos in self.stop_ids else min(self.stop_ids)
 
     def _path(self, rendering: _Rendering, found: Tokenised, *, headers: bool) -> Path:
         """`headers`: whether to find where generation headers begin; it takes one more rendering a turn, and only cutting asks."""
@@ -266,7 +276,7 @@ class Chat:
         for turn, weight in rendering.turns:
             first = self._spans.answer(found, rendering.text, turn.start)
             end = len(ids) if turn.stop_at is None else found.at(turn.stop_at) + 1
-            if ids[end - 1] not in self._template.stop_ids:
+            if ids[end - 1] not in self.stop_ids:
                 raise RowRefused(
                     "no_stop", f"turn {turn.index}: the tokenizer does not read the stop token as one token"
                 )
@@ -283,7 +293,7 @@ class Chat:
 
     def _windows(self, row_id: str, found: Tokenised) -> list[Encoded]:
         """A document's tokens and eos, cut into windows. A token left over takes the one before it along, which weighs nothing."""
-        ids = found.ids if found.ids and found.ids[-1] in self._template.stop_ids else [*found.ids, self._stop]
+        ids = found.ids if found.ids and found.ids[-1] in self.stop_ids else [*found.ids, self._stop]
         if len(ids) < 2:
             raise RowRefused("nothing_trained", "the document is empty")
         made: list[Encoded] = []

@@ -38,7 +38,7 @@ class Parsed:
 def parsed_rows(
     recipe: Recipe, source: Source, account: Account, *, skip_rows: int = 0, first_index: int = 0
 ) -> Iterator[Parsed]:
-    """Rows of a source that make sense; the others are dropped in the account, which counts every row read."""
+    """Rows of a source that make sense, for `encode_rows` to count; the others are counted and dropped here."""
     rows = sources.read_rows(source, hub=recipe.hub, offline=recipe.offline)
     head = list(islice(rows, DETECT_ROWS))
     format_: str = source.format
@@ -50,7 +50,6 @@ def parsed_rows(
     for number, row in enumerate(chain(head, rows)):
         if number < skip_rows:
             continue
-        account.read += 1
         try:
             if row.problem is not None:
                 raise RowRefused(*row.problem)
@@ -59,6 +58,7 @@ def parsed_rows(
             by = recipe.data.split.group_by
             key = formats.group_of(row.value, by) if by else content_key(example)
         except RowRefused as refused:
+            account.read += 1
             account.drop(row.row_id, refused.reason, refused.detail)
             continue
         yield Parsed(row.row_id, first_index + number, key, example)
@@ -74,6 +74,7 @@ def encode_rows(rows: Iterator[Parsed], chat: Chat, account: Account) -> Iterato
     while batch := list(islice(rows, ENCODE_ROWS)):
         made = chat.encode([(row.row_id, row.example) for row in batch])
         for row, outcome in zip(batch, made, strict=True):
+            account.read += 1
             if isinstance(outcome, RowRefused):
                 account.drop(row.row_id, outcome.reason, outcome.detail)
                 continue

@@ -31,7 +31,7 @@ from tunedock.train.loop import Course, Loop, Progress
 from tunedock.train.machine import hardware, versions
 from tunedock.train.optimizer import make_updater
 from tunedock.train.plot import plot_losses
-from tunedock.train.stream import streamed_data
+from tunedock.train.stream import StreamFeed, streamed_data
 from tunedock.train.tensorboard import TensorBoard
 
 CPU_TOKEN_BUDGET = 4096
@@ -60,6 +60,12 @@ def train(run: Run, recipe: Recipe, emit: Emitter, *, resume: bool, stop: StopRe
     said = policy.probe()
     if said:
         emit.warning(said, where=str(base.located.folder))
+    if not base.chat.documents and not base.chat.engine_renders(thinking=about["thinking"]):
+        emit.warning(
+            "no outside engine renders the prompts this model is trained on: its template cannot be told to leave the thinking out",
+            where="chat template",
+            hint="`tunedock chat` and `tunedock eval` render them; for other engines, train on answers with reasoning",
+        )
     run.update(lineage={**base.lineage(), "data": about["fingerprint"]})
     loop = _loop(recipe, base, policy, feed, validation, about, checkpoints, emit, stop)
     if resume:
@@ -73,6 +79,9 @@ def train(run: Run, recipe: Recipe, emit: Emitter, *, resume: bool, stop: StopRe
             plot_losses(EventReader(run.events).new(), run.path / "plots", run.name)
             raise
     plot_losses(EventReader(run.events).new(), run.path / "plots", run.name)
+    if isinstance(feed, StreamFeed):
+        about["account"] = feed.account.to_json()
+        write_json(run.path / "data.json", about)
     return _finish(run, recipe, base, policy, checkpoints, progress, about)
 
 

@@ -17,8 +17,10 @@ import numpy as np
 
 from tunedock.data import split
 from tunedock.data.account import Account
+from tunedock.data.conversation import Conversation, Example
 from tunedock.data.rows import encode_rows, parsed_rows
 from tunedock.data.sample import Sample
+from tunedock.errors import DataError
 from tunedock.events import Emitter
 from tunedock.model.session import Base
 from tunedock.recipe.schema import Recipe, Source
@@ -58,21 +60,43 @@ class Stream:
         self._recipe = recipe
         self._sources = sources
         self.account = account
+        self._answers = self._reasoned = 0
 
     def read(self, place: Place, *, rounds: int | None = None) -> Iterator[_Read]:
-        """Raises DataError when a round keeps no row or drops too many."""
+        """Raises DataError when a round has no training row, keeps no row at all or drops too many."""
         first = place.round
         while rounds is None or place.round < first + rounds:
             account = self.account if place.round == 0 else Account()
+            whole, trains = place.source == place.row == 0, False
             for number in range(place.source, len(self._sources)):
                 rows = parsed_rows(self._recipe, self._sources[number], account, skip_rows=place.row)
                 for row, encoded in encode_rows(rows, self._base.chat, account):
                     after = Place(place.round, number, row.index + 1)
                     side = split.side_of(row.key, self._recipe.data.split)
+                    trains = trains or side == "train"
+                    self._count_reasoning(row.example)
                     yield from (_Read(one.sample, side, after) for one in encoded)
                 place = Place(place.round, number + 1, 0)
-            account.verify(self._recipe.data.max_dropped)
+            if account.read:  # nothing, when a checkpoint was taken at a round's very end
+                account.verify(self._recipe.data.max_dropped)
+            if whole and not trains and rounds is None:
+                raise DataError(
+                    f"none of the stream's {account.kept} rows is on the training side of the split",
+                    where="data.split",
+                    hint="a stream is split by a hash of each row; add rows, or set `data.split.train: 1`",
+                )
             place = Place(place.round + 1, 0, 0)
+
+    @property
+    def thinking(self) -> bool:
+        """Whether most answers read so far bring reasoning."""
+        return self._reasoned * 2 > self._answers
+
+    def _count_reasoning(self, example: Example) -> None:
+        if isinstance(example, Conversation):
+            answers = [message for message in example.messages if message.role == "assistant"]
+            self._answers += len(answers)
+            self._reasoned += sum(message.reasoning is not None for message in answers)
 
 
 class StreamFeed:
@@ -124,6 +148,11 @@ class StreamFeed:
             reads.append(read)
         return reads
 
+    @property
+    def account(self) -> Account:
+        """What has become of the rows read so far, each counted once."""
+        return self._stream.account
+
     def state(self) -> dict[str, Any]:
         place = self._start
         return {
@@ -149,12 +178,8 @@ def streamed_data(
     data = recipe.data
     validation = _validation(base, recipe)
     account = Account()
-    feed = StreamFeed(
-        Stream(base, recipe, data.train, account),
-        batch_size=batch_size,
-        buffer=data.shuffle_buffer,
-        seed=recipe.train.seed,
-    )
+    stream = Stream(base, recipe, data.train, account)
+    feed = StreamFeed(stream, batch_size=batch_size, buffer=data.shuffle_buffer, seed=recipe.train.seed)
     first = feed.step(0)
     mean_tokens = float(np.mean([sample.tokens for sample in first]))
     mean_trained = float(np.mean([sum(np.count_nonzero(s.weights_T) for s in sample.segments) for sample in first]))
@@ -169,7 +194,7 @@ def streamed_data(
         "account": account.to_json(),
         "sides": {},
         "stop_ids": sorted(base.chat.stop_ids),
-        "thinking": False,
+        "thinking": stream.thinking,
         "samples": None,
         "mean_tokens": mean_tokens,
         "mean_trained": mean_trained,
