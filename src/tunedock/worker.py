@@ -44,10 +44,16 @@ class Call:
     run: Run | None = None
 
     def recipe(self) -> Recipe:
-        resolved = self.request.get("recipe") if self.run is None else self.run.resolved()["recipe"]
-        if resolved is None:
-            raise BugError("the request names no recipe")
-        return Recipe.model_validate(resolved)
+        """The resolved recipe; of a run, with the model pinned to the commit it began with."""
+        if self.run is None:
+            if "recipe" not in self.request:
+                raise BugError("the request names no recipe")
+            return Recipe.model_validate(self.request["recipe"])
+        recipe = Recipe.model_validate(self.run.resolved()["recipe"])
+        commit = self.run.state().lineage.get("commit")
+        if commit is None:
+            return recipe
+        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"revision": commit})})
 
     def require_run(self) -> Run:
         if self.run is None:

@@ -7,14 +7,13 @@ a folder's name or a word in the file's. Where that leaves a choice, the choice 
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from tunedock.data.files import COMPRESSIONS, KINDS
-from tunedock.errors import DataError, DependencyError
+from tunedock.data.hub import Repository, snapshot
+from tunedock.errors import DataError
 from tunedock.recipe.schema import Source
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -30,76 +29,9 @@ _NUMBER = re.compile(r"[-_.]?\d+$")
 
 
 def download(source: Source, *, hub: str, offline: bool) -> Path:
-    """The folder with the data files of a hub data set; from the hub's cache when it is there.
-
-    Raises DataError when the hub has no such data set or cannot be reached, DependencyError without the package.
-    """
+    """The folder with the data files of a hub data set. Raises what `data.hub.snapshot` raises."""
     patterns = [f"*{kind}{packed}" for kind in KINDS for packed in ("", *COMPRESSIONS)]
-    if hub == "modelscope":
-        return _from_modelscope(source, offline, patterns)
-    return _from_hugging_face(source, None if hub == "hf" else hub, offline, patterns)
-
-
-def _from_hugging_face(source: Source, endpoint: str | None, offline: bool, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        folder = snapshot_download(
-            source.path,
-            repo_type="dataset",
-            revision=source.revision,
-            endpoint=endpoint,
-            local_files_only=offline,
-            allow_patterns=patterns,
-        )
-    except RepositoryNotFoundError:
-        raise DataError(
-            "the hub has no such data set, or it is private",
-            where=source.path,
-            hint="check the name; a private or gated one needs a token: `hf auth login` or HF_TOKEN",
-        ) from None
-    except RevisionNotFoundError:
-        raise DataError(f"the data set has no revision `{source.revision}`", where=source.path) from None
-    except LocalEntryNotFoundError:
-        why = "`offline: true`" if offline else "the hub cannot be reached"
-        raise DataError(
-            f"{why}, and the hub cache does not hold this data set",
-            where=source.path,
-            hint="give a local path, or name a mirror by `hub: https://...`",
-        ) from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise DataError(f"the hub did not give the data set: {error}", where=source.path) from error
-    return Path(folder)
-
-
-def _from_modelscope(source: Source, offline: bool, patterns: list[str]) -> Path:
-    try:
-        from modelscope import dataset_snapshot_download
-    except ImportError:
-        raise DependencyError(
-            "`hub: modelscope` needs the package modelscope", where="hub", hint="pip install 'tunedock[modelscope]'"
-        ) from None
-    options: dict[str, Any] = {"revision": source.revision} if source.revision else {}
-    if offline:
-        if "local_files_only" not in inspect.signature(dataset_snapshot_download).parameters:
-            raise DataError(
-                "`offline: true`, and this version of modelscope cannot stay off the network",
-                where=source.path,
-                hint="give a local path, or install another version of modelscope",
-            )
-        options["local_files_only"] = True
-    try:
-        folder = dataset_snapshot_download(source.path, allow_patterns=patterns, **options)
-    except Exception as error:
-        # Policy: the hub's answers (no such data set, no access, no network) come in classes that change with its version.
-        raise DataError(f"ModelScope did not give the data set: {error}", where=source.path) from error
-    return Path(folder)
+    return snapshot(Repository("dataset", source.path, source.revision), hub=hub, offline=offline, patterns=patterns)
 
 
 def pick(files: Sequence[str], source: Source) -> list[str]:

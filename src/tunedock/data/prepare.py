@@ -25,7 +25,7 @@ from tunedock.data.rows import Parsed, content_key, encode_rows, parsed_rows
 from tunedock.data.store import SampleStore, SampleWriter, Stored
 from tunedock.errors import DiskError
 from tunedock.events import Emitter
-from tunedock.recipe.schema import Recipe
+from tunedock.recipe.schema import Recipe, Source
 from tunedock.run.record import read_json, write_json
 
 DEFAULT_CACHE = Path("~/.cache/tunedock")
@@ -96,9 +96,18 @@ def find(recipe: Recipe, chat: Chat) -> Prepared | None:
 
 
 def _files(recipe: Recipe) -> dict[str, str]:
-    """Source path -> content hash."""
+    """Source -> content hash. A hub data set's subset and split are part of its name here."""
+
+    def name(source: Source) -> str:
+        of = (
+            ""
+            if source.subset is None and source.split == "train"
+            else f" ({source.subset or 'default'}/{source.split})"
+        )
+        return source.path + of
+
     return {
-        source.path: sources.fingerprint(source, sources.list_files(source, hub=recipe.hub, offline=recipe.offline))
+        name(source): sources.fingerprint(source, sources.list_files(source, hub=recipe.hub, offline=recipe.offline))
         for source in (*recipe.data.train, *recipe.data.validation, *recipe.data.test)
     }
 
