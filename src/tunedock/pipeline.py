@@ -66,6 +66,7 @@ def train(
             on_event(_note(note))
     else:
         run = Run(resume.path.absolute())
+        _refuse_finished(run)
         if files:
             check_same_recipe(run, resolve_recipe(files, overrides))
         elif overrides:
@@ -180,8 +181,24 @@ def check_same_recipe(run: Run, resolved: Resolved) -> None:
 
 def eval_section(run: Run, overrides: Sequence[str]) -> dict[str, Any]:
     """The run's `eval` section with `key=value` changes, checked like a recipe's. Raises RecipeError."""
+    for text in overrides:
+        if "." in text.partition("=")[0].removeprefix("eval."):
+            raise RecipeError(
+                f"`{text}`: a finished run keeps its recipe, and only keys of its `eval` section can be changed here",
+                where="command line",
+                hint="write for example `max_samples=50`",
+            )
     prefixed = [text if text.startswith("eval.") else f"eval.{text}" for text in overrides]
     return load([run.path / "recipe.yaml"], prefixed).recipe.eval.model_dump(mode="json")
+
+
+def _refuse_finished(run: Run) -> None:
+    if run.state().status == "finished" and run.model.is_dir():
+        raise RunError(
+            "this run is finished, so there is nothing to go on with",
+            where=str(run.path),
+            hint=f"`tunedock eval {run.path}` measures its result; to train longer, start a new run with more steps or epochs",
+        )
 
 
 def _free(path: Path) -> Path:

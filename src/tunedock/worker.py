@@ -101,7 +101,8 @@ def _data_check(call: Call) -> None:
 
     recipe = call.recipe()
     to = call.request.get("to")
-    check(recipe, call.emit, to=Path(to) if to else None).verify(recipe.data.max_dropped)
+    account = check(recipe, call.emit, to=Path(to) if to else None)
+    account.verify(recipe.data.max_dropped, recipe.data.over_length)
 
 
 def _data_show(call: Call) -> None:

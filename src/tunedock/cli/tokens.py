@@ -25,7 +25,7 @@ def show_row(value: Mapping[str, Any]) -> None:
     out = console()
     out.print(
         Text(
-            f"row {one_line(value.get('row_id'))}  number {value.get('index')}  split {one_line(value.get('split'))}",
+            f"row {one_line(value.get('row_id'))}  number {value.get('index')}  split {one_line(value.get('split') or 'not made yet')}",
             style="bold",
         )
     )

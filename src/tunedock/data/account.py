@@ -57,8 +57,8 @@ class Account:
         self.cut_tokens += tokens
         self.cuts.append((row_id, tokens))
 
-    def verify(self, max_dropped: float) -> None:
-        """Raises DataError if the books do not balance, or more was dropped than the recipe allows."""
+    def verify(self, max_dropped: float, over_length: str = "drop") -> None:
+        """Raises DataError when more was dropped than the recipe's `data.max_dropped` and `data.over_length` allow."""
         if self.read != self.kept + self.dropped:
             raise AssertionError(f"accounting: read {self.read} != kept {self.kept} + dropped {self.dropped}")
         if not self.read:
@@ -71,16 +71,30 @@ class Account:
                     where=", ".join(drop.row_id for drop in rows[:5]),
                     hint="mend or remove these rows; `tunedock data show` prints their tokens",
                 )
+        long = [drop for drop in self.drops if drop.reason == "over_length"]
+        if long and over_length == "error":
+            raise DataError(
+                f"{len(long)} of {self.read} rows are longer than `data.max_length` (first: {long[0].detail}), and "
+                "`data.over_length: error` allows none",
+                where=", ".join(drop.row_id for drop in long[:5]),
+                hint="raise `data.max_length`, shorten these rows, or set `data.over_length` to truncate or drop",
+            )
         if not self.kept:
-            raise DataError(f"all {self.read} rows were dropped: {self._summary()}", where="data.train", hint=_HINT)
+            raise DataError(
+                f"all {self.read} rows were dropped: {self._summary()}", where="data.train", hint=self._hint()
+            )
         if self.dropped > max_dropped * self.read:
             share = self.dropped / self.read
             raise DataError(
                 f"{self.dropped} of {self.read} rows ({share:.1%}) were dropped, more than `data.max_dropped: "
                 f"{max_dropped:g}` allows: {self._summary()}",
                 where="data.train",
-                hint=_HINT,
+                hint=self._hint(),
             )
+
+    def _hint(self) -> str:
+        """The way out of the commonest reason, where it has one of its own."""
+        return _HINTS.get(next(iter(self.reasons)), _HINT)
 
     def _summary(self) -> str:
         parts = []
@@ -118,3 +132,11 @@ class Account:
 
 
 _HINT = "`tunedock data check` lists every dropped row; mend them, or raise `data.max_dropped`"
+
+_HINTS = {
+    "template_refused": "many templates want user and assistant to alternate, and some know no system message: drop "
+    "`data.system` or the system turns, or give another template in `model.chat_template`",
+    "missing_column": "name the file's own columns by `columns: {prompt: ..., completion: ...}`, and check "
+    "`data.split.group_by` and `format`; `tunedock data check` lists every dropped row",
+    "over_length": "raise `data.max_length`, or set `data.over_length: truncate`; `tunedock data check` shows the lengths",
+}

@@ -20,7 +20,7 @@ ROW_KEYS = frozenset(
 
 def _load_line(line: bytes) -> tuple[Any, Problem | None]:
     try:
-        value = load_json(line.decode("utf-8"))
+        value = load_json(line.rstrip(b"\r\n").decode("utf-8"))  # an error at its end is on this line, not the next
     except UnicodeDecodeError as error:
         return None, encoding_problem(error)
     except ValueError as error:

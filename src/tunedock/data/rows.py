@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
 from tunedock.data import formats, sources
 from tunedock.data.account import Account
 from tunedock.data.chat import Chat, Encoded
+from tunedock.data.columns import check_columns
 from tunedock.data.conversation import Conversation, Document, Example, RowRefused, to_json
+from tunedock.data.sources import RawRow
 from tunedock.errors import DataError
 from tunedock.recipe.schema import Recipe, Source
 
@@ -41,11 +43,12 @@ def parsed_rows(
     """Rows of a source that make sense, for `encode_rows` to count; the others are counted and dropped here."""
     rows = sources.read_rows(source, hub=recipe.hub, offline=recipe.offline)
     head = list(islice(rows, DETECT_ROWS))
+    _refuse_unreadable(source, head)
+    readable = [row.value for row in head if row.problem is None and isinstance(row.value, dict)]
+    check_columns(source, readable)
     format_: str = source.format
     if format_ == "auto":
-        format_ = formats.detect(
-            [row.value for row in head if row.problem is None and isinstance(row.value, dict)], source
-        )
+        format_ = formats.detect(readable, source)
     account.formats[source.path] = format_
     for number, row in enumerate(chain(head, rows)):
         if number < skip_rows:
@@ -62,6 +65,19 @@ def parsed_rows(
             account.drop(row.row_id, refused.reason, refused.detail)
             continue
         yield Parsed(row.row_id, first_index + number, key, example)
+
+
+def _refuse_unreadable(source: Source, head: Sequence[RawRow]) -> None:
+    """Rows that are all broken are no data set with bad rows but another kind of file, and are not counted one by one."""
+    problem = head[0].problem if head and all(row.problem is not None for row in head) else None
+    if problem is None:
+        return
+    raise DataError(
+        f"none of the first {len(head)} row(s) can be read; {head[0].row_id}: {problem[1]}",
+        where=source.path,
+        hint="the extension tells how a file is read: check that it is what its name says, compressed files with their "
+        "suffix (.jsonl.gz), text in UTF-8",
+    )
 
 
 def content_key(example: Example) -> str:
@@ -92,8 +108,9 @@ def _fits(objective: str, example: Example, format_: str) -> None:
     wanted = Document if objective == "pretrain" else Conversation
     if not isinstance(example, wanted):
         needs = "documents (`text`)" if objective == "pretrain" else "conversations or prompts with answers"
+        other = {Document: "pretrain", Conversation: "sft"}.get(type(example))
         raise DataError(
             f"`objective: {objective}` needs {needs}, and these rows are of the format `{format_}`",
             where="data.train",
-            hint="check the file, or name its `format:` and `columns:`",
+            hint="check the file and its `format:` and `columns:`" + (f", or set `objective: {other}`" if other else ""),
         )

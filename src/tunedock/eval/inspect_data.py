@@ -131,7 +131,7 @@ def _place_of(recipe: Recipe, row: str) -> tuple[Source, int, int]:
 
 
 def _side(base: Base, recipe: Recipe, row: Parsed) -> str | None:
-    """Which side of the split the row is on; None when the data has not been prepared yet."""
+    """Which side of the split the row is on; None when the data has not been prepared yet, which `data check` does."""
     if recipe.data.streaming:
         return split.side_of(row.key, recipe.data.split)
     prepared = preparing.find(recipe, base.chat)

@@ -83,7 +83,7 @@ def _held_out(base: Base, recipe: Recipe, side: str, emit: Emitter) -> SampleSto
             hint="train a run on the held-out file without `streaming`, or evaluate with data.test in a recipe of its own",
         )
     prepared = preparing.prepare(recipe, base.chat, emit)
-    prepared.account.verify(recipe.data.max_dropped)
+    prepared.account.verify(recipe.data.max_dropped, recipe.data.over_length)
     name: Side = side
     store = prepared.side(name)
     if not len(store):

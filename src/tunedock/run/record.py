@@ -18,6 +18,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -109,22 +110,34 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, *, recipe_yaml: str, resolved: dict[str, Any], state: RunState) -> Run:
-        """Makes the directory. Raises RunError when it is in use: a run never writes into another's results."""
+        """Makes the directory, whole or not at all.
+
+        Raises RunError when it is in use, for a run never writes into another's results; DiskError when it cannot be written.
+        """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            is_run = (path / "run.json").is_file()
             raise RunError(
-                "the output directory is in use",
+                "the output directory is in use" if path.is_dir() else "the output directory is a file",
                 where=str(path),
-                hint="give another `train.output_dir`, or go on with it by `tunedock train --resume`",
+                hint="give another `train.output_dir`"
+                + (f", or go on with this run by `tunedock train --resume {path}`" if is_run else ""),
             )
         run = cls(path)
         try:
             for folder in (path, path / "logs", path / "checkpoints"):
                 folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot make the run directory: {error.strerror}", where=str(path)) from error
-        write_atomic(path / "recipe.yaml", recipe_yaml)
-        write_json(path / "resolved.json", resolved)
-        run.write_state(state)
+            write_atomic(path / "recipe.yaml", recipe_yaml)
+            write_json(path / "resolved.json", resolved)
+            run.write_state(state)
+        except (OSError, DiskError) as error:
+            shutil.rmtree(path, ignore_errors=True)  # half a run directory would be in the way of the next try
+            if isinstance(error, DiskError):
+                raise
+            raise DiskError(
+                f"cannot make the run directory: {error.strerror}",
+                where=str(path),
+                hint="give a `train.output_dir` that can be written",
+            ) from error
         return run
 
     @classmethod
@@ -140,16 +153,27 @@ class Run:
 
     def state(self) -> RunState:
         """The state on disk; a run whose worker is gone without a word is `lost`."""
-        state = RunState(**read_json(self.path / "run.json"))
+        state = self._stored_state()
         if state.status == "running" and not self.locked():
             return replace(state, status="lost")
         return state
+
+    def _stored_state(self) -> RunState:
+        path = self.path / "run.json"
+        try:
+            return RunState(**read_json(path))
+        except TypeError as error:
+            raise RunError(
+                f"these are not the fields of a run: {error}",
+                where=str(path),
+                hint="the file is damaged, or another version of tunedock wrote it",
+            ) from None
 
     def write_state(self, state: RunState) -> None:
         write_json(self.path / "run.json", asdict(state))
 
     def update(self, **changes: Any) -> RunState:
-        state = replace(RunState(**read_json(self.path / "run.json")), **changes)
+        state = replace(self._stored_state(), **changes)
         self.write_state(state)
         return state
 

@@ -66,7 +66,7 @@ def list_runs(runs_dir: Path) -> list[RunSummary]:
 def summary(run: Run) -> RunSummary:
     try:
         state = run.state()
-    except (TunedockError, TypeError):  # not JSON, or not the fields of a RunState
+    except TunedockError:  # not JSON, or not the fields of a RunState
         nothing = (None,) * 6
         return RunSummary(run.name, run.path, "damaged", MISSING, MISSING, *nothing)
     numbers = last_metrics(run.events, ("step", "loss", "eval_loss"))
@@ -105,6 +105,8 @@ def find(name: str, runs_dir: Path) -> Run:
             f"`{name}` is the beginning of {len(starting)} runs: {', '.join(starting[:5])}",
             hint="give more of the name",
         )
+    if name and Path(name).is_dir():
+        raise RunError("this folder is no run: it has no run.json", where=name, hint="`tunedock runs list` lists the runs")
     close = difflib.get_close_matches(name, names, n=1)
     hint = (
         f"did you mean `{close[0]}`?" if close else "`tunedock runs list` lists the runs; `--runs-dir` looks elsewhere"

@@ -100,7 +100,7 @@ def _data(base: Base, recipe: Recipe, emit: Emitter) -> tuple[Feed, Sequence[Sam
     if recipe.data.streaming:
         return streamed_data(base, recipe, batch_size, emit)
     prepared = preparing.prepare(recipe, base.chat, emit)
-    prepared.account.verify(recipe.data.max_dropped)
+    prepared.account.verify(recipe.data.max_dropped, recipe.data.over_length)
     sides = prepared.summary()
     training = prepared.side("train")
     account = prepared.account

@@ -78,7 +78,7 @@ class Stream:
                     yield from (_Read(one.sample, side, after) for one in encoded)
                 place = Place(place.round, number + 1, 0)
             if account.read:  # nothing, when a checkpoint was taken at a round's very end
-                account.verify(self._recipe.data.max_dropped)
+                account.verify(self._recipe.data.max_dropped, self._recipe.data.over_length)
             if whole and not trains and rounds is None:
                 raise DataError(
                     f"none of the stream's {account.kept} rows is on the training side of the split",
