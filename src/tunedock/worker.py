@@ -143,7 +143,10 @@ def _guarded(stage: str, call: Call) -> int:
             STAGES[stage](call)
     except BaseException as raised:  # noqa: BLE001 - policy: the last line of defence; nothing ends without a failure event
         error = understood(raised)
-        call.emit.emit("failure", error=error.to_json())
+        try:
+            call.emit.emit("failure", error=error.to_json())
+        except OSError:  # the disk that is full is the error, most often; the log and the exit code may still tell
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     call.emit.stage(stage, "finished")
     return 0

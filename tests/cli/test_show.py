@@ -29,7 +29,6 @@ def test_plain_progress_is_told_now_and_then_and_at_the_end():
         clock.now += 0.125
     lines = target.file.getvalue().splitlines()
     assert lines == [
-        "tokenise: 0/1,000 rows",
         "tokenise: 400/1,000 rows  80.0/s  8s left",
         "tokenise: 800/1,000 rows  80.0/s  2s left",
         "tokenise: 1,000/1,000 rows  80.0/s",

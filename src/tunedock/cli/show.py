@@ -105,12 +105,16 @@ class PlainDisplay:
 
     def _progress(self, event: Event) -> None:
         task, done, total = event.get("task", ""), event.get("done", 0), event.get("total")
-        if not self._due(task) and done != total:
-            return
         now = self._clock()
+        if done == 0:
+            self._began[task] = (now, 0)  # a task may be done again: the next validation
+            self._spoken[task] = now
+            return
         began, first = self._began.setdefault(task, (now, done))
+        if done != total and not self._due(task):
+            return
         line = f"{one_line(task)}: {done:,}{f'/{total:,}' if total else ''} {one_line(event.get('unit', ''))}"
-        if now > began and done > first:
+        if now - began >= 1.0 and done > first:  # of less time a rate would be noise
             rate = (done - first) / (now - began)
             line += f"  {rate:,.1f}/s"
             if total and total > done:
@@ -154,6 +158,8 @@ class LiveDisplay:
 
     def _advance(self, event: Event) -> None:
         task = self._task(event.get("task", ""), event.get("unit", ""))
+        if event.get("done") == 0:
+            self._progress.reset(task)
         self._progress.update(task, completed=event.get("done", 0), total=event.get("total"))
 
     def _measure(self, event: Event) -> None:

@@ -72,7 +72,9 @@ def _from_hugging_face(repository: Repository, endpoint: str | None, offline: bo
         why = "`offline: true`" if offline else "the hub cannot be reached"
         raise repository.error(
             f"{why}, and the hub cache does not hold this {word}",
-            "give a local path, or name a mirror by `hub: https://...`",
+            "drop `offline` to fetch it, or give a local path"
+            if offline
+            else "give a local path, or name a mirror by `hub: https://...`",
         ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise repository.error(f"the hub did not give the {word}: {error}") from error

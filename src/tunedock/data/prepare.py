@@ -155,6 +155,7 @@ def _build(recipe: Recipe, chat: Chat, emit: Emitter, folder: Path) -> None:
     data = recipe.data
     writer = SampleWriter(folder / "samples.arrow")
     building = _Building(Account())
+    emit.progress("tokenising", 0, None, "rows")
     try:
         for role, role_sources in (("train", data.train), ("validation", data.validation), ("test", data.test)):
             for source in role_sources:

@@ -80,7 +80,11 @@ def export(run: Run, recipe: Recipe, emit: Emitter, *, to: Path, form: str) -> d
             to.rmdir()
         aside.rename(to)
     except OSError as error:
-        raise DiskError(f"the export cannot be written: {error.strerror or error}", where=str(to)) from error
+        raise DiskError(
+            f"the export cannot be written: {error.strerror or error}",
+            where=str(to),
+            hint="free disk space, or give a folder that can be written by --to",
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return {"to": str(to), "format": form, **result}
@@ -184,9 +188,7 @@ def _same_top(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:
 
 
 def _own_dtype(base: Base) -> torch.dtype:
-    """The type the base's files are in; float32 for a model that began as random weights."""
-    if base.recipe.model.init == "random":
-        return torch.float32
+    """The type the base's config states, which its files are in; float32 where it states none."""
     config = AutoConfig.from_pretrained(base.located.folder, trust_remote_code=base.recipe.model.trust_remote_code)
     dtype = getattr(config, "dtype", None)
     return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32

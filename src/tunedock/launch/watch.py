@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from tunedock.errors import BugError, InterruptedRun, OutOfMemoryError, TunedockError, exit_codes
+from tunedock.errors import BugError, DiskError, InterruptedRun, OutOfMemoryError, TunedockError, exit_codes
 from tunedock.events import Event
 from tunedock.launch.job import Job
 
@@ -93,6 +93,12 @@ def ending(job: Job, failure: TunedockError | None, result: list[Any], *, stoppe
         raise BugError(f"the worker died by {_signal_name(number)}{last}", where=where, hint=hint)
     if code == 0:
         raise BugError(f"the worker ended without a result{last}", where=where)
+    if code == DiskError.exit_code:  # then the worker could not write its last words either
+        raise DiskError(
+            f"the disk is full or cannot be written{last}",
+            where=where,
+            hint=f"free disk space, then {_resume_hint(job) or 'try again'}",
+        )
     raise TunedockError.from_json(
         {
             "kind": exit_codes().get(code, ["BugError"])[0],  # a code of ours is kept, any other is our bug

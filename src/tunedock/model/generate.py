@@ -48,6 +48,8 @@ def complete(
     completions: list[list[int]] = [[] for _ in prompts]
     stops = set(stop_ids)
     policy.model.eval()
+    if on_progress is not None:
+        on_progress(0)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         width = len(prompts[batch[0]])

@@ -32,7 +32,9 @@ def locate(path: str, *, revision: str | None, hub: str, offline: bool, code: bo
     if folder.is_dir():
         return Located(folder, None)
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
-        raise ModelError("there is no such folder, and it is no hub id (owner/name)", where=f"model: {path}")
+        raise ModelError(
+            "there is no such folder", where=f"model: {path}", hint="check the path; a hub id has the form owner/name"
+        )
     patterns = (*WEIGHTS_AND_TEXT, "*.py") if code else WEIGHTS_AND_TEXT
     fetched = snapshot(Repository("model", path, revision), hub=hub, offline=offline, patterns=patterns)
     found = _COMMIT.search(fetched.as_posix())

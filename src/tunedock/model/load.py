@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
@@ -15,6 +16,12 @@ from tunedock.errors import ModelError
 from tunedock.model.hub import Located, locate
 from tunedock.model.policy import Precision
 from tunedock.recipe.schema import Model, Recipe
+
+
+TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
+"""What a tokenizer can be made from, one of them at least."""
+
+PICKLED_WEIGHTS = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def find_device() -> torch.device:
@@ -63,13 +70,20 @@ def locate_base(recipe: Recipe) -> Located:
 
 def load_tokenizer(folder: Path, model: Model) -> PreTrainedTokenizerBase:
     """The tokenizer, with `model.chat_template` in place of its own when the recipe gives one. It must be a fast one."""
+    if not any(next(folder.glob(pattern), None) for pattern in TOKENIZER_FILES):
+        # transformers would make an empty one from config.json, which reads every text as nothing.
+        raise ModelError(
+            "the folder has no tokenizer",
+            where=str(folder),
+            hint="copy tokenizer.json and tokenizer_config.json of the model into it",
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     except Exception as error:  # policy: whatever the tokenizer's files make the library raise, they are at fault
         raise ModelError(
             f"the tokenizer cannot be read: {_first_line(error)}",
             where=str(folder),
-            hint="the folder needs tokenizer.json (or the files it can be made from)",
+            hint="is tokenizer.json whole? fetch it again, with tokenizer_config.json",
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError("only a slow tokenizer; character offsets need a fast one (tokenizer.json)", where=str(folder))
@@ -85,7 +99,9 @@ def load_tokenizer(folder: Path, model: Model) -> PreTrainedTokenizerBase:
 
 def load_weights(folder: Path, model: Model, *, dtype: torch.dtype, device: torch.device, seed: int = 0) -> nn.Module:
     """The causal language model of a folder, in eval mode. Safetensors only: other weight files can run code."""
-    _require_readable_config(folder)
+    require_config(folder)
+    if model.init != "random":
+        _require_whole_weights(folder)
     try:
         if model.init == "random":
             torch.manual_seed(seed)
@@ -94,10 +110,16 @@ def load_weights(folder: Path, model: Model, *, dtype: torch.dtype, device: torc
             )
             made = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=model.trust_remote_code)
         else:
-            made = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, trust_remote_code=model.trust_remote_code, use_safetensors=True
+            made, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                trust_remote_code=model.trust_remote_code,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # told below, by name
+                output_loading_info=True,
             )
-    except torch.OutOfMemoryError:
+            _require_all_loaded(folder, report)
+    except (torch.OutOfMemoryError, ModelError):
         raise
     except Exception as error:  # policy: whatever the model's files make the library raise, they are at fault
         raise ModelError(
@@ -123,7 +145,55 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
 
 
-def _require_readable_config(folder: Path) -> Mapping[str, Any]:
+def _require_whole_weights(folder: Path) -> None:
+    """Raises ModelError when there are no safetensors, or one of them is cut off."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = sorted(path.name for pattern in PICKLED_WEIGHTS for path in folder.glob(pattern))
+        raise ModelError(
+            f"the weights are pickled ({', '.join(pickled[:3])}), and reading pickle can run code"
+            if pickled
+            else "the folder has no weights (*.safetensors)",
+            where=str(folder),
+            hint="take a revision of the model that has *.safetensors, or, if you trust the file, convert it: "
+            "`AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)`"
+            if pickled
+            else "fetch the model's *.safetensors, or train from nothing with `model.init: random`",
+        )
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass  # the header tells how long the file must be
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"the file is cut off or damaged: {_first_line(error)}",
+                where=str(file),
+                hint="fetch or copy it again, and compare its size with the original's",
+            ) from None
+
+
+def _require_all_loaded(folder: Path, report: Mapping[str, Any]) -> None:
+    """Raises ModelError when weights were made up: transformers fills in what the files lack at random, with a printed remark."""
+    missing, misfits = sorted(report["missing_keys"]), sorted(report["mismatched_keys"])
+    if misfits:
+        name, in_file, by_config = misfits[0]
+        raise ModelError(
+            f"{len(misfits)} tensor(s) of the files do not have the shape config.json gives them, the first being {name}: "
+            f"{list(in_file)} in the files, {list(by_config)} by the config",
+            where=str(folder),
+            hint="config.json and the weights are of different models; take both from one",
+        )
+    if missing:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise ModelError(
+            f"the files lack {len(missing)} of the model's tensors: {shown}",
+            where=str(folder),
+            hint="is a *.safetensors file missing? is config.json the config of these weights, of a causal language model?",
+        )
+
+
+def require_config(folder: Path) -> Mapping[str, Any]:
+    """What config.json holds. Raises ModelError when it is missing or damaged."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -131,11 +201,15 @@ def _require_readable_config(folder: Path) -> Mapping[str, Any]:
             "config.json is missing", where=str(folder), hint="point `model` at a folder with a model"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"config.json is damaged: {error}", where=str(folder)) from None
+        raise ModelError(
+            f"config.json is damaged: {error}", where=str(folder), hint="fetch or copy it again"
+        ) from None
     if not isinstance(config, dict):
         raise ModelError("config.json holds no object", where=str(folder))
     return config
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"{error} is missing in it"
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

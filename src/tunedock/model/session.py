@@ -60,6 +60,7 @@ class Base:
 def find_base(recipe: Recipe, *, stop_ids: Collection[int] = ()) -> Base:
     """Locates the model (fetching a hub id) and reads its tokenizer. No weights yet."""
     located = load.locate_base(recipe)
+    load.require_config(located.folder)  # before the tokenizer, whose reader would blame the tokenizer
     tokenizer = load.load_tokenizer(located.folder, recipe.model)
     chat = Chat(
         tokenizer,

@@ -54,6 +54,8 @@ def mean_loss(
 ) -> tuple[float, float]:
     """The objective's loss over all samples, and the count it is a mean over. Read `batch` samples at a time."""
     total, count = 0.0, 0.0
+    if on_progress is not None:
+        on_progress(0)
     for start in range(0, len(samples), batch):
         part = [samples[i] for i in range(start, min(start + batch, len(samples)))]
         count += objective.count(part)

@@ -70,6 +70,10 @@ class Checkpoints:
     def names(self) -> list[str]:
         return sorted(p.name for p in self.folder.glob("step-*") if (p / "manifest.json").is_file())
 
+    def untouched(self) -> bool:
+        """Whether no checkpoint was ever saved here, not even one found damaged since."""
+        return not any(self.folder.glob("*step-*"))
+
     def save(self, snapshot: Snapshot, *, metric: float | None = None, better: bool = False) -> Path:
         """Writes a checkpoint and then deletes the ones over the limit, never the best and never the last.
 

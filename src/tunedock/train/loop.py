@@ -242,7 +242,8 @@ class Loop:
             self.save()
             raise InterruptedRun(f"stopped after step {self.progress.step}; a checkpoint is saved")
         raise InterruptedRun(
-            f"stopped after step {self.progress.step}; `train.save_strategy: no` keeps nothing to resume"
+            f"stopped after step {self.progress.step}; `train.save_strategy: no` keeps nothing to resume",
+            hint="`--resume` begins this run anew; with `train.save_strategy: steps` a run can be stopped and gone on with",
         )
 
     # -- state ---------------------------------------------------------------------------------------------------------

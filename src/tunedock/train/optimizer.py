@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
+from transformers import SchedulerType, get_scheduler
 
 from tunedock.errors import DependencyError, RecipeError
 from tunedock.plan.steps import warmup_steps
@@ -99,7 +100,11 @@ def _by_transformers(groups: list[dict[str, Any]], train: Train) -> torch.optim.
     known = [name.value for name in OptimizerNames]
     if train.optim not in known:
         raise RecipeError(
-            f"there is no optimizer `{train.optim}`", where="train.optim", hint=f"known: {', '.join(sorted(known))}"
+            f"there is no optimizer `{train.optim}`", where="train.optim", hint=_nearest(train.optim, known)
+        )
+    if train.optim_args and not all("=" in part for part in train.optim_args.split(",")):
+        raise RecipeError(
+            "the optimizer's arguments are `key=value,key=value`", where=f"train.optim_args: {train.optim_args}"
         )
     shared = TrainingArguments(
         output_dir="unused",
@@ -135,6 +140,14 @@ def _by_transformers(groups: list[dict[str, Any]], train: Train) -> torch.optim.
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, train: Train, total_steps: int) -> LRScheduler:
+    """The schedule `train.lr_scheduler_type` names. Raises RecipeError for an unknown name and arguments it does not take."""
+    known = [kind.value for kind in SchedulerType]
+    if train.lr_scheduler_type not in known:
+        raise RecipeError(
+            f"there is no schedule `{train.lr_scheduler_type}`",
+            where="train.lr_scheduler_type",
+            hint=_nearest(train.lr_scheduler_type, known),
+        )
     try:
         schedule: LRScheduler = get_scheduler(
             train.lr_scheduler_type,
@@ -144,12 +157,14 @@ def make_schedule(optimizer: torch.optim.Optimizer, train: Train, total_steps: i
             scheduler_specific_kwargs=train.lr_scheduler_kwargs or None,
         )
     except (ValueError, TypeError, KeyError) as error:
-        from transformers import SchedulerType
-
-        known = ", ".join(sorted(kind.value for kind in SchedulerType))
         raise RecipeError(
             f"this schedule cannot be made: {error}",
             where=f"train.lr_scheduler_type: {train.lr_scheduler_type}",
-            hint=f"known: {known}; its arguments go to train.lr_scheduler_kwargs",
+            hint="its arguments go to train.lr_scheduler_kwargs",
         ) from None
     return schedule
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known))}"

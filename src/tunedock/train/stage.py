@@ -68,7 +68,9 @@ def train(run: Run, recipe: Recipe, emit: Emitter, *, resume: bool, stop: StopRe
         )
     run.update(lineage={**base.lineage(), "data": about["fingerprint"]})
     loop = _loop(recipe, base, policy, feed, validation, about, checkpoints, emit, stop)
-    if resume:
+    if resume and checkpoints.untouched():
+        emit.note("the run has no checkpoint yet, so it begins at its first step")
+    elif resume:
         snapshot = checkpoints.load_last(lambda name, why: emit.warning(f"{name} is damaged and passed over: {why}"))
         loop.restore(snapshot)
         emit.note(f"resumed at step {snapshot.step}", step=snapshot.step)
