@@ -1,8 +1,8 @@
 """The worker without its process: a launcher that runs a stage here and now, by the worker's own code.
 
 What starts a real worker spends seconds importing torch; a test that only asks how an error reads need not. Everything between
-the command line and the stage is the real part: request and events travel as lines of JSON, errors as `failure` events, prints go
-to the log. Signals and a killed process are for the tests that start real ones.
+the command line and the stage is the real part: request and events travel as lines of JSON, a run's through its events.jsonl, errors
+as `failure` events. Signals and a killed process are for the tests that start real ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tunedock import worker
-from tunedock.events import Emitter, Event, decode
+from tunedock.events import Emitter, Event, EventReader, decode
 from tunedock.launch.job import JobSpec, encode_line
 from tunedock.run.record import Run
 from tunedock.run.stop import StopRequest
@@ -24,11 +24,14 @@ class InlineJob:
     def __init__(self, spec: JobSpec) -> None:
         self._spec = spec
         run = None if spec.run is None else Run.open(spec.run)
+        reader = None if run is None else EventReader(run.events, at_end=True)
         told, printed = io.StringIO(), io.StringIO()
+        emit = Emitter(told) if run is None else Emitter.to_file(run.events)
         request = json.loads(encode_line(spec.request))
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            self._code = worker._guarded(spec.stage, worker.Call(request, Emitter(told), StopRequest(), run))
-        self._events = [event for line in told.getvalue().splitlines() if (event := decode(line)) is not None]
+            self._code = worker._guarded(spec.stage, worker.Call(request, emit, StopRequest(), run))
+        lines = (decode(line) for line in told.getvalue().splitlines())
+        self._events = [event for event in lines if event is not None] if reader is None else list(reader.new())
         self._printed = printed.getvalue()
 
     @property

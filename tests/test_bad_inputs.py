@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import CHATML, save_tiny
-from inline_worker import InlineLauncher
 from safetensors.torch import load_file, save_file
 
+from families import CHATML, save_tiny
+from inline_worker import InlineLauncher
 from tunedock import pipeline
 from tunedock.cli.app import main
 from tunedock.run.record import Run
@@ -127,7 +127,7 @@ IN_THE_RECIPE = {
         ["data.split={train: 0.6, validation: 0.5, test: 0.1}"], 2,
         ["do not add up to 1", "data.split.train: 0.6", "data.split.validation: 0.5", "leave out `data.split.train`"],
     ),
-    "bad-yaml": (["broken.yaml"], 2, ["broken.yaml:1:", "not valid YAML"]),
+    "bad-yaml": (["broken.yaml"], 2, ["broken.yaml:2:1: not valid YAML", "expected ',' or '}'"]),
     "learning-rate-negative": (["train.learning_rate=-1"], 2, ["`train.learning_rate: -1` should be a number above 0"]),
     "objective-not-built": (["objective=dpo"], 2, ["`objective: dpo` is not built yet (today: sft, pretrain)"]),
     "adapter-not-built": (["adapter.kind=dora"], 2, ["`adapter.kind: dora` is not built yet (today: lora, full, freeze)"]),
@@ -429,7 +429,7 @@ def test_a_damaged_run_is_no_traceback(workplace, tunedock, finished):
         (workplace / "runs" / name / "run.json").write_text(content)
         for command in (["train", "--resume", name], ["runs", "show", name], ["eval", name]):
             assert_refused(tunedock(*command), 5, f"runs/{name}/run.json: ", hint=name == "strange")
-        assert f"{name}  damaged" in tunedock("runs", "list")[1].replace("   ", "  ").replace("   ", "  ")
+        assert [name, "damaged"] in [line.split()[:2] for line in tunedock("runs", "list")[1].splitlines()]
         assert tunedock("runs", "delete", name, "--yes")[0] == 0
 
 
@@ -544,14 +544,6 @@ def test_a_real_worker_tells_its_error_and_keeps_it(workplace):
     assert_refused(answer, 3, "no_assistant_turn 1 (first: real.jsonl:4", "data check")
     assert_nothing_left(workplace, "real", 3)
     assert_refused(process(workplace, "chat", "real", input="Hello?\n"), 5, "runs/real: the run has no result yet", "--resume")
-
-
-def test_a_real_model_folder_without_weights(workplace):
-    shutil.copytree(workplace / "base", workplace / "weightless")
-    (workplace / "weightless" / "model.safetensors").unlink()
-    answer = process(workplace, "train", "r.yaml", "model=weightless", "train.output_dir=runs/weightless")
-    assert_refused(answer, 4, "weightless: the folder has no weights", "model.init: random")
-    assert_nothing_left(workplace, "weightless", 4)
 
 
 def test_a_run_at_work_is_left_to_its_process(workplace):
