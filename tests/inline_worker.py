@@ -1,8 +1,8 @@
 """The worker without its process: a launcher that runs a stage here and now, by the worker's own code.
 
 What starts a real worker spends seconds importing torch; a test that only asks how an error reads need not. Everything between
-the command line and the stage is the real part: request and events travel as lines of JSON, a run's through its events.jsonl, errors
-as `failure` events. Signals and a killed process are for the tests that start real ones.
+the command line and the stage is the real part: request and events travel as lines of JSON, a run's through its events.jsonl,
+errors as `failure` events. Signals and a killed process are for the tests that start real ones.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What people get wrong, through the command line: exit code, no traceback, the key, file or row by name, and the way out.
 
-What reaches a worker runs it inline (`inline_worker`), for importing torch again for each case would take minutes; a few cases at the
-end start real processes. After every refusal nothing half-made may lie about: no run directory, or one that records the failure.
+What reaches a worker runs it inline (`inline_worker`), for importing torch again for each case would take minutes; a few cases
+at the end start real processes. After every refusal nothing half-made may lie about: no run directory, or one that records it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "rows.jsonl").write_text(as_lines(rows(40)))
     (folder / "r.yaml").write_text(RECIPE)
     (folder / "no-system.jinja").write_text(
-        "{%- if messages[0].role == 'system' -%}{{- raise_exception('System role not supported') -}}{%- endif -%}" + CHATML
+        "{%- if messages[0].role == 'system' -%}{{- raise_exception('System role not supported') -}}{%- endif -%}"
+        + CHATML
     )
     return folder
 
@@ -116,28 +117,50 @@ def assert_nothing_left(folder: Path, name: str, code: int) -> None:
 # -- refused before anything starts -----------------------------------------------------------------------------------
 
 IN_THE_RECIPE = {
-    "unknown-key": (["train.learning_rat=1e-4"], 2, ["`train.learning_rat` is not a key", "did you mean `train.learning_rate`?"]),
+    "unknown-key": (
+        ["train.learning_rat=1e-4"],
+        2,
+        ["`train.learning_rat` is not a key", "did you mean `train.learning_rate`?"],
+    ),
     "unknown-key-in-file": (["typo.yaml"], 2, ["typo.yaml:2: ", "`trian` is not a key", "did you mean `train`?"]),
     "wrong-type-in-file": (["type.yaml"], 2, ["type.yaml:1: ", "should be a whole number", "without quotes"]),
     "quoted-number": (["train.batch_size='16'"], 2, ["`train.batch_size: ", "a whole number", "without quotes"]),
     "no-value": (["train.seed=null"], 2, ["`train.seed: null` should be a whole number", "or leave out `train.seed`"]),
-    "missing-data-file": (["data.train=row.jsonl"], 2, ["data.train.0.path: row.jsonl", "row.jsonl`", "did you mean `rows.jsonl`"]),
-    "missing-template": (["model={path: base, chat_template: x.jinja}"], 2, ["model.chat_template: x.jinja", "there is no "]),
+    "missing-data-file": (
+        ["data.train=row.jsonl"],
+        2,
+        ["data.train.0.path: row.jsonl", "row.jsonl`", "did you mean `rows.jsonl`"],
+    ),
+    "missing-template": (
+        ["model={path: base, chat_template: x.jinja}"],
+        2,
+        ["model.chat_template: x.jinja", "there is no "],
+    ),
     "fractions": (
-        ["data.split={train: 0.6, validation: 0.5, test: 0.1}"], 2,
+        ["data.split={train: 0.6, validation: 0.5, test: 0.1}"],
+        2,
         ["do not add up to 1", "data.split.train: 0.6", "data.split.validation: 0.5", "leave out `data.split.train`"],
     ),
     "bad-yaml": (["broken.yaml"], 2, ["broken.yaml:2:1: not valid YAML", "expected ',' or '}'"]),
     "learning-rate-negative": (["train.learning_rate=-1"], 2, ["`train.learning_rate: -1` should be a number above 0"]),
     "objective-not-built": (["objective=dpo"], 2, ["`objective: dpo` is not built yet (today: sft, pretrain)"]),
-    "adapter-not-built": (["adapter.kind=dora"], 2, ["`adapter.kind: dora` is not built yet (today: lora, full, freeze)"]),
+    "adapter-not-built": (
+        ["adapter.kind=dora"],
+        2,
+        ["`adapter.kind: dora` is not built yet (today: lora, full, freeze)"],
+    ),
     "quantize-not-built": (["quantize=nf4"], 2, ["`quantize: nf4` is not built yet (today: none)"]),
     "launch-not-built": (["launch.on=kubernetes"], 2, ["`launch.on: kubernetes` is not built yet (today: local)"]),
-}  # fmt: skip
+}
 WITHOUT_HINT = {
-    "bad-yaml", "learning-rate-negative", "objective-not-built", "adapter-not-built", "quantize-not-built", "launch-not-built",
+    "bad-yaml",
+    "learning-rate-negative",
+    "objective-not-built",
+    "adapter-not-built",
+    "quantize-not-built",
+    "launch-not-built",
     "missing-template",
-}  # fmt: skip
+}
 """The message itself says what would do."""
 
 
@@ -155,7 +178,9 @@ def test_a_recipe_that_cannot_be_is_refused_before_anything_starts(workplace, tu
 def test_all_problems_of_a_recipe_are_told_at_once(tunedock):
     code, _, err = tunedock("train", "r.yaml", "train.fp16=true", "train.bf16=true", "train.max_steps=0")
     assert code == 2
-    assert err.startswith("error: the recipe has 2 problems\n  command line: `train.bf16` and `train.fp16` are both true")
+    assert err.startswith(
+        "error: the recipe has 2 problems\n  command line: `train.bf16` and `train.fp16` are both true"
+    )
     assert "  command line: `train.max_steps: 0` trains nothing" in err
     assert err.count("    hint: ") == 2
 
@@ -197,30 +222,104 @@ DROPPED = "`data.max_dropped: 0.01` allows"
 BAD_DATA: dict[str, tuple[str, str | bytes, list[str], list[str]]] = {
     "empty-file": ("empty.jsonl", "", [], ["empty.jsonl: the file is empty", "take it out of the source"]),
     "broken-json": ("b.json", '[{"messages": [}]', [], ["b.json:1:16: this is no JSON", ".jsonl file"]),
-    "broken-line": ("l.jsonl", as_lines([*rows(10), '{"messages": [', *rows(10)]), [],
-        ["1 of 21 rows (4.8%)", DROPPED, "broken_json 1 (first: l.jsonl:11: Expecting value at column 15)", "data check"]),
-    "no-readable-line": ("n.jsonl", as_lines(['{"messages": ['] * 10), [], ["none of the first 10 row(s)", "n.jsonl:1: Expecting value"]),
-    "binary": ("bin.jsonl", bytes(range(128, 256)) * 40, [], ["bin.jsonl: none of the first 1 row(s)", "byte 0x80 at 0 is no UTF-8"]),
+    "broken-line": (
+        "l.jsonl",
+        as_lines([*rows(10), '{"messages": [', *rows(10)]),
+        [],
+        [
+            "1 of 21 rows (4.8%)",
+            DROPPED,
+            "broken_json 1 (first: l.jsonl:11: Expecting value at column 15)",
+            "data check",
+        ],
+    ),
+    "no-readable-line": (
+        "n.jsonl",
+        as_lines(['{"messages": ['] * 10),
+        [],
+        ["none of the first 10 row(s)", "n.jsonl:1: Expecting value"],
+    ),
+    "binary": (
+        "bin.jsonl",
+        bytes(range(128, 256)) * 40,
+        [],
+        ["bin.jsonl: none of the first 1 row(s)", "byte 0x80 at 0 is no UTF-8"],
+    ),
     "compressed": ("gz.jsonl", gzip.compress(as_lines(rows(40)).encode()), [], ["gz.jsonl: none of", "(.jsonl.gz)"]),
-    "wrong-role": ("role.jsonl", spoilt(lambda m: m.update(role="robot")), [], ["wrong_roles 1 (first: role.jsonl:4: `messages[1]`", "'robot'"]),
-    "no-assistant-turn": ("noa.jsonl", _no_answer(Path()), [], ["no_assistant_turn 1 (first: noa.jsonl:4", DROPPED, "data check"]),
-    "empty-answers": ("e.jsonl", spoilt(lambda m: m.update(content=" "), 50), [], ["1 of 50 rows (2.0%)", "empty_answer 1 (first: e.jsonl:4"]),
-    "over-length": ("long.jsonl", spoilt(lambda m: m.update(content="long " * 300), 200), ["data.over_length=error"],
-        ["long.jsonl:4: 1 of 200 rows are longer than `data.max_length`", "tokens > max_length 128", "raise `data.max_length`"]),
-    "too-few-rows": ("two.jsonl", as_lines(rows(2)), [], ["data.split: 2 row(s)", "leave none to train on", "add rows"]),
-    "no-group-column": ("rows.jsonl", "", ["data.split.group_by=customer"], ["column `customer`, which groups the rows", "data.split.group_by"]),
-    "no-such-column": ("rows.jsonl", "", ["data.train=[{path: rows.jsonl, columns: {prompt: question, completion: reply}}]"],
-        ["rows.jsonl: `columns: {prompt: question}`", "has a column `question`", "the columns are messages"]),
-    "no-such-name": ("rows.jsonl", "", ["data.train=[{path: rows.jsonl, columns: {promt: messages}}]"],
-        ["rows.jsonl: `columns: {promt: messages}`", "no format has a `promt`", "did you mean `prompt`?"]),
-    "csv-rows": ("c.csv", CSV + "alone\n", [], ["wrong_columns 1 (first: c.csv:22: 1 fields under 2 columns)", DROPPED]),
+    "wrong-role": (
+        "role.jsonl",
+        spoilt(lambda m: m.update(role="robot")),
+        [],
+        ["wrong_roles 1 (first: role.jsonl:4: `messages[1]`", "'robot'"],
+    ),
+    "no-assistant-turn": (
+        "noa.jsonl",
+        _no_answer(Path()),
+        [],
+        ["no_assistant_turn 1 (first: noa.jsonl:4", DROPPED, "data check"],
+    ),
+    "empty-answers": (
+        "e.jsonl",
+        spoilt(lambda m: m.update(content=" "), 50),
+        [],
+        ["1 of 50 rows (2.0%)", "empty_answer 1 (first: e.jsonl:4"],
+    ),
+    "over-length": (
+        "long.jsonl",
+        spoilt(lambda m: m.update(content="long " * 300), 200),
+        ["data.over_length=error"],
+        [
+            "long.jsonl:4: 1 of 200 rows are longer than `data.max_length`",
+            "tokens > max_length 128",
+            "raise `data.max_length`",
+        ],
+    ),
+    "too-few-rows": (
+        "two.jsonl",
+        as_lines(rows(2)),
+        [],
+        ["data.split: 2 row(s)", "leave none to train on", "add rows"],
+    ),
+    "no-group-column": (
+        "rows.jsonl",
+        "",
+        ["data.split.group_by=customer"],
+        ["column `customer`, which groups the rows", "data.split.group_by"],
+    ),
+    "no-such-column": (
+        "rows.jsonl",
+        "",
+        ["data.train=[{path: rows.jsonl, columns: {prompt: question, completion: reply}}]"],
+        ["rows.jsonl: `columns: {prompt: question}`", "has a column `question`", "the columns are messages"],
+    ),
+    "no-such-name": (
+        "rows.jsonl",
+        "",
+        ["data.train=[{path: rows.jsonl, columns: {promt: messages}}]"],
+        ["rows.jsonl: `columns: {promt: messages}`", "no format has a `promt`", "did you mean `prompt`?"],
+    ),
+    "csv-rows": (
+        "c.csv",
+        CSV + "alone\n",
+        [],
+        ["wrong_columns 1 (first: c.csv:22: 1 fields under 2 columns)", DROPPED],
+    ),
     "csv-quote": ("q.csv", CSV + '"open,a\n' + CSV, [], ["q.csv:22: a quote is opened and never closed", "twice"]),
     "unknown-extension": ("rows.xyz", "x", [], ["rows.xyz: `.xyz` is no known extension", ".jsonl"]),
     "offline-data": ("rows.jsonl", "", ["data.train=owner/set"], ["owner/set: `offline: true`", "drop `offline`"]),
-    "wrong-objective": ("rows.jsonl", "", ["objective=pretrain"], ["data.train: `objective: pretrain` needs documents", "set `objective: sft`"]),
-    "system-refused": ("rows.jsonl", "", ["model={path: base, chat_template: no-system.jinja}", "data.system=Be brief."],
-        ["template_refused 40 (first: rows.jsonl:1: System role not supported)", "drop `data.system`"]),
-}  # fmt: skip
+    "wrong-objective": (
+        "rows.jsonl",
+        "",
+        ["objective=pretrain"],
+        ["data.train: `objective: pretrain` needs documents", "set `objective: sft`"],
+    ),
+    "system-refused": (
+        "rows.jsonl",
+        "",
+        ["model={path: base, chat_template: no-system.jinja}", "data.system=Be brief."],
+        ["template_refused 40 (first: rows.jsonl:1: System role not supported)", "drop `data.system`"],
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD_DATA)
@@ -281,18 +380,45 @@ def _no_tokenizer(folder: Path) -> None:
 
 
 BAD_MODELS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
-    "tokenizer-garbage": (lambda m: (m / "tokenizer.json").write_text('{"gar'), ["the tokenizer cannot be read", "tokenizer.json whole?"]),
-    "tokenizer-empty": (lambda m: (m / "tokenizer.json").write_text("{}"), ["the tokenizer cannot be read", "is missing in it"]),
+    "tokenizer-garbage": (
+        lambda m: (m / "tokenizer.json").write_text('{"gar'),
+        ["the tokenizer cannot be read", "tokenizer.json whole?"],
+    ),
+    "tokenizer-empty": (
+        lambda m: (m / "tokenizer.json").write_text("{}"),
+        ["the tokenizer cannot be read", "is missing in it"],
+    ),
     "tokenizer-missing": (_no_tokenizer, ["tokenizer-missing: the folder has no tokenizer", "copy tokenizer.json"]),
-    "config-missing": (lambda m: (m / "config.json").unlink(), ["config-missing: config.json is missing", "a folder with a model"]),
-    "config-damaged": (lambda m: _cut(m / "config.json"), ["config-damaged: config.json is damaged", "fetch or copy it again"]),
-    "weights-cut": (lambda m: _cut(m / "model.safetensors"), ["weights-cut/model.safetensors: the file is cut off or damaged"]),
-    "weights-missing": (lambda m: (m / "model.safetensors").unlink(), ["weights-missing: the folder has no weights", "model.init: random"]),
+    "config-missing": (
+        lambda m: (m / "config.json").unlink(),
+        ["config-missing: config.json is missing", "a folder with a model"],
+    ),
+    "config-damaged": (
+        lambda m: _cut(m / "config.json"),
+        ["config-damaged: config.json is damaged", "fetch or copy it again"],
+    ),
+    "weights-cut": (
+        lambda m: _cut(m / "model.safetensors"),
+        ["weights-cut/model.safetensors: the file is cut off or damaged"],
+    ),
+    "weights-missing": (
+        lambda m: (m / "model.safetensors").unlink(),
+        ["weights-missing: the folder has no weights", "model.init: random"],
+    ),
     "weights-pickled": (_pickle, ["the weights are pickled (pytorch_model.bin)", "can run code", "save_pretrained"]),
-    "layer-missing": (_without_a_layer, ["the files lack 11 of the model's tensors: model.layers.1.", "*.safetensors file missing?"]),
-    "wrong-shapes": (_narrower, ["6 tensor(s)", "mlp.down_proj.weight: [64, 128] in the files, [64, 96] by the config"]),
-    "no-template": (lambda m: (m / "chat_template.jinja").unlink(), ["model.chat_template: the tokenizer has no chat template", "Jinja file"]),
-}  # fmt: skip
+    "layer-missing": (
+        _without_a_layer,
+        ["the files lack 11 of the model's tensors: model.layers.1.", "*.safetensors file missing?"],
+    ),
+    "wrong-shapes": (
+        _narrower,
+        ["6 tensor(s)", "mlp.down_proj.weight: [64, 128] in the files, [64, 96] by the config"],
+    ),
+    "no-template": (
+        lambda m: (m / "chat_template.jinja").unlink(),
+        ["model.chat_template: the tokenizer has no chat template", "Jinja file"],
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD_MODELS)
@@ -308,12 +434,24 @@ def test_a_model_that_cannot_be_used_is_named_with_what_it_lacks(workplace, tune
     ("arguments", "code", "words"),
     [
         (["model=owner/name"], 4, ["model: owner/name: `offline: true`", "drop `offline`"]),
-        (["adapter.target_modules=[q_prj]"], 4, ["adapter.target_modules: ['q_prj']", "linear layers are called", "q_proj"]),
+        (
+            ["adapter.target_modules=[q_prj]"],
+            4,
+            ["adapter.target_modules: ['q_prj']", "linear layers are called", "q_proj"],
+        ),
         (["train.optim=adamw_troch"], 2, ["train.optim: there is no optimizer", "did you mean `adamw_torch`?"]),
-        (["train.lr_scheduler_type=cosin"], 2, ["train.lr_scheduler_type: there is no schedule", "did you mean `cosine`?"]),
-        (["train.learning_rate=1e30", "adapter=full", "train.max_steps=6"], 9, ["rows.jsonl:", "the loss is nan", "lower train.learning_rate"]),
+        (
+            ["train.lr_scheduler_type=cosin"],
+            2,
+            ["train.lr_scheduler_type: there is no schedule", "did you mean `cosine`?"],
+        ),
+        (
+            ["train.learning_rate=1e30", "adapter=full", "train.max_steps=6"],
+            9,
+            ["rows.jsonl:", "the loss is nan", "lower train.learning_rate"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_only_the_worker_can_know(workplace, tunedock, arguments, code, words):
     answer = tunedock("train", "r.yaml", "train.output_dir=runs/late", "train.save_strategy=no", *arguments)
     assert_refused(answer, code, *words)
@@ -437,8 +575,15 @@ def test_a_damaged_run_is_no_traceback(workplace, tunedock, finished):
 
 
 def test_evaluation_of_rows_that_are_not_there(workplace, tunedock, finished):
-    assert_refused(tunedock("eval", "finished", "--split", "tset"), 3, "--split: there is no split `tset`", "train, validation, test")
-    assert_refused(tunedock("eval", "finished", "max_sample=3"), 2, "`eval.max_sample`", "did you mean `eval.max_samples`?")
+    assert_refused(
+        tunedock("eval", "finished", "--split", "tset"),
+        3,
+        "--split: there is no split `tset`",
+        "train, validation, test",
+    )
+    assert_refused(
+        tunedock("eval", "finished", "max_sample=3"), 2, "`eval.max_sample`", "did you mean `eval.max_samples`?"
+    )
     assert_refused(tunedock("eval", "finished", "train.seed=3"), 2, "`train.seed=3`", "`max_samples=50`")
     tunedock("train", "r.yaml", "train.output_dir=runs/testless", "data.split.test=0", "data.split.validation=0.1")
     assert_refused(tunedock("eval", "testless"), 3, "data.split: the test split is empty", "set `data.split.test`")
@@ -448,10 +593,14 @@ def test_evaluation_of_rows_that_are_not_there(workplace, tunedock, finished):
 def test_an_export_writes_over_nothing(workplace, tunedock, finished):
     (workplace / "used").mkdir()
     (workplace / "used" / "letter.txt").write_text("dear")
-    assert_refused(tunedock("export", "finished", "--to", "used"), 5, "used: the target of the export is in use", "new or empty")
+    assert_refused(
+        tunedock("export", "finished", "--to", "used"), 5, "used: the target of the export is in use", "new or empty"
+    )
     assert [path.name for path in (workplace / "used").iterdir()] == ["letter.txt"]
     (workplace / "file").write_text("x")
-    assert_refused(tunedock("export", "finished", "--to", "file/out"), 8, "file/out: the export cannot be written", "--to")
+    assert_refused(
+        tunedock("export", "finished", "--to", "file/out"), 8, "file/out: the export cannot be written", "--to"
+    )
     assert (workplace / "file").read_text() == "x"
 
 
@@ -543,7 +692,9 @@ def test_a_real_worker_tells_its_error_and_keeps_it(workplace):
     answer = process(workplace, "train", "r.yaml", "data.train=real.jsonl", "train.output_dir=runs/real")
     assert_refused(answer, 3, "no_assistant_turn 1 (first: real.jsonl:4", "data check")
     assert_nothing_left(workplace, "real", 3)
-    assert_refused(process(workplace, "chat", "real", input="Hello?\n"), 5, "runs/real: the run has no result yet", "--resume")
+    assert_refused(
+        process(workplace, "chat", "real", input="Hello?\n"), 5, "runs/real: the run has no result yet", "--resume"
+    )
 
 
 def test_a_run_at_work_is_left_to_its_process(workplace):
@@ -555,7 +706,9 @@ def test_a_run_at_work_is_left_to_its_process(workplace):
         wait_for(lambda: run.events.is_file() and '"loss"' in run.events.read_text(), first)
         for again in (["train", "--resume", "busy"], ["eval", "busy"], ["runs", "delete", "busy", "--yes"]):
             assert_refused(process(workplace, *again), 5, "runs/busy: a process is at work in this run")
-        assert_refused(process(workplace, "train", "r.yaml", *arguments), 5, "runs/busy: the output directory is in use")
+        assert_refused(
+            process(workplace, "train", "r.yaml", *arguments), 5, "runs/busy: the output directory is in use"
+        )
         assert run.state().status == "running"
         first.send_signal(2)
         _, err = first.communicate(timeout=60)
@@ -564,25 +717,38 @@ def test_a_run_at_work_is_left_to_its_process(workplace):
     assert run.state().status == "interrupted"
 
 
-def test_a_disk_that_fills_up_in_the_middle_of_a_run(workplace, small_disk):
+def fill(folder: Path) -> Path:
+    """A file that takes all that is left of the disk."""
+    path = folder / "films"
+    with path.open("wb", buffering=0) as films, pytest.raises(OSError) as full:
+        while True:
+            films.write(b"\0" * 4096)
+    assert full.value.errno == errno.ENOSPC
+    return path
+
+
+@pytest.mark.parametrize("saving", ["steps", pytest.param("no", marks=pytest.mark.long)])
+def test_a_disk_that_fills_up_in_the_middle_of_a_run(workplace, small_disk, saving):
     disk = small_disk("size=1m")
     run = Run(disk / "run")
-    arguments = (f"train.output_dir={run.path}", "train.max_steps=400", "train.save_steps=20", "train.save_total_limit=2")
+    arguments = (
+        f"train.output_dir={run.path}",
+        "train.max_steps=400",
+        f"train.save_strategy={saving}",
+        "train.save_steps=20",
+    )
     with subprocess.Popen(
         command("train", "r.yaml", *arguments), cwd=workplace, env=environment(), stderr=subprocess.PIPE, text=True
     ) as first:
-        wait_for(lambda: (run.checkpoints / "step-00000020" / "manifest.json").is_file(), first)
-        with (disk / "films").open("wb", buffering=0) as films:
-            try:
-                while True:
-                    films.write(b"\0" * 4096)
-            except OSError as error:
-                assert error.errno == errno.ENOSPC
+        wait_for(lambda: run.events.is_file() and '"step":20,' in run.events.read_text(), first)
+        films = fill(disk)
         _, err = first.communicate(timeout=60)
-    assert_refused((first.returncode, "", err), 8, str(disk), "free disk space")
-    (disk / "films").unlink()
+    assert_refused(
+        (first.returncode, "", err), 8, str(run.path), "free disk space", f"tunedock train --resume {run.path}"
+    )
+    films.unlink()
     assert not list(run.path.rglob("*.part"))
     code, _, err = process(workplace, "train", "--resume", str(run.path))
     assert code == 0, err
-    assert "resumed at step " in err
+    assert ("resumed at step " if saving == "steps" else "no checkpoint yet") in err
     assert run.state().status == "finished"

@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tunedock.errors import BugError, InterruptedRun, RecipeError, RunError, TunedockError
+from tunedock.errors import BugError, DiskError, InterruptedRun, RecipeError, RunError, TunedockError
 from tunedock.events import Event
 from tunedock.launch.job import JobSpec, Launcher
 from tunedock.launch.local import LocalLauncher
@@ -236,7 +237,8 @@ def _run_stage(spec: JobSpec, on_event: OnEvent, launcher: Launcher | None) -> O
     try:
         value = _run(spec, on_event, launcher)
     except TunedockError as error:
-        _record_end(run, spec.stage, error)
+        with suppress(DiskError):  # where that is the error, it must not take the place of what the worker said
+            _record_end(run, spec.stage, error)
         raise
     return Outcome(run.path, value)
 

@@ -40,7 +40,7 @@ class MemoryFeed:
     def step(self, number: int) -> list[Sample]:
         return [self._samples[i] for i in step_indices(len(self._samples), BATCH, number, seed=5)]
 
-    def state(self) -> dict[str, Any]:
+    def state(self, number: int) -> dict[str, Any]:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -49,13 +49,24 @@ def test_it_goes_on_exactly_from_any_step(tmp_path: Path, pretrain: bool) -> Non
     straight = feed_of(made)
     steps, states = [], []
     for number in range(40):
-        states.append(straight.state())
+        states.append(straight.state(number))
         steps.append([(s.row_id, s.tokens) for s in straight.step(number)])
     for start in (0, 1, 2, 5, 13, 24, 39):
         resumed = feed_of(made)
         resumed.restore(json.loads(json.dumps(states[start])))
         for number in range(start, 40):
             assert [(s.row_id, s.tokens) for s in resumed.step(number)] == steps[number], (start, number)
+
+
+def test_a_step_that_was_drawn_and_thrown_away_is_done_again(tmp_path: Path) -> None:
+    made = recipe(tmp_path)
+    straight = feed_of(made)
+    for number in range(8):
+        drawn = [(s.row_id, s.tokens) for s in straight.step(number)]
+        resumed = feed_of(made)
+        resumed.step(0)  # as `streamed_data` does, to look at the first samples
+        resumed.restore(json.loads(json.dumps(straight.state(number))))
+        assert [(s.row_id, s.tokens) for s in resumed.step(number)] == drawn, number
 
 
 def test_each_round_brings_every_training_row_once_and_no_other(tmp_path: Path) -> None:

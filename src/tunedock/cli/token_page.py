@@ -40,7 +40,10 @@ def page(value: Mapping[str, Any]) -> str:
     digest = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     title = f"row {_text(value.get('row_id'))}"
-    body = [f"<h1>{title}</h1>", f"<p>number {_text(value.get('index'))}, split {_text(value.get('split') or 'not made yet')}</p>"]
+    body = [
+        f"<h1>{title}</h1>",
+        f"<p>number {_text(value.get('index'))}, split {_text(value.get('split') or 'not made yet')}</p>",
+    ]
     for heading, content in messages(value.get("example") or {}):
         body.append(f"<h2>{_text(heading)}</h2><pre>{_text(content)}</pre>")
     refused = value.get("refused")

@@ -112,5 +112,6 @@ def _fits(objective: str, example: Example, format_: str) -> None:
         raise DataError(
             f"`objective: {objective}` needs {needs}, and these rows are of the format `{format_}`",
             where="data.train",
-            hint="check the file and its `format:` and `columns:`" + (f", or set `objective: {other}`" if other else ""),
+            hint="check the file and its `format:` and `columns:`"
+            + (f", or set `objective: {other}`" if other else ""),
         )

@@ -143,7 +143,9 @@ def _data_files(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(place, name) for name in names if not name.startswith(".") and name not in DESCRIPTIONS]
     if not found:
-        raise DataError("the folder is empty", where=str(folder), hint="put data files into it, or take it out of the source")
+        raise DataError(
+            "the folder is empty", where=str(folder), hint="put data files into it, or take it out of the source"
+        )
     return [Path(file) for file in _known([str(file) for file in found], str(folder))]
 
 

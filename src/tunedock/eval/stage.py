@@ -45,7 +45,9 @@ def evaluate(run: Run, recipe: Recipe, emit: Emitter, *, side: str, options: Eva
     Raises DataError when the side is empty and RunError when the run has no result yet.
     """
     if not run.model.is_dir():
-        raise RunError("the run has no result yet", where=str(run.path), hint="`tunedock train --resume` finishes it")
+        raise RunError(
+            "the run has no result yet", where=str(run.path), hint=f"`tunedock train --resume {run.path}` finishes it"
+        )
     facts = ChatFacts.read(run.model)
     base = find_base(recipe, stop_ids=facts.stop_ids)
     store = _held_out(base, recipe, side, emit)

@@ -25,7 +25,9 @@ from tunedock.run.stop import StopRequest
 def talk(run: Run, recipe: Recipe, lines: Iterable[str], emit: Emitter, stop: StopRequest, *, which: str) -> None:
     """Answers lines until they end. A line that makes no sense is answered by a `failure` event and the conversation goes on."""
     if not run.model.is_dir():
-        raise RunError("the run has no result yet", where=str(run.path), hint="`tunedock train --resume` finishes it")
+        raise RunError(
+            "the run has no result yet", where=str(run.path), hint=f"`tunedock train --resume {run.path}` finishes it"
+        )
     facts = ChatFacts.read(run.model)
     base = find_base(recipe, stop_ids=facts.stop_ids)
     policies = {"tuned": tuned_policy(base, run.model)}

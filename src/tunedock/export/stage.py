@@ -67,7 +67,9 @@ def export(run: Run, recipe: Recipe, emit: Emitter, *, to: Path, form: str) -> d
     Raises CheckError when a check fails, RunError when the run has no result or `to` is in use.
     """
     if not run.model.is_dir():
-        raise RunError("the run has no result yet", where=str(run.path), hint="`tunedock train --resume` finishes it")
+        raise RunError(
+            "the run has no result yet", where=str(run.path), hint=f"`tunedock train --resume {run.path}` finishes it"
+        )
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RunError("the folder is in use", where=str(to), hint="give another folder by --to")
     aside = to.with_name(f".{to.name}.{os.getpid()}.part")

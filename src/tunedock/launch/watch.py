@@ -95,8 +95,8 @@ def ending(job: Job, failure: TunedockError | None, result: list[Any], *, stoppe
         raise BugError(f"the worker ended without a result{last}", where=where)
     if code == DiskError.exit_code:  # then the worker could not write its last words either
         raise DiskError(
-            f"the disk is full or cannot be written{last}",
-            where=where,
+            "the disk is full or cannot be written",
+            where=str(job.spec.run or where),
             hint=f"free disk space, then {_resume_hint(job) or 'try again'}",
         )
     raise TunedockError.from_json(

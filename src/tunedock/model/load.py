@@ -17,7 +17,6 @@ from tunedock.model.hub import Located, locate
 from tunedock.model.policy import Precision
 from tunedock.recipe.schema import Model, Recipe
 
-
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 """What a tokenizer can be made from, one of them at least."""
 
@@ -201,9 +200,7 @@ def require_config(folder: Path) -> Mapping[str, Any]:
             "config.json is missing", where=str(folder), hint="point `model` at a folder with a model"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(
-            f"config.json is damaged: {error}", where=str(folder), hint="fetch or copy it again"
-        ) from None
+        raise ModelError(f"config.json is damaged: {error}", where=str(folder), hint="fetch or copy it again") from None
     if not isinstance(config, dict):
         raise ModelError("config.json holds no object", where=str(folder))
     return config

@@ -106,7 +106,9 @@ def find(name: str, runs_dir: Path) -> Run:
             hint="give more of the name",
         )
     if name and Path(name).is_dir():
-        raise RunError("this folder is no run: it has no run.json", where=name, hint="`tunedock runs list` lists the runs")
+        raise RunError(
+            "this folder is no run: it has no run.json", where=name, hint="`tunedock runs list` lists the runs"
+        )
     close = difflib.get_close_matches(name, names, n=1)
     hint = (
         f"did you mean `{close[0]}`?" if close else "`tunedock runs list` lists the runs; `--runs-dir` looks elsewhere"

@@ -110,7 +110,8 @@ class Checkpoints:
             raise DiskError(
                 f"the checkpoint cannot be written: {getattr(error, 'strerror', None) or error}",
                 where=str(place),
-                hint="free disk space, then go on with `tunedock train --resume`; earlier checkpoints are untouched",
+                hint=f"free disk space, then go on with `tunedock train --resume {self.folder.parent}`; earlier checkpoints are "
+                "untouched",
             ) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)

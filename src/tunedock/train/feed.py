@@ -15,8 +15,8 @@ class Feed(Protocol):
     def step(self, number: int) -> list[Sample]:
         """The samples of step `number`, counted from 0."""
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps so that `restore` can go on at the next step."""
+    def state(self, number: int) -> dict[str, Any]:
+        """What a checkpoint keeps so that `restore` goes on with step `number`, the next to be done; it may have been asked for."""
 
     def restore(self, state: dict[str, Any]) -> None: ...
 
@@ -32,7 +32,7 @@ class StoreFeed:
     def step(self, number: int) -> list[Sample]:
         return self._store.samples(step_indices(len(self._store), self._batch_size, number, seed=self._seed))
 
-    def state(self) -> dict[str, Any]:
+    def state(self, number: int) -> dict[str, Any]:
         return {"kind": "store", "samples": len(self._store)}
 
     def restore(self, state: dict[str, Any]) -> None:

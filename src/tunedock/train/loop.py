@@ -263,7 +263,7 @@ class Loop:
                 "optimizer": numbers,
                 "schedule": _plain_schedule(self._updater.schedule.state_dict()),
                 "scaler": self._updater.scaler.state_dict(),
-                "feed": self._feed.state(),
+                "feed": self._feed.state(self.progress.step),
             },
             random=random_states(),
         )

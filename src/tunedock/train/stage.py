@@ -49,7 +49,9 @@ def train(run: Run, recipe: Recipe, emit: Emitter, *, resume: bool, stop: StopRe
     checkpoints = Checkpoints(run.checkpoints, keep=recipe.train.save_total_limit)
     if not resume and checkpoints.names():
         raise RunError(
-            "this run has checkpoints already", where=str(run.path), hint="`tunedock train --resume` goes on with it"
+            "this run has checkpoints already",
+            where=str(run.path),
+            hint=f"`tunedock train --resume {run.path}` goes on with it",
         )
     write_json(run.path / "environment.json", {"versions": versions(), "hardware": hardware()})
     base = find_base(recipe)
@@ -242,7 +244,7 @@ def _finish(
         raise DiskError(
             f"the result cannot be written: {error.strerror or error}",
             where=str(run.model),
-            hint="free disk space, then `tunedock train --resume`",
+            hint=f"free disk space, then `tunedock train --resume {run.path}`",
         ) from error
     return {
         "run": str(run.path),

@@ -114,10 +114,12 @@ class StreamFeed:
         self._next = Place()
         self._reads: Iterator[_Read] | None = None
         self._last: tuple[int, list[Sample]] | None = None
+        self._before_last = (self._start, self._block, self._offset)
 
     def step(self, number: int) -> list[Sample]:
         if self._last is not None and self._last[0] == number:
             return self._last[1]
+        self._before_last = (self._start, self._block, self._offset)
         batch: list[Sample] = []
         while len(batch) < self._batch_size:
             if self._offset == len(self._samples):
@@ -153,22 +155,23 @@ class StreamFeed:
         """What has become of the rows read so far, each counted once."""
         return self._stream.account
 
-    def state(self) -> dict[str, Any]:
-        place = self._start
+    def state(self, number: int) -> dict[str, Any]:
+        place, block, offset = self._start, self._block, self._offset
+        if self._last is not None and self._last[0] == number:  # drawn, but its step was thrown away by a stop
+            place, block, offset = self._before_last
         return {
             "kind": "stream",
             "round": place.round,
             "source": place.source,
             "row": place.row,
-            "block": self._block,
-            "offset": self._offset,
+            "block": block,
+            "offset": offset,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._reads, self._samples, self._last = None, [], None
-        if state["offset"] or state["block"]:
-            self._begin_block(Place(state["round"], state["source"], state["row"]), state["block"])
-            self._offset = state["offset"]
+        self._reads, self._last = None, None
+        self._begin_block(Place(state["round"], state["source"], state["row"]), state["block"])
+        self._offset = state["offset"]
 
 
 def streamed_data(
