@@ -87,7 +87,7 @@ def build(
         layout=partial(padded, budget_tokens=budget),
         updater=make_updater(policy.trainable, settings, total_steps=steps, device=CPU),
         checkpoints=Checkpoints(folder, keep=settings.save_total_limit),
-        course=Course(steps, PER_EPOCH),
+        course=Course(steps, PER_EPOCH, steps * BATCH),
         train=settings,
         emit=Emitter(stream),
         stop_requested=stop,

@@ -23,12 +23,8 @@ MESSAGE_LISTS = ("messages", "prompt", "chosen", "rejected", "completion")
 
 def show_row(value: Mapping[str, Any]) -> None:
     out = console()
-    out.print(
-        Text(
-            f"row {one_line(value.get('row_id'))}  number {value.get('index')}  split {one_line(value.get('split') or 'not made yet')}",
-            style="bold",
-        )
-    )
+    side = one_line(value.get("split") or "not made yet")
+    out.print(Text(f"row {one_line(value.get('row_id'))}  number {value.get('index')}  split {side}", style="bold"))
     for role, content in messages(value.get("example") or {}):
         out.print(Text.assemble((f"\n{role}", "bold magenta"), f"\n{printable(content)}"))
     refused = value.get("refused")

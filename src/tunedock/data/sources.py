@@ -76,6 +76,15 @@ def fingerprint(source: Source, files: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+def outline(source: Source, files: Sequence[str]) -> str:
+    """A hash (hex) over the names and, for local files, the sizes: what can be known of a stream without reading it."""
+    facts = [
+        [name, Path(file).stat().st_size if Path(file).is_file() else None]
+        for file, name in zip(files, _names(_root(source, files), files), strict=True)
+    ]
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+
+
 def _rows(listing: _Listing) -> Iterator[RawRow]:
     for file, name in zip(listing.files, _names(listing.root, listing.files), strict=True):
         for record in read_records(file, _type_of(file).kind):

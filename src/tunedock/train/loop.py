@@ -44,6 +44,8 @@ class Course:
     total_steps: int
     steps_per_epoch: int | None
     """None for a stream, which has no epochs."""
+    examples: int
+    """Samples seen by the end, each time anew."""
 
     def epoch(self, step: int) -> float:
         return step / self.steps_per_epoch if self.steps_per_epoch else 0.0

@@ -156,10 +156,10 @@ def _loop(
 ) -> Loop:
     train_ = recipe.train
     if about["samples"] is None:
-        course = Course(train_.max_steps, None)
+        course = Course(train_.max_steps, None, train_.max_steps * (train_.batch_size or 1))
     else:
         plan = plan_steps(about["samples"], train_.batch_size or 1, train_.num_train_epochs, train_.max_steps)
-        course = Course(plan.total_steps, plan.steps_per_epoch)
+        course = Course(plan.total_steps, plan.steps_per_epoch, plan.examples_seen)
     updater = make_updater(policy.trainable, train_, total_steps=course.total_steps, device=policy.device)
     budget = token_budget(recipe, policy.device)
     layout = partial(padded, budget_tokens=budget, pad_id=base.pad_id)
@@ -184,19 +184,14 @@ def _announce(
 ) -> None:
     """Steps, tokens and an estimate of the time, before the first step."""
     counts = parameter_counts(policy.model)
-    samples = course.total_steps * (recipe.train.batch_size or 1)
-    tokens = round(samples * about["mean_tokens"]) if about["mean_tokens"] else None
-    seconds = (
-        estimate_seconds(policy, tokens, round(samples * about["mean_trained"]), full=recipe.adapter.kind != "lora")
-        if tokens
-        else None
-    )
+    tokens = round(course.examples * about["mean_tokens"])
+    trained = round(course.examples * about["mean_trained"])
+    seconds = estimate_seconds(policy, tokens, trained, full=recipe.adapter.kind != "lora")
     parts = [f"{course.total_steps} steps"]
     if course.steps_per_epoch:
         parts[0] += f" ({course.steps_per_epoch} an epoch)"
     parts.append(f"batch {recipe.train.batch_size}")
-    if tokens and seconds is not None:
-        parts += [f"about {tokens:,} tokens", f"about {_duration(seconds)} (corrected as steps run)"]
+    parts += [f"about {tokens:,} tokens", f"about {_duration(seconds)} (corrected as steps run)"]
     parts.append(f"{counts['trained']:,} of {counts['parameters']:,} parameters trained")
     parts.append(f"{policy.device.type} {str(policy.precision.compute).removeprefix('torch.')}")
     emit.note(

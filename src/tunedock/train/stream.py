@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tunedock.data import split
+from tunedock.data import sources, split
 from tunedock.data.account import Account
 from tunedock.data.conversation import Conversation, Example
 from tunedock.data.rows import encode_rows, parsed_rows
@@ -193,7 +193,10 @@ def streamed_data(
     )
     about = {
         "fingerprint": "stream",
-        "files": {},
+        "files": {
+            source.path: sources.outline(source, sources.list_files(source, hub=recipe.hub, offline=recipe.offline))
+            for source in (*data.train, *data.validation)
+        },
         "account": account.to_json(),
         "sides": {},
         "stop_ids": sorted(base.chat.stop_ids),
