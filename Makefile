@@ -1,0 +1,77 @@
+# Everything one runs here. Each target makes the virtual environment it needs; nothing has to be installed first but Python.
+# GNU make 3.81 (macOS) is enough.
+
+VENV ?= .venv
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Where plain pip would fetch gigabytes of CUDA for a machine that has no NVIDIA driver. macOS wheels have none anyway.
+CPU_WHEELS = https://download.pytorch.org/whl/cpu
+WANTS_CPU = [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1
+
+.PHONY: help demo demo-base test test-all check format docs clean
+
+help:
+	@echo "make demo       fine-tune a small model on this machine and see what it learnt (minutes, no GPU, no network once installed)"
+	@echo "make test       the quick tests          make test-all   all tests"
+	@echo "make check      format, lint, types, quick tests"
+	@echo "make format     put the code into shape  make docs       write the generated reference pages"
+	@echo "make demo-base  make the demo's base model again, from nothing"
+	@echo "make clean      remove the environment and the caches; runs are kept"
+
+demo: $(VENV)/.installed
+	@$(BIN)/python examples/demo/demo.py
+
+demo-base: $(VENV)/.installed
+	$(BIN)/python examples/demo/make_base.py
+
+test: $(VENV)/.installed-dev
+	$(PYTEST) -m "not long"
+
+test-all: $(VENV)/.installed-dev
+	$(PYTEST)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(PYTEST) -m "not long"
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist examples/demo/base-config examples/demo/corpus.jsonl
+	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo "tunedock needs Python 3.11 or newer with venv; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "no virtual environment; on Debian and Ubuntu: sudo apt-get install python3-venv" >&2; exit 1; }
+	@touch $@
+
+# torch comes first and alone, so that only it is looked for among the CPU wheels. Where they cannot be reached, pip's configured
+# index decides.
+$(VENV)/.torch: constraints.txt $(VENV)/.python
+	@echo "installing torch into $(VENV)"
+	@if $(WANTS_CPU); then \
+		$(PIP) install --no-deps --retries 1 --timeout 20 --extra-index-url $(CPU_WHEELS) -c constraints.txt torch \
+		|| $(PIP) install --no-deps -c constraints.txt torch; \
+	else $(PIP) install --no-deps -c constraints.txt torch; fi
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
+	@echo "installing tunedock into $(VENV)"
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing what the tests need into $(VENV)"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
