@@ -1,4 +1,4 @@
-"""Makes the demo's base model from nothing: corpus, tokenizer, pretraining by tunedock itself, weights in bfloat16.
+"""Makes the demo's base model from nothing: corpus, tokenizer, pretraining by tunedock itself, export in bfloat16.
 
     make demo-base
 
@@ -13,12 +13,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM
-
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-KEPT = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+KEPT = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 
 
 def run(*command: str) -> None:
@@ -39,10 +43,9 @@ def main() -> None:
     run(sys.executable, "examples/demo/make_tokenizer.py", "examples/demo/corpus.jsonl", "examples/demo/base-config")
     run(tunedock, "train", "examples/demo/pretrain.yaml", f"train.output_dir={pretraining}")
     run(tunedock, "export", str(pretraining), "--to", str(exported))
-    model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.bfloat16)
-    model.save_pretrained(target)
+    target.mkdir()
     for name in KEPT:
-        shutil.copyfile(HERE / "base-config" / name, target / name)
+        shutil.copyfile(exported / name, target / name)
     print(f"{target.relative_to(ROOT)}: copy it to examples/demo/base to use it")
 
 

@@ -54,7 +54,7 @@ class Ticket:
 
     @property
     def answer(self) -> str:
-        filed = {"team": self.team, "product": self.product, "order": self.order, "urgent": self.urgent}
+        filed = {"team": self.team, "product": self.product, "urgent": self.urgent}
         return json.dumps(filed, separators=(",", ":"))
 
 
@@ -257,7 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2600)
     parser.add_argument("--corpus", type=Path, help="write the pretraining corpus to this file instead")
-    parser.add_argument("--documents", type=int, default=80_000)
+    parser.add_argument("--documents", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args()
     source = tickets(arguments.seed)

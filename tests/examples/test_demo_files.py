@@ -48,8 +48,8 @@ def test_each_message_stands_once_and_holds_its_answer() -> None:
     assert len(set(messages)) == len(messages) == 2600
     for row, message in zip(rows, messages, strict=True):
         answer = json.loads(row["messages"][2]["content"])
-        assert list(answer) == ["team", "product", "order", "urgent"]
-        assert re.findall(rf"(?<!\d){answer['order']}(?!\d)", message)
+        assert list(answer) == ["team", "product", "urgent"]
+        assert re.search(r"\d{4}", message)  # the order's number, and often others: what is not asked for
     assert 0.4 < sum(message.isascii() for message in messages) / len(messages) < 0.6
 
 
