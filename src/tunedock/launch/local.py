@@ -31,8 +31,8 @@ WORKER = (sys.executable, "-P", "-m", "tunedock.worker")
 SPIN_COUNT = "2000"
 """GOMP_SPINCOUNT of a worker whose user has set no waiting policy: how long an OpenMP thread spins before it sleeps.
 
-libgomp's own default makes a step 40 times slower as soon as one other process wants a core (2 cores, the demo: 9.5 s a step instead
-of 0.23 s); with this it is 0.5 s, and 0.23 s as before where nothing else runs.
+libgomp's own default makes a step 40 times slower as soon as one other process wants a core (2 cores, the demo: 9.5 s a step
+instead of 0.23 s); with this it is 0.5 s, and 0.23 s as before where nothing else runs.
 """
 
 DRAIN_S = 5.0
