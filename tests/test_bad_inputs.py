@@ -448,7 +448,7 @@ def test_a_model_that_cannot_be_used_is_named_with_what_it_lacks(workplace, tune
         (
             ["train.learning_rate=1e30", "adapter=full", "train.max_steps=6"],
             9,
-            ["rows.jsonl:", "the loss is nan", "lower train.learning_rate"],
+            ["rows.jsonl:", " is nan at step", "lower train.learning_rate"],
         ),
     ],
 )

@@ -57,6 +57,15 @@ def test_positions_count_from_the_start_of_each_line(samples: list[Sample]) -> N
             assert not row.mask_BT[line, length:].any()
 
 
+@given(st.lists(st.lists(st.integers(1, 50), min_size=2, max_size=9), min_size=1, max_size=5))
+def test_what_a_sample_weighs_is_what_its_rows_choose(raw: list[list[int]]) -> None:
+    """The loss is divided by the one and summed over the other."""
+    samples = [single(str(n), tokens, [1.0] * len(tokens)) for n, tokens in enumerate(raw)]
+    samples.append(merge_paths("tree", [(np.asarray(t, np.int32), np.ones(len(t), np.float32)) for t in raw]))
+    chosen = sum(float(row.chosen.weight_N.sum()) for row in padded(samples, budget_tokens=32))
+    assert chosen == sum(sample.weight for sample in samples)
+
+
 def test_a_row_holds_lines_of_like_length() -> None:
     samples = [single(str(n), [1] * n, [1.0] * n) for n in (3, 90, 4, 88, 5)]
     rows = padded(samples, budget_tokens=200)

@@ -68,6 +68,19 @@ def test_none_left_is_an_error_with_a_way_out(tmp_path: Path) -> None:
         Checkpoints(tmp_path, keep=None).load_last(pytest.fail)
 
 
+def test_a_first_checkpoint_cut_off_by_a_kill_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000004.part").mkdir()
+    assert Checkpoints(tmp_path, keep=None).untouched()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"state.json": {}}'])
+def test_a_manifest_that_says_too_little_is_damage(tmp_path: Path, content: str) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=None)
+    checkpoints.save(snapshot(1))
+    (checkpoints.save(snapshot(2)) / "manifest.json").write_text(content)
+    assert checkpoints.load_last(lambda name, why: None).step == 1
+
+
 def test_the_limit_spares_the_best_and_the_last(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(snapshot(1), metric=0.5, better=True)

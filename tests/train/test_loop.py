@@ -202,6 +202,25 @@ def test_a_loss_that_is_no_number_names_the_rows(tmp_path: Path) -> None:
     assert "step 1" in caught.value.message
 
 
+def test_gradients_that_are_no_numbers_never_reach_the_weights(tmp_path: Path) -> None:
+    loop, policy, _ = build(tmp_path)
+    before = weights(policy)
+    policy.trainable[0][1].register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(DivergedError, match="norm of the gradients"):
+        loop.run()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, weights(policy)[name])
+
+
+def test_a_run_out_of_patience_takes_no_step_when_resumed(tmp_path: Path) -> None:
+    loop, policy, _ = build(tmp_path, early_stopping_patience=2)
+    loop.progress.stale = 2
+    before = weights(policy)
+    assert loop.run().step == 0
+    for name, tensor in before.items():
+        assert torch.equal(tensor, weights(policy)[name])
+
+
 def test_early_overflow_with_float16_skips_the_step(tmp_path: Path) -> None:
     loop, policy, _ = build(tmp_path, fp16=True, steps=3)
     before = weights(policy)

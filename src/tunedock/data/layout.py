@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,9 +61,12 @@ class Row:
         return int(self.mask_BT.sum())
 
 
+@lru_cache(maxsize=2)
 def epoch_order(examples: int, *, seed: int, epoch: int) -> Ints:
     """The order of an epoch: the same on every machine and every rank."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(examples)
+    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(examples)
+    order.flags.writeable = False  # it is kept for the epoch's other steps
+    return order
 
 
 def step_indices(examples: int, batch_size: int, step: int, *, seed: int, shuffle: bool = True) -> Ints:

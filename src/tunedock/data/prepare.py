@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+import uuid
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -131,9 +131,9 @@ def _open(folder: Path, files: dict[str, str], *, from_cache: bool) -> Prepared:
 
 
 def _build_aside(recipe: Recipe, chat: Chat, emit: Emitter, folder: Path) -> None:
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    # Named anew each time: containers that share a cache may share process ids too.
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         _build(recipe, chat, emit, aside)
         try:

@@ -62,14 +62,17 @@ class Sample:
 
 
 def single(row_id: str, tokens: Sequence[int] | Tokens, weights: Sequence[float] | Weights) -> Sample:
-    """A sample with one path."""
-    return Sample(row_id, (Segment(np.asarray(tokens, np.int32), np.asarray(weights, np.float32)),))
+    """A sample with one path. Its first token weighs nothing, since nothing predicts it."""
+    weights_T = np.array(weights, np.float32)
+    weights_T[:1] = 0.0
+    return Sample(row_id, (Segment(np.asarray(tokens, np.int32), weights_T),))
 
 
 def merge_paths(row_id: str, paths: Sequence[tuple[Tokens, Weights]]) -> Sample:
     """The tree of several paths: prefixes with equal tokens stand once.
 
-    Where two paths share a token, its weight is the larger one: the turn trained on one path is context on the next.
+    Where two paths share a token, its weight is the larger one: the turn trained on one path is context on the next. The first
+    token weighs nothing, since nothing predicts it.
     """
     if len(paths) == 1:
         return single(row_id, *paths[0])
@@ -82,7 +85,9 @@ def merge_paths(row_id: str, paths: Sequence[tuple[Tokens, Weights]]) -> Sample:
             end += 1
         if end > start or parent < 0:
             weights = np.max(np.stack([paths[i][1][start:end] for i in group]), axis=0) if end > start else np.zeros(0)
-            segments.append(Segment(first[start:end].astype(np.int32), weights.astype(np.float32), parent))
+            weights_T = np.array(weights, np.float32)
+            weights_T[: int(start == 0)] = 0.0
+            segments.append(Segment(first[start:end].astype(np.int32), weights_T, parent))
             parent = len(segments) - 1
         branches: dict[int, list[int]] = {}
         for i in group:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -52,21 +53,21 @@ def evaluate(run: Run, recipe: Recipe, emit: Emitter, *, side: str, options: Eva
     base = find_base(recipe, stop_ids=facts.stop_ids)
     store = _held_out(base, recipe, side, emit)
     questions = questions_of(store, options.max_samples)
-    tuned = tuned_policy(base, run.model)
+    policy = tuned_policy(base, run.model)
+    shares_weights = policy.has_adapter
     results: dict[str, Any] = {"run": run.name, "split": side, "samples": len(store), "questions": len(questions)}
     answers: dict[str, list[str]] = {}
-    shares_weights = tuned.has_adapter
-    for who in ("tuned", "base"):
-        if who == "base" and not options.compare_base:
-            results["base"] = None
-            continue
-        if who == "base" and not shares_weights:
-            del tuned  # two whole models need not stand in memory at once
+    results["tuned"], answers["tuned"] = _measure(base, policy, "tuned", store, questions, facts, options, recipe, emit)
+    results["base"] = None
+    if options.compare_base:
+        if not shares_weights:
+            del policy  # two whole models need not stand in memory at once
+            gc.collect()  # a policy's head and its model refer to each other
             policy = base_policy(base)
-        else:
-            policy = tuned
-        with policy.base() if who == "base" and shares_weights else nullcontext():
-            results[who], answers[who] = _measure(base, policy, who, store, questions, facts, options, recipe, emit)
+        with policy.base() if shares_weights else nullcontext():
+            results["base"], answers["base"] = _measure(
+                base, policy, "base", store, questions, facts, options, recipe, emit
+            )
     results["answers"] = _side_by_side(questions, answers)
     folder = run.path / "eval"
     folder.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ the conversation goes on. The prompt is rendered by the code that rendered it in
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,9 +99,10 @@ def _turn(line: str, which: str) -> Turn:
             max_new_tokens=int(value.get("max_new_tokens", 512)),
             temperature=float(value.get("temperature", 0.0)),
         )
-    except (ValueError, KeyError, TypeError):
+        known = all(message.role in ("system", "user", "assistant") for message in turn.messages)
+        sound = turn.max_new_tokens > 0 and 0.0 <= turn.temperature < math.inf and turn.which in ("tuned", "base")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise wrong from None
-    roles = {message.role for message in turn.messages}
-    if not turn.messages or not roles <= {"system", "user", "assistant"} or turn.which not in ("tuned", "base"):
+    if not turn.messages or not known or not sound:
         raise wrong
     return turn

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig
 
@@ -34,7 +35,7 @@ from tunedock.model import load
 from tunedock.model.policy import Precision
 from tunedock.model.session import Base, ChatFacts, find_base, tuned_policy
 from tunedock.recipe.schema import Recipe
-from tunedock.run.record import Run, write_atomic, write_json
+from tunedock.run.record import Run, read_json, write_atomic, write_json
 
 PROMPTS = 8
 EXACT_TOLERANCE = 1e-3
@@ -81,9 +82,9 @@ def export(run: Run, recipe: Recipe, emit: Emitter, *, to: Path, form: str) -> d
         if to.exists():
             to.rmdir()
         aside.rename(to)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise DiskError(
-            f"the export cannot be written: {error.strerror or error}",
+            f"the export cannot be written: {getattr(error, 'strerror', None) or error}",
             where=str(to),
             hint="free disk space, or give a folder that can be written by --to",
         ) from error
@@ -103,6 +104,7 @@ def _write(run: Run, recipe: Recipe, emit: Emitter, folder: Path, form: str) -> 
         checks: dict[str, Any] = {}
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copyfile(run.model / name, folder / name)
+        _name_base(base, folder / "adapter_config.json")
     else:
         checks = asdict(_merge(base, run, emit, folder, facts))
         write_json(folder / "export.json", {"run": run.name, "checks": checks})
@@ -111,6 +113,14 @@ def _write(run: Run, recipe: Recipe, emit: Emitter, folder: Path, form: str) -> 
     write_atomic(folder / "README.md", model_card(run, recipe, form, checks))
     files = [path for path in folder.iterdir() if path.is_file()]
     return {"checks": checks, "files": sorted(p.name for p in files), "bytes": sum(p.stat().st_size for p in files)}
+
+
+def _name_base(base: Base, config: Path) -> None:
+    """The adapter's base by its hub id and commit where it has them: a path of this machine means nothing elsewhere."""
+    if base.located.commit is not None:
+        value = read_json(config)
+        value |= {"base_model_name_or_path": base.recipe.model.path, "revision": base.located.commit}
+        write_json(config, value)
 
 
 def _merge(base: Base, run: Run, emit: Emitter, folder: Path, facts: ChatFacts) -> MergeChecks:
@@ -200,12 +210,15 @@ def _save(model: nn.Module, folder: Path, facts: ChatFacts) -> None:
     generation = GenerationConfig.from_model_config(model.config)
     current = getattr(model, "generation_config", None) or generation
     current.eos_token_id = facts.stop_ids
+    if current.temperature or current.top_p or current.top_k:
+        current.do_sample = True  # sampling settings without it are refused when written
     model.generation_config = current
     adapters.save(model, folder)
 
 
 def _difference_from_base(base: Base, exported: nn.Module) -> tuple[int, int, float]:
-    """(tensors that differ, tensors, largest change of a weight) against the base's own weights in the same type."""
+    """(tensors that differ, tensors, largest change of a weight) against the base's weights, rounded as the export's are."""
+    dtype = _own_dtype(base)
     device = torch.device("cpu")
     model = base.recipe.model
     original = load.load_weights(
@@ -213,7 +226,7 @@ def _difference_from_base(base: Base, exported: nn.Module) -> tuple[int, int, fl
     ).state_dict()
     own: Mapping[str, Tensor] = exported.state_dict()
     changes = [
-        float((tensor.cpu().float() - original[name].float()).abs().max())
+        float((tensor.cpu().float() - original[name].to(dtype).float()).abs().max())
         for name, tensor in own.items()
         if name in original and original[name].shape == tensor.shape
     ]

@@ -19,9 +19,15 @@ from tunedock.model.policy import Policy
 
 
 def _config(stop_ids: Collection[int], pad: int, max_new_tokens: int, temperature: float) -> GenerationConfig:
-    sampling: dict[str, Any] = (
-        {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    )
+    # What is left out would be filled in from the model's own generation_config.json: greedy is greedy, without a penalty.
+    sampling: dict[str, Any] = {
+        "do_sample": False,
+        "num_beams": 1,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+    }
+    if temperature > 0:
+        sampling |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=sorted(stop_ids), pad_token_id=pad, **sampling)
 
 

@@ -21,7 +21,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -204,11 +204,16 @@ class Run:
     @contextmanager
     def _patient_lock(self) -> Iterator[None]:
         """The lock, tried for a second: `locked` takes it for an instant to see whether it is free."""
-        for _ in range(20):
-            if not self.locked():
-                break
-            time.sleep(0.05)
-        with self._lock():
+        deadline = time.monotonic() + 1.0
+        with ExitStack() as held:
+            while True:
+                try:
+                    held.enter_context(self._lock())
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.05)
             yield
 
     @contextmanager

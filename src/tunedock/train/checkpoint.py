@@ -35,7 +35,9 @@ from tunedock.errors import DiskError, RunError
 from tunedock.run.record import read_json, write_json
 
 FREE_MARGIN = 1.1
-"""A checkpoint is begun only when this many times the last one's size is free."""
+"""A checkpoint is begun only when this many times its size is free."""
+
+FILES = frozenset({"trained.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"})
 
 
 @dataclass(slots=True)
@@ -72,7 +74,7 @@ class Checkpoints:
 
     def untouched(self) -> bool:
         """Whether no checkpoint was ever saved here, not even one found damaged since."""
-        return not any(self.folder.glob("*step-*"))
+        return not any(p.name.startswith(("step-", "damaged-")) for p in self.folder.iterdir())
 
     def save(self, snapshot: Snapshot, *, metric: float | None = None, better: bool = False) -> Path:
         """Writes a checkpoint and then deletes the ones over the limit, never the best and never the last.
@@ -155,7 +157,12 @@ class Checkpoints:
     def damage(self, name: str) -> str | None:
         """What is wrong with a checkpoint, or None."""
         folder = self.folder / name
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            return f"manifest.json cannot be read: {error}"
+        if not isinstance(manifest, dict) or not manifest.keys() >= FILES:
+            return "manifest.json does not name all files"
         for file, fact in manifest.items():
             path = folder / file
             if not path.is_file():
@@ -214,7 +221,7 @@ def restore_random_states(states: dict[str, Tensor]) -> None:
     position, has_cached, cached = states["numpy_rest"].tolist()
     keys = states["numpy"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, int(position), int(has_cached), cached))
-    cuda = [states[name] for name in sorted(states) if name.startswith("cuda_")]
+    cuda = [states[f"cuda_{i}"] for i in range(sum(name.startswith("cuda_") for name in states))]
     if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(cuda)
 

@@ -60,7 +60,8 @@ class Progress:
     trained_tokens: float = 0.0
     best: float | None = None
     stale: int = 0
-    """Evaluations since the best one."""
+    """Evaluations since one that was better by `early_stopping_threshold`."""
+    last_eval: float | None = None
     skipped: int = 0
     """Steps left out because float16 gradients overflowed."""
 
@@ -119,7 +120,7 @@ class Loop:
         that is no number."""
         self._emit.progress("training", self.progress.step, self._course.total_steps, "steps")
         self._window = _Window()
-        while self.progress.step < self._course.total_steps:
+        while self.progress.step < self._course.total_steps and not self._out_of_patience():
             before = random_states()
             try:
                 self._step()
@@ -133,12 +134,11 @@ class Loop:
             if self._due(self._train.save_strategy, self._train.save_steps):
                 self.save()
             self._emit.progress("training", self.progress.step, self._course.total_steps, "steps")
-            if self._out_of_patience():
-                self._emit.note(
-                    f"early stopping: {self.progress.stale} evaluations without improvement on {self.progress.best:.4f}",
-                    step=self.progress.step,
-                )
-                break
+        if self._out_of_patience():
+            self._emit.note(
+                f"early stopping: {self.progress.stale} evaluations without improvement; the best is {self.progress.best}",
+                step=self.progress.step,
+            )
         if self._train.save_strategy != "no":
             self.save()
         return self.progress
@@ -160,8 +160,11 @@ class Loop:
                 sums[0] += float(total.detach())
                 sums[1] += of
         if not math.isfinite(loss):
-            self._diverged(loss, samples)
-        norm, taken = self._updater.update()
+            self._diverged("loss", loss, samples)
+        norm = self._updater.clip()
+        if not math.isfinite(norm) and not self._updater.scaler.is_enabled():
+            self._diverged("norm of the gradients", norm, samples)
+        taken = self._updater.update()
         tokens = sum(row.tokens for row in rows)
         self.progress.step += 1
         self.progress.tokens += tokens
@@ -220,21 +223,23 @@ class Loop:
         self._updater.plateau(loss)
         values = {"eval_loss": loss, "eval_tokens": count, "eval_seconds": time.perf_counter() - started}
         self._emit.metrics(self.progress.step, self._course.epoch(self.progress.step), values)
-        if self.progress.best is None or loss < self.progress.best - self._train.early_stopping_threshold:
+        self.progress.last_eval = loss
+        before = self.progress.best
+        better = math.isfinite(loss) and (before is None or loss < before)
+        enough = better and (before is None or loss < before - self._train.early_stopping_threshold)
+        self.progress.stale = 0 if enough else self.progress.stale + 1
+        if better:
             self.progress.best = loss
-            self.progress.stale = 0
             if self._train.save_strategy != "no":
                 self.save(metric=loss, better=True)
-        else:
-            self.progress.stale += 1
         self._window.since = time.perf_counter()
 
-    def _diverged(self, loss: float, samples: Sequence[Sample]) -> None:
+    def _diverged(self, what: str, value: float, samples: Sequence[Sample]) -> None:
         index = self._checkpoints.index()
         kept = f"the last checkpoint is {index.last}" if index.last else "there is no checkpoint yet"
         rows = ", ".join(sample.row_id for sample in samples[:5])
         raise DivergedError(
-            f"the loss is {loss} at step {self.progress.step + 1}; {kept}",
+            f"the {what} is {value} at step {self.progress.step + 1}; {kept}",
             where=f"rows {rows}{' ...' if len(samples) > 5 else ''}",
             hint="lower train.learning_rate, lengthen train.warmup_steps, or look at these rows with `tunedock data show`",
         )

@@ -30,14 +30,16 @@ class Updater:
     def backward(self, loss: torch.Tensor) -> None:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
-    def update(self) -> tuple[float, bool]:
-        """One optimizer step. Returns the gradient's norm before clipping and whether the step was taken.
+    def clip(self) -> float:
+        """Unscales and clips the gradients; returns their norm before clipping."""
+        self.scaler.unscale_(self.optimizer)
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm or math.inf))
+
+    def update(self) -> bool:
+        """One optimizer step, after `clip`. Returns whether it was taken.
 
         With float16 a step whose gradients overflowed is left out and the scale halved, as `torch.amp` does.
         """
-        self.scaler.unscale_(self.optimizer)
-        limit = self.max_grad_norm or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -45,7 +47,7 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         if taken and not isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self.schedule.step()
-        return norm, taken
+        return taken
 
     def plateau(self, metric: float) -> None:
         """Tells a schedule that follows the validation loss (reduce_lr_on_plateau) what it was."""

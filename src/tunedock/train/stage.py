@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from tunedock.data import prepare as preparing
 from tunedock.data.layout import padded
@@ -56,7 +57,7 @@ def train(run: Run, recipe: Recipe, emit: Emitter, *, resume: bool, stop: StopRe
     write_json(run.path / "environment.json", {"versions": versions(), "hardware": hardware()})
     base = find_base(recipe)
     feed, validation, about = _data(base, recipe, emit)
-    _same_data(run, about, resume)
+    _same_data(run, about, resume, emit)
     policy = trainable_policy(base)
     torch.manual_seed(recipe.train.seed)
     said = policy.probe()
@@ -82,11 +83,13 @@ def train(run: Run, recipe: Recipe, emit: Emitter, *, resume: bool, stop: StopRe
         except InterruptedRun:
             plot_losses(EventReader(run.events).new(), run.path / "plots", run.name)
             raise
+    result = _finish(run, recipe, base, policy, checkpoints, progress, about, emit)
     plot_losses(EventReader(run.events).new(), run.path / "plots", run.name)
-    if isinstance(feed, StreamFeed):
+    if isinstance(feed, StreamFeed) and not resume:  # a resumed stream has counted only the rows since
         about["account"] = feed.account.to_json()
         write_json(run.path / "data.json", about)
-    return _finish(run, recipe, base, policy, checkpoints, progress, about)
+        feed.account.verify(recipe.data.max_dropped, recipe.data.over_length)
+    return result
 
 
 def _board(run: Run, recipe: Recipe) -> AbstractContextManager[Any]:
@@ -128,7 +131,7 @@ def _data(base: Base, recipe: Recipe, emit: Emitter) -> tuple[Feed, Sequence[Sam
     return StoreFeed(training, batch_size=batch_size, seed=recipe.train.seed), prepared.side("validation"), about
 
 
-def _same_data(run: Run, about: dict[str, Any], resume: bool) -> None:
+def _same_data(run: Run, about: dict[str, Any], resume: bool, emit: Emitter) -> None:
     """Writes `data.json`; when resuming, refuses data that is not what the run began with."""
     path = run.path / "data.json"
     if resume and path.is_file():
@@ -139,6 +142,13 @@ def _same_data(run: Run, about: dict[str, Any], resume: bool) -> None:
                 "the data is not what this run began with",
                 where=", ".join(changed) or f"{before['samples']} samples then, {about['samples']} now",
                 hint="put the files back as they were, or start a new run",
+            )
+        if before["fingerprint"] != about["fingerprint"]:
+            emit.warning(
+                "the same files no longer give the same tokens: the tokenizer, its chat template or a version has changed "
+                "since this run began",
+                where=str(path),
+                hint="environment.json names the versions it was resumed with last; a new run is exact again",
             )
     write_json(path, about)
 
@@ -221,6 +231,7 @@ def _finish(
     checkpoints: Checkpoints,
     progress: Progress,
     about: dict[str, Any],
+    emit: Emitter,
 ) -> dict[str, Any]:
     """Writes the result: the best checkpoint's weights when the recipe says so, else the last."""
     index = checkpoints.index()
@@ -228,16 +239,19 @@ def _finish(
     if recipe.train.load_best_model_at_end and index.best and index.best != index.last:
         damage = checkpoints.damage(index.best)
         if damage:
-            raise RunError(f"the best checkpoint is damaged: {damage}", where=index.best)
-        load_trainable_state(policy.model, checkpoints.load(index.best).trained)
-        used = "best"
+            emit.warning(
+                f"the best checkpoint is damaged, so the last one's weights are kept: {damage}", where=index.best
+            )
+        else:
+            load_trainable_state(policy.model, checkpoints.load(index.best).trained)
+            used = "best"
     try:
         adapters.save(policy.model, run.model)
         base.tokenizer.save_pretrained(run.model)
         ChatFacts(about["stop_ids"], about["thinking"], recipe.data.system).write(run.model)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise DiskError(
-            f"the result cannot be written: {error.strerror or error}",
+            f"the result cannot be written: {getattr(error, 'strerror', None) or error}",
             where=str(run.model),
             hint=f"free disk space, then `tunedock train --resume {run.path}`",
         ) from error
@@ -245,7 +259,8 @@ def _finish(
         "run": str(run.path),
         "steps": progress.step,
         "tokens": progress.tokens,
-        "eval_loss": progress.best,
+        "eval_loss": progress.best if used == "best" else progress.last_eval,
+        "best_eval_loss": progress.best,
         "weights": used,
         "model": str(run.model),
         "skipped_steps": progress.skipped,
