@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import SchedulerType, get_scheduler
 
-from tunedock.errors import DependencyError, RecipeError
+from tunedock.errors import DependencyError, NotBuiltError, RecipeError
 from tunedock.plan.steps import warmup_steps
 from tunedock.recipe.schema import Train
 
@@ -99,6 +99,12 @@ def _by_transformers(groups: list[dict[str, Any]], train: Train) -> torch.optim.
     from transformers import Trainer, TrainingArguments
     from transformers.training_args import OptimizerNames
 
+    if train.optim.startswith("schedule_free"):
+        raise NotBuiltError(
+            f"`optim: {train.optim}` is not built yet: its weights differ between training and evaluation",
+            where="train.optim",
+            hint="use adamw_torch with a schedule",
+        )
     known = [name.value for name in OptimizerNames]
     if train.optim not in known:
         raise RecipeError(
