@@ -12,7 +12,7 @@ PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 CPU_WHEELS = https://download.pytorch.org/whl/cpu
 WANTS_CPU = [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1
 
-.PHONY: help demo demo-base test test-all check format docs clean
+.PHONY: help demo demo-base test test-all check format docs bench clean
 
 help:
 	@echo "make demo       fine-tune a small model on this machine and see what it learnt (minutes, no GPU, no network once installed)"
@@ -20,6 +20,7 @@ help:
 	@echo "make check      format, lint, types, quick tests"
 	@echo "make format     put the code into shape  make docs       write the generated reference pages"
 	@echo "make demo-base  make the demo's base model again, from nothing"
+	@echo "make bench      measure this and its peers on this machine (hours; BENCH=--quick: minutes, and only whether all works)"
 	@echo "make clean      remove the environment and the caches; runs are kept"
 
 demo: $(VENV)/.installed
@@ -46,6 +47,9 @@ format: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/generate.py
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.run $(BENCH)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist examples/demo/base-config examples/demo/corpus.jsonl
