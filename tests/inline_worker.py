@@ -54,6 +54,9 @@ class InlineJob:
     def kill(self) -> None:
         pass
 
+    def killed_for_memory(self) -> bool:
+        return False
+
     def close(self) -> None:
         pass
 

@@ -1,11 +1,12 @@
 """The demo's data, made by rule from phrases.yaml: the task, and the text its base model has read.
 
     python examples/demo/make_data.py                 triage.jsonl: customers' messages and how the desk files them
+    python examples/demo/make_data.py --pairs         preferences.jsonl: other messages, each filed right and filed wrong
     python examples/demo/make_data.py --corpus FILE   the pretraining corpus: tickets with index cards, lists, glossaries
 
 The corpus holds the shop's world: what customers say in both languages, the card an agent writes of it, other records. It
 holds no chat turns, no answer in the form the task asks for, and no message of the task. So the base knows what there is to
-know and answers nothing right; what training adds is the task. Both files depend on the seed alone.
+know and answers nothing right; what training adds is the task. All files depend on the seed alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import argparse
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from ruamel.yaml import YAML
 HERE = Path(__file__).resolve().parent
 PHRASES: dict[str, Any] = YAML(typ="safe").load(HERE / "phrases.yaml")
 SYSTEM = "File the customer's message as JSON."
+PAIRS = 400
 MONTHS = (
     "January",
     "February",
@@ -150,6 +153,26 @@ def row(made: Ticket) -> dict[str, Any]:
     }
 
 
+def pair(rng: random.Random, made: Ticket) -> dict[str, Any]:
+    """The right answer, and one with the wrong team, the wrong product or the wrong haste."""
+    wrong = rng.choice(("team", "product", "urgent"))
+    value: Any = not made.urgent
+    if wrong != "urgent":
+        value = rng.choice([other for other in PHRASES[f"{wrong}s"] if other != getattr(made, wrong)])
+    return {
+        "prompt": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": made.message}],
+        "chosen": made.answer,
+        "rejected": replace(made, **{wrong: value}).answer,
+    }
+
+
+def pairs(seed: int, rows: int, barred: set[str]) -> Iterator[dict[str, Any]]:
+    """Pairs whose messages are not in `barred`."""
+    rng = random.Random(seed)
+    source = (made for made in tickets(seed) if made.message not in barred)
+    return (pair(rng, made) for made in islice(source, rows))
+
+
 def reply(rng: random.Random, made: Ticket, language: str) -> str:
     pace = "urgent" if made.urgent else "calm"
     item = made.item if language == made.language else rng.choice(PHRASES["products"][made.product][language])
@@ -257,12 +280,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2600)
     parser.add_argument("--corpus", type=Path, help="write the pretraining corpus to this file instead")
+    parser.add_argument("--pairs", action="store_true", help="write preferences.jsonl instead")
     parser.add_argument("--documents", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args()
     source = tickets(arguments.seed)
     made = [next(source) for _ in range(arguments.rows)]
-    if arguments.corpus is None:
+    if arguments.pairs:
+        path = HERE / "preferences.jsonl"
+        rows = list(pairs(arguments.seed + 2, PAIRS, {one.message for one in made}))
+    elif arguments.corpus is None:
         path, rows = HERE / "triage.jsonl", [row(one) for one in made]
     else:
         path = arguments.corpus

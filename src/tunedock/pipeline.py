@@ -18,6 +18,7 @@ from tunedock.errors import BugError, DiskError, InterruptedRun, RecipeError, Ru
 from tunedock.events import Event
 from tunedock.launch.job import JobSpec, Launcher
 from tunedock.launch.local import LocalLauncher
+from tunedock.launch.supervise import supervise
 from tunedock.launch.watch import OnEvent, watch
 from tunedock.recipe.load import load
 from tunedock.recipe.resolve import Resolved, resolve
@@ -155,7 +156,7 @@ def create_run(resolved: Resolved) -> Run:
     state = RunState(
         name=path.name,
         created=time.time(),
-        objective=recipe.objective,
+        objective=recipe.objective.kind,
         model=recipe.model.path,
         adapter=recipe.adapter.kind,
         recipe_hash=resolved.hash,
@@ -217,11 +218,15 @@ def _note(message: str, **data: Any) -> Event:
 
 
 def _run(spec: JobSpec, on_event: OnEvent, launcher: Launcher | None) -> dict[str, Any]:
-    job = (launcher or LocalLauncher()).start(spec)
-    try:
-        value = watch(job, on_event)
-    finally:
-        job.close()
+    launcher = launcher or LocalLauncher()
+    if spec.stage == "train":
+        value = supervise(launcher, spec, on_event)
+    else:
+        job = launcher.start(spec)
+        try:
+            value = watch(job, on_event)
+        finally:
+            job.close()
     return value if isinstance(value, dict) else {"value": value}
 
 

@@ -67,8 +67,16 @@ class Call:
 def _train(call: Call) -> None:
     from tunedock.train.stage import train
 
+    token_budget = call.request.get("token_budget")
     call.emit.result(
-        train(call.require_run(), call.recipe(), call.emit, resume=bool(call.request.get("resume")), stop=call.stop)
+        train(
+            call.require_run(),
+            call.recipe(),
+            call.emit,
+            resume=bool(call.request.get("resume")),
+            stop=call.stop,
+            token_budget=None if token_budget is None else int(token_budget),
+        )
     )
 
 

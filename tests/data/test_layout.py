@@ -1,4 +1,4 @@
-"""The padded layout: every weighted token of every sample is chosen exactly once, with its own prefix before it."""
+"""Every layout: every weighted token of every sample is chosen exactly once, with its own prefix before it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunedock.data.layout import epoch_order, padded, step_indices
+from tunedock.data.forest import MIN_SHARED
+from tunedock.data.layout import Kind, Row, empty_row, epoch_order, lay_out, over_ranks, padded, step_indices
 from tunedock.data.sample import Sample, Segment, merge_paths, single
 
 
@@ -20,22 +21,36 @@ def trees(draw: st.DrawFn) -> Sample:
         weights = np.asarray(
             draw(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=length, max_size=length)), np.float32
         )
+        if index == 0 and draw(st.booleans()):  # a long beginning that other samples have too
+            tokens = np.concatenate([np.arange(1, MIN_SHARED + 4, dtype=np.int32), tokens])
+            weights = np.concatenate([np.full(MIN_SHARED + 3, draw(st.sampled_from([0.0, 1.0])), np.float32), weights])
         segments.append(Segment(tokens, weights, -1 if index == 0 else draw(st.integers(0, index - 1))))
     return Sample("row", tuple(segments))
 
 
-@given(st.lists(trees(), min_size=1, max_size=6), st.integers(1, 200))
-def test_every_weighted_token_is_chosen_once_behind_its_own_prefix(samples: list[Sample], budget: int) -> None:
-    rows = padded(samples, budget_tokens=budget)
+def path_before(row: Row, line: int, position: int) -> tuple[int, ...]:
+    """The tokens that the token at a place sees, itself included, in the order of their positions."""
+    ids, positions = row.input_ids_BT[line], row.position_ids_BT[line]
+    if row.tree is None:
+        return tuple(ids[: position + 1].tolist())
+    ends = np.repeat(row.tree.subtree_end_S(), row.tree.end_S - row.tree.start_S)
+    seen = np.flatnonzero((np.arange(len(ids)) <= position) & (position < ends))
+    assert positions[seen].tolist() == list(range(len(seen)))
+    return tuple(ids[seen].tolist())
+
+
+@given(st.lists(trees(), min_size=1, max_size=6), st.integers(1, 200), st.sampled_from(["tree", "packed", "padded"]))
+def test_every_weighted_token_is_chosen_once_behind_its_own_prefix(
+    samples: list[Sample], budget: int, kind: Kind
+) -> None:
+    longest = max(sample.longest_path for sample in samples)
     chosen: list[tuple[int, tuple[int, ...], int, float]] = []
-    for row in rows:
-        assert row.slots <= budget or row.input_ids_BT.shape[0] == 1
+    for row in lay_out(samples, kind, budget_tokens=budget):
+        assert row.slots <= max(budget, longest)
         picks = row.chosen
+        assert len(picks)
         for k in range(len(picks)):
-            line, position = picks.line_N[k], picks.position_N[k]
-            prefix = tuple(row.input_ids_BT[line, : position + 1].tolist())
-            assert row.mask_BT[line, : position + 2].all()
-            assert row.input_ids_BT[line, position + 1] == picks.token_N[k]
+            prefix = path_before(row, int(picks.line_N[k]), int(picks.position_N[k]))
             chosen.append((int(picks.sample_N[k]), prefix, int(picks.token_N[k]), float(picks.weight_N[k])))
     expected = []
     for number, sample in enumerate(samples):
@@ -46,6 +61,71 @@ def test_every_weighted_token_is_chosen_once_behind_its_own_prefix(samples: list
                 if weight and start + t > 0:
                     expected.append((number, tuple(path[: start + t].tolist()), int(path[start + t]), float(weight)))
     assert sorted(chosen) == sorted(expected)
+
+
+@given(st.lists(trees(), min_size=1, max_size=6), st.integers(1, 200))
+def test_segments_stand_in_depth_first_order_and_continue_their_parents(samples: list[Sample], budget: int) -> None:
+    for row in lay_out(samples, "tree", budget_tokens=budget):
+        tree = row.tree
+        assert tree is not None
+        assert tree.start_S.tolist() == [0, *tree.end_S[:-1].tolist()] and tree.end_S[-1] == row.slots
+        open_: list[int] = []
+        for index, parent in enumerate(tree.parent_S.tolist()):
+            while open_ and open_[-1] != parent:
+                open_.pop()
+            assert (open_[-1] if open_ else -1) == parent
+            open_.append(index)
+            first = row.position_ids_BT[0, tree.start_S[index]]
+            assert first == (0 if parent < 0 else row.position_ids_BT[0, tree.end_S[parent] - 1] + 1)
+
+
+@given(st.lists(trees(), min_size=1, max_size=6), st.integers(1, 200))
+def test_a_layout_is_a_function_of_its_arguments(samples: list[Sample], budget: int) -> None:
+    one, two = (lay_out(samples, "tree", budget_tokens=budget) for _ in range(2))
+    assert [row.input_ids_BT.tolist() for row in one] == [row.input_ids_BT.tolist() for row in two]
+    assert [row.chosen.sample_N.tolist() for row in one] == [row.chosen.sample_N.tolist() for row in two]
+
+
+def test_a_prefix_that_samples_share_stands_once_and_is_answered_for_each() -> None:
+    shared = list(range(1, MIN_SHARED + 11))
+    samples = [single(str(n), [*shared, 90 + n, 7], [1.0] * (len(shared) + 2)) for n in range(3)]
+    (row,) = lay_out(samples, "tree", budget_tokens=1000)
+    assert row.tokens == len(shared) + 3 * 2
+    assert np.bincount(row.chosen.sample_N).tolist() == [len(shared) + 1] * 3
+
+
+def test_what_is_cut_keeps_its_prefix_and_is_answered_once() -> None:
+    shared = list(range(1, 41))
+    samples = [single(str(n), [*shared, *range(50, 70)], [1.0] * 60) for n in range(4)]
+    samples = [Sample(s.row_id, (Segment(s.segments[0].tokens_T + 0, s.segments[0].weights_T),)) for s in samples]
+    for number, sample in enumerate(samples):
+        sample.segments[0].tokens_T[40] = 100 + number
+    rows = lay_out(samples, "tree", budget_tokens=85)
+    assert [row.tokens for row in rows] == [80, 80]
+    assert sum(float(row.chosen.weight_N.sum()) for row in rows) == sum(sample.weight for sample in samples)
+
+
+def test_rows_are_as_few_as_the_budget_allows_and_of_like_size() -> None:
+    samples = [single(str(n), [n + 1] * n, [1.0] * n) for n in (10, 20, 30, 40, 50, 60)]
+    rows = lay_out(samples, "tree", budget_tokens=120)
+    assert sorted(row.tokens for row in rows) == [100, 110]
+
+
+def test_every_rank_has_as_many_rows_and_together_they_are_all() -> None:
+    samples = [single(str(n), [n + 1] * n, [1.0] * n) for n in range(2, 13)]
+    rows = lay_out(samples, "tree", budget_tokens=13)
+    for ranks in (1, 2, 3, 5):
+        shares = over_ranks(rows, ranks)
+        assert len({len(share) for share in shares}) == 1
+        weights = sum(float(row.chosen.weight_N.sum()) for share in shares for row in share)
+        assert weights == sum(sample.weight for sample in samples)
+    assert len(empty_row().chosen) == 0
+
+
+def test_paths_of_different_regimes_never_share_a_row() -> None:
+    samples = [single(str(n), [n] * n, [1.0] * n) for n in (5, 30, 6, 40)]
+    rows = lay_out(samples, "tree", budget_tokens=1000, regime=lambda length: int(length > 10))
+    assert [sorted(set(row.chosen.sample_N.tolist())) for row in rows] == [[0, 2], [1, 3]]
 
 
 @given(st.lists(trees(), min_size=1, max_size=5))
@@ -62,8 +142,9 @@ def test_what_a_sample_weighs_is_what_its_rows_choose(raw: list[list[int]]) -> N
     """The loss is divided by the one and summed over the other."""
     samples = [single(str(n), tokens, [1.0] * len(tokens)) for n, tokens in enumerate(raw)]
     samples.append(merge_paths("tree", [(np.asarray(t, np.int32), np.ones(len(t), np.float32)) for t in raw]))
-    chosen = sum(float(row.chosen.weight_N.sum()) for row in padded(samples, budget_tokens=32))
-    assert chosen == sum(sample.weight for sample in samples)
+    for kind in ("tree", "packed", "padded"):
+        chosen = sum(float(row.chosen.weight_N.sum()) for row in lay_out(samples, kind, budget_tokens=32))
+        assert chosen == sum(sample.weight for sample in samples)
 
 
 def test_a_row_holds_lines_of_like_length() -> None:

@@ -16,7 +16,9 @@ from tunedock.data.conversation import (
     to_json,
 )
 from tunedock.data.sample import Sample, Segment, single
-from tunedock.data.store import BATCH, SampleStore, SampleWriter, Stored
+from tunedock.data.store import SampleStore, SampleWriter, Stored, batch_of
+
+BATCH = 40
 
 TALK = Conversation((Message("user", "你好"), Message("assistant", "hi", weight=0.0, reasoning="think")))
 
@@ -50,7 +52,8 @@ def test_any_sample_comes_back_across_batches(tmp_path: Path) -> None:
         leaf = Segment(draw.integers(0, 99, 2).astype(np.int32), np.asarray([1.0, 0.5], np.float32), 0)
         sample = Sample(f"f:{n}", (root, leaf)) if n % 2 else single(f"f:{n}", root.tokens_T, root.weights_T)
         written.append(Stored(sample, n, TALK, n % 3, bool(n % 2)))
-        writer.add(written[-1])
+    for batch in (written[:BATCH], [], written[BATCH:]):
+        writer.write(batch_of(batch))
     writer.close()
     np.save(tmp_path / "lengths.npy", np.asarray([s.sample.tokens for s in written]))
     np.save(tmp_path / "trained.npy", np.zeros(len(written), np.int64))

@@ -42,6 +42,16 @@ def test_the_data_is_what_the_generator_makes(make_data: ModuleType) -> None:
     assert rows == [make_data.row(made) for made in islice(make_data.tickets(7), len(rows))]
 
 
+def test_the_pairs_are_what_the_generator_makes(make_data: ModuleType) -> None:
+    """One field apart, right and wrong, on messages the task's data does not have."""
+    rows, messages = lines("preferences.jsonl"), {row["messages"][1]["content"] for row in lines("triage.jsonl")}
+    assert rows == list(make_data.pairs(9, len(rows), messages))
+    for row in rows:
+        chosen, rejected = json.loads(row["chosen"]), json.loads(row["rejected"])
+        assert sum(chosen[key] != rejected[key] for key in chosen) == 1
+        assert row["prompt"][1]["content"] not in messages
+
+
 def test_each_message_stands_once_and_holds_its_answer() -> None:
     rows = lines("triage.jsonl")
     messages = [row["messages"][1]["content"] for row in rows]

@@ -65,7 +65,7 @@ def test_the_merged_files_are_the_runs_model(lora: tuple[Run, Recipe], tmp_path:
     assert sorted(model.generation_config.eos_token_id) == sorted(facts["stop_ids"])
     assert tokenizer.chat_template
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "merged difference" in card and recipe.objective in card
+    assert "merged difference" in card and recipe.objective.kind in card
     assert not list(tmp_path.glob(".out*"))
 
 

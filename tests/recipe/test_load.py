@@ -57,7 +57,14 @@ ONE_PROBLEM = {
     "nothing near": ("train: {xyzzy: 1}", "`train.xyzzy`", "the keys of `train` are output_dir"),
     "dotted key in a file": ("train.seed: 1", "`train.seed` is not a key", "nested"),
     "another kind's key": ("adapter: {kind: full, r: 8}", "`adapter.r`", "belongs to `adapter.kind: lora`"),
-    "unknown objective": ("objective: sftt", "`objective: sftt` should be sft or pretrain", "`sft`"),
+    "unknown objective": ("objective: sftt", "`objective.kind: sftt` should be sft, pretrain or dpo", "`sft`"),
+    "another objective's key": ("objective: {beta: 0.2}", "`objective.beta`", "belongs to `objective.kind: dpo`"),
+    "objective is a list": ("objective: [dpo]", '`objective: ["dpo"]` should be a mapping', "objective: dpo"),
+    "no beta": ("objective: {kind: dpo, beta: 0}", "`objective.beta: 0` should be a number above 0", None),
+    "smoothed to nothing": ("objective: {kind: dpo, label_smoothing: 0.5}", "should be a number below 0.5", None),
+    "LLaMA-Factory 5": ("pref_beta: 0.2", "`pref_beta`", "`objective.beta`"),
+    "TRL 2": ("train: {beta: 0.2}", "`train.beta`", "TRL's word; here it is `objective.beta`"),
+    "axolotl 2": ("rl_beta: 0.2", "`rl_beta`", "`objective.beta`"),
     "unknown kind": ("adapter: loar", "`adapter.kind: loar` should be lora, full or freeze", "`lora`"),
     "kind is no text": ("adapter: {kind: [lora]}", "`adapter.kind", None),
     "adapter is a list": ("adapter: [lora]", '`adapter: ["lora"]` should be a mapping', "adapter: lora"),
@@ -125,8 +132,8 @@ def test_what_is_not_built_is_refused_by_name(tmp_path: Path, key: str, value: s
 
 
 def test_not_built_says_what_there_is_today(tmp_path: Path) -> None:
-    error = refused(tmp_path, HEAD + "objective: dpo\n")
-    assert error.message == "`objective: dpo` is not built yet (today: sft, pretrain)"
+    error = refused(tmp_path, HEAD + "objective: orpo\n")
+    assert error.message == "`objective.kind: orpo` is not built yet (today: sft, pretrain, dpo)"
     assert str(error.where).endswith("recipe.yaml:3")
 
 

@@ -48,6 +48,13 @@ def test_defaults_and_derived_values(folder: Path) -> None:
 FILLED: list[tuple[tuple[str, ...], str, Any, str]] = [
     (("adapter=full",), "train.learning_rate", 1e-5, "derived: adapter.kind full"),
     (("adapter=full", "model.init=random", "objective=pretrain"), "train.learning_rate", 1e-3, "derived: model.init random"),
+    (("objective=dpo",), "train.learning_rate", 1e-5, "derived: objective.kind dpo, adapter.kind lora"),
+    (("objective=dpo", "adapter=full"), "train.learning_rate", 1e-6, "derived: objective.kind dpo, adapter.kind full"),
+    (("objective=dpo",), "objective.kind", "dpo", "command line"),
+    (("objective=dpo", "objective.beta=0.3"), "objective.beta", 0.3, "command line"),
+    (("objective.kind=dpo", "objective.beta=0.3"), "objective.kind", "dpo", "command line"),
+    (("objective.beta=0.3", "objective.kind=dpo"), "objective.beta", 0.3, "command line"),
+    ((), "objective.kind", "sft", "default"),
     (("train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=3"), "train.batch_size", 12, "derived: "),
     (("train.per_device_train_batch_size=4",), "train.batch_size", 4, "derived: "),
     (("data.split.validation=0.05",), "data.split.train", 0.85, "derived: "),

@@ -26,6 +26,13 @@ BROKEN: dict[str, dict[str, Any]] = {
     "no-steps": {"train": {"max_steps": 0}},
     "pretrain-train-on": {"objective": "pretrain", "data": {"train_on": "last"}},
     "pretrain-system": {"objective": "pretrain", "data": {"system": "You are kind."}},
+    "dpo-train-on": {"objective": "dpo", "data": {"train_on": "last"}},
+    "dpo-on-random-weights": {"objective": "dpo", "model": RANDOM, "adapter": "full"},
+    "precompute-a-stream": {
+        "objective": {"kind": "dpo", "precompute_ref_log_probs": True},
+        "data": {"streaming": True},
+        "train": {"max_steps": 10},
+    },
     "batch-sizes-differ": {
         "train": {"batch_size": 16, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     },
@@ -58,6 +65,8 @@ KEPT: list[dict[str, Any]] = [
     {"adapter": {"kind": "freeze", "trainable_modules": ["norm"]}},
     {"model": RANDOM, "adapter": "full", "objective": "pretrain"},
     {"model": {**RANDOM, "config_overrides": {"hidden_size": 8}}, "adapter": "full"},
+    {"objective": {"kind": "dpo", "beta": 0.3, "precompute_ref_log_probs": True}, "data": {"system": "You are kind."}},
+    {"objective": "dpo", "data": {"streaming": True}, "train": {"max_steps": 10}},
     {"data": {"split": {"train": 0.7, "validation": 0.2, "test": 0.1}}},
     {"data": {"validation": "v.jsonl"}, "train": {"load_best_model_at_end": True, "early_stopping_patience": 3}},
     {"data": {"streaming": True, "split": {"group_by": "user"}}, "train": {"max_steps": 10}},

@@ -7,27 +7,59 @@ tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GptOssConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen3NextConfig,
+)
 
 from families import tiny_model
-from tunedock.data.layout import padded
+from tunedock.data.layout import Kind
 from tunedock.data.sample import Sample, Segment, single
 from tunedock.model.adapter import attach, checkpoint_activations
 from tunedock.model.policy import Policy, Precision
-from tunedock.objective.evaluate import mean_loss, step_terms
+from tunedock.objective.evaluate import measure, step_terms
 from tunedock.objective.likelihood import Sft
 from tunedock.recipe.schema import Freeze, Full, Lora
 
 FLOAT32 = Precision(torch.float32, torch.float32)
-MODELS = ("qwen3", "llama3", "gemma", "mistral", "phi3")
 CPU = torch.device("cpu")
+LAYOUTS: tuple[Kind, ...] = ("tree", "packed", "padded")
+SHAPE = {
+    "vocab_size": 120, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+CONFIGS: dict[str, PretrainedConfig] = {
+    "gemma3-window": Gemma3TextConfig(**SHAPE, head_dim=8, sliding_window=16),
+    "mistral-window": MistralConfig(**SHAPE, sliding_window=9),
+    "gpt-oss-sinks": GptOssConfig(**SHAPE, head_dim=8, sliding_window=16, num_local_experts=2, num_experts_per_tok=1),
+    "hybrid": Qwen3NextConfig(
+        **(SHAPE | {"num_hidden_layers": 4}), head_dim=8, linear_num_value_heads=4, linear_num_key_heads=2,
+        linear_key_head_dim=8, linear_value_head_dim=8, num_experts=0,
+    ),
+}  # fmt: skip
+
+
+def make(name: str) -> torch.nn.Module:
+    if name not in CONFIGS:
+        return tiny_model(name).train()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(deepcopy(CONFIGS[name])).train()
 
 
 def samples(vocabulary: int, seed: int = 0) -> list[Sample]:
-    """Paths of several lengths, weights of several sizes, and one sample with two leaves."""
+    """Paths of several lengths, weights of several sizes, a long beginning that three share, and trees."""
     draw = np.random.default_rng(seed)
 
     def tokens(length: int) -> np.ndarray:
@@ -37,8 +69,19 @@ def samples(vocabulary: int, seed: int = 0) -> list[Sample]:
         return draw.choice([0.0, 0.0, 1.0, 0.5], length).astype(np.float32)
 
     made = [single(f"s{n}", tokens(n), weights(n)) for n in (5, 17, 9, 31, 2)]
+    shared = tokens(35)
+    made += [single(f"t{n}", np.concatenate([shared, tokens(n)]), weights(35 + n)) for n in (0, 6, 11)]
     tree = (Segment(tokens(6), weights(6)), Segment(tokens(4), weights(4), 0), Segment(tokens(7), weights(7), 0))
-    return [*made, Sample("tree", tree)]
+    deep = (*tree, Segment(tokens(3), weights(3), 1), Segment(tokens(5), weights(5), 1))
+    return [without_first_token_weight(s) for s in (*made, Sample("tree", tree), Sample("deep", deep))]
+
+
+def without_first_token_weight(sample: Sample) -> Sample:
+    """Nothing predicts the first token, so a sample puts no weight on it."""
+    root = sample.segments[0]
+    weights = root.weights_T.copy()
+    weights[0] = 0.0
+    return Sample(sample.row_id, (Segment(root.tokens_T, weights, -1), *sample.segments[1:]))
 
 
 def reference_loss(model: torch.nn.Module, group: Sequence[Sample]) -> torch.Tensor:
@@ -59,73 +102,120 @@ def reference_loss(model: torch.nn.Module, group: Sequence[Sample]) -> torch.Ten
     return total / count
 
 
-def without_first_token_weight(sample: Sample) -> Sample:
-    """Nothing predicts the first token, so a sample puts no weight on it."""
-    root = sample.segments[0]
-    weights = root.weights_T.copy()
-    weights[0] = 0.0
-    return Sample(sample.row_id, (Segment(root.tokens_T, weights, -1), *sample.segments[1:]))
-
-
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("family", MODELS)
-@pytest.mark.parametrize("budget", [8, 64, 4096])
-def test_loss_and_gradients_are_those_of_plain_transformers(family: str, budget: int) -> None:
-    plain = tiny_model(family).train()
-    group = [without_first_token_weight(s) for s in samples(plain.config.get_text_config().vocab_size)]
-    expected = reference_loss(plain, group)
-    expected.backward()
-    wanted = gradients(plain)
-    model = tiny_model(family).train()
-    policy = Policy(model, CPU, FLOAT32)
-    assert policy.probe() is None
-    objective = Sft()
+def backward(policy: Policy, group: Sequence[Sample], budget: int) -> float:
+    """The step's loss; its gradients are left in the model."""
+    objective, loss = Sft(), 0.0
     count = objective.count(group)
-    loss = 0.0
-    for terms in step_terms(policy, objective, group, padded(group, budget_tokens=budget)):
+    for terms in step_terms(policy, objective, group, policy.rows(group, budget)):
         (terms.loss / count).backward()
         loss += float(terms.loss.detach()) / count
-    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
-    got = gradients(model)
+    return loss
+
+
+def assert_same(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
     assert got.keys() == wanted.keys()
     for name, gradient in wanted.items():
         scale = float(gradient.abs().max()) + 1e-8
         assert float((got[name] - gradient).abs().max()) / scale < 2e-5, name
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["qwen3", "llama3", "gemma", "mistral", "phi3", *CONFIGS])
+def test_loss_and_gradients_are_those_of_plain_transformers(name: str, layout: Kind) -> None:
+    plain = make(name)
+    group = samples(plain.config.get_text_config().vocab_size)
+    expected = reference_loss(plain, group)
+    expected.backward()
+    wanted = gradients(plain)
+    for budget in (8, 64, 4096):
+        policy = Policy(make(name), CPU, FLOAT32)
+        given_up = policy.probe(layouts=[layout, "padded"])
+        assert policy.layout == ("padded" if name == "hybrid" else layout), given_up
+        assert policy.head == "chosen"
+        assert backward(policy, group, budget) == pytest.approx(float(expected.detach()), rel=1e-5)
+        assert_same(gradients(policy.model), wanted)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_checkpointing_changes_nothing(checkpointing: bool) -> None:
-    plain = attach(tiny_model("qwen3"), Lora(r=4, alpha=8), seed=1).train()
-    model = attach(tiny_model("qwen3"), Lora(r=4, alpha=8), seed=1).train()
-    for side in (plain, model):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_adapter_gets_the_same_gradients_with_and_without_checkpointing(layout: Kind, checkpointing: bool) -> None:
+    def adapted() -> torch.nn.Module:
+        model = attach(tiny_model("qwen3"), Lora(r=4, alpha=8), seed=1).train()
         torch.manual_seed(2)
-        for name, parameter in side.named_parameters():
+        for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
+        return model
+
+    plain, model = adapted(), adapted()
+    group = samples(plain.config.vocab_size)
+    reference_loss(plain, group).backward()
     if checkpointing:
         checkpoint_activations(model)
-    group = [without_first_token_weight(s) for s in samples(plain.config.vocab_size)]
-    reference_loss(plain, group).backward()
     policy = Policy(model, CPU, FLOAT32)
-    for terms in step_terms(policy, Sft(), group, padded(group, budget_tokens=48)):
-        (terms.loss / Sft().count(group)).backward()
-    wanted, got = gradients(plain), gradients(model)
-    assert got.keys() == wanted.keys() and all("lora" in name for name in got)
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-6)
+    assert policy.probe(layouts=[layout]) == []
+    policy.model.train()
+    backward(policy, group, 48)
+    got = gradients(model)
+    assert all("lora" in name for name in got)
+    assert_same(got, gradients(plain))
 
 
-def test_mean_loss_is_the_same_in_parts_and_whole() -> None:
+@st.composite
+def forests(draw: st.DrawFn) -> list[Sample]:
+    """Samples of random trees whose tokens come from a small alphabet, so that beginnings are shared by chance too."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    prefix = rng.integers(1, 4, draw(st.integers(0, 50))).astype(np.int32)
+    made: list[Sample] = []
+    for number in range(draw(st.integers(1, 5))):
+        segments: list[Segment] = []
+        for index in range(draw(st.integers(1, 4))):
+            tokens = rng.integers(1, 4, draw(st.integers(1, 12))).astype(np.int32)
+            if index == 0 and draw(st.booleans()):
+                tokens = np.concatenate([prefix, tokens])
+            weights = rng.choice([0.0, 1.0, 0.5], len(tokens)).astype(np.float32)
+            parent = -1 if index == 0 else draw(st.integers(0, index - 1))
+            segments.append(Segment(tokens, weights, parent))
+        made.append(without_first_token_weight(Sample(f"r{number}", tuple(segments))))
+    return made
+
+
+@settings(max_examples=25, deadline=None)
+@given(forests(), st.integers(1, 120), st.sampled_from(LAYOUTS))
+def test_any_forest_in_any_rows_has_the_log_probabilities_of_its_paths(
+    group: list[Sample], budget: int, layout: Kind
+) -> None:
+    policy = Policy(tiny_model("mistral", sliding_window=7), CPU, FLOAT32)
+    policy.probe(layouts=[layout])
+    with policy.plain(), torch.no_grad():
+        expected = float(reference_loss(policy.model, group)) if any(s.weight for s in group) else 0.0
+    measured = measure(policy, Sft(), group, lambda part: policy.rows(part, budget))
+    assert measured.loss == pytest.approx(expected, rel=2e-5, abs=1e-6)
+
+
+def test_the_mean_loss_is_the_same_in_parts_and_whole() -> None:
     policy = Policy(tiny_model("qwen3").eval(), CPU, FLOAT32)
-    group = [without_first_token_weight(s) for s in samples(100)]
+    group = samples(100)
     expected = float(reference_loss(policy.model, group).detach())
+    policy.probe()
     for batch in (1, 2, 100):
-        loss, count = mean_loss(policy, Sft(), group, lambda part: padded(part, budget_tokens=40), batch=batch)
-        assert loss == pytest.approx(expected, rel=1e-5)
-        assert count == pytest.approx(Sft().count(group))
+        measured = measure(policy, Sft(), group, lambda part: policy.rows(part, 40), batch=batch)
+        assert measured.loss == pytest.approx(expected, rel=1e-5)
+        assert measured.count == pytest.approx(Sft().count(group))
+
+
+def test_a_shared_beginning_is_computed_once() -> None:
+    policy = Policy(tiny_model("qwen3"), CPU, FLOAT32)
+    policy.probe()
+    group = samples(100)
+    alone = sum(len(sample.path(leaf)[0]) for sample in group for leaf in sample.leaves())
+    (row,) = policy.rows(group, 4096)
+    assert row.tokens == sum(sample.tokens for sample in group) - 2 * 35
+    assert row.tokens < alone - 2 * 35
 
 
 def test_what_each_adapter_trains() -> None:
@@ -147,16 +237,12 @@ def test_what_a_model_does_to_its_logits_is_done_in_the_head(soft_cap: float | N
     """Gemma 2 caps its logits, Cohere scales them."""
     from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
-    shape = {
-        "vocab_size": 120, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
     torch.manual_seed(0)
     model: torch.nn.Module
     if soft_cap:
-        model = Gemma2ForCausalLM(Gemma2Config(**shape, head_dim=8, final_logit_softcapping=soft_cap))
+        model = Gemma2ForCausalLM(Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=soft_cap))
     else:
-        model = CohereForCausalLM(CohereConfig(**shape, logit_scale=scale))
+        model = CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=scale))
     policy = Policy(model.eval(), CPU, FLOAT32)
-    assert policy.probe() is None
+    assert policy.probe() == []
     assert policy.head == "chosen"

@@ -39,9 +39,9 @@ def recipe_page() -> str:
     """Every key by section, from the schema that checks recipes."""
     schema = Recipe.model_json_schema(mode="serialization")
     intro = (
-        "A recipe is one YAML file. A section of defaults may be left out. `model`, `adapter` and each source of data may be "
-        "a bare string: `model: Qwen/Qwen3-8B`, `adapter: full`, `train: rows.jsonl`. `tunedock recipe show` prints every "
-        "value and where it came from."
+        "A recipe is one YAML file. A section of defaults may be left out. `model`, `objective`, `adapter` and each source of "
+        "data may be a bare string: `model: Qwen/Qwen3-8B`, `objective: dpo`, `adapter: full`, `train: rows.jsonl`. "
+        "`tunedock recipe show` prints every value and where it came from."
     )
     parts = [_MADE, "# Recipe\n", f"{intro}\n"]
     for title, section in _sections(schema, schema["$defs"]):

@@ -57,6 +57,14 @@ class Account:
         self.cut_tokens += tokens
         self.cuts.append((row_id, tokens))
 
+    def add(self, part: Account) -> None:
+        """Takes over what happened to the rows that come next in reading order."""
+        for name in ("read", "kept", "samples", "cut_rows", "cut_tokens", "duplicates", "no_stop"):
+            setattr(self, name, getattr(self, name) + getattr(part, name))
+        self.drops += part.drops
+        self.cuts += part.cuts
+        self.formats |= part.formats
+
     def verify(self, max_dropped: float, over_length: str = "drop") -> None:
         """Raises DataError when more was dropped than the recipe's `data.max_dropped` and `data.over_length` allow."""
         if self.read != self.kept + self.dropped:

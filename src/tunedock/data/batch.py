@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tunedock.data.layout import Row
+from tunedock.data.layout import Row, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class RowTensors:
     weight_N: Tensor
     sample_N: Tensor
     leaf_N: Tensor
+    tree: Tree | None = None
 
 
 def to_device(row: Row, device: torch.device) -> RowTensors:
@@ -42,4 +43,5 @@ def to_device(row: Row, device: torch.device) -> RowTensors:
         weight_N=move(chosen.weight_N, torch.float32),
         sample_N=move(chosen.sample_N, torch.int64),
         leaf_N=move(chosen.leaf_N, torch.int64),
+        tree=row.tree,
     )

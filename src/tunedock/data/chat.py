@@ -15,15 +15,16 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import transformers
 from transformers import PreTrainedTokenizerBase
 
 from tunedock.data.conversation import Conversation, Document, Example, Labelled, Message, Preference, RowRefused
+from tunedock.data.pieces import Tokenised
 from tunedock.data.sample import Sample, Segment, merge_paths, single
-from tunedock.data.spans import Path, Span, Spans, Tokenised, fit
+from tunedock.data.spans import Path, Span, Spans, fit
 from tunedock.data.template import Template, Tools, Turn
 from tunedock.errors import DataError, ModelError
 
@@ -101,6 +102,27 @@ class Chat:
         looked_at = "_template" in self.__dict__
         return frozenset(self._template.stop_ids) if looked_at else self._given_stop_ids
 
+    @property
+    def portable(self) -> bool:
+        """Whether another process can have it: a tokenizer of code that came with the model is known to this one only."""
+        return not type(self._tokenizer).__module__.startswith("transformers_modules")
+
+    def know(self, stop_ids: Collection[int]) -> None:
+        """Sets `stop_ids` to what they were after other rows: the next ones are encoded as if they had followed those."""
+        if "_template" in self.__dict__:
+            self._template.stop_ids = set(stop_ids)
+
+    def __reduce__(self) -> tuple[Callable[..., Chat], tuple[Any, ...]]:
+        """For another process, which looks at the template again. What rows have taught goes by `know`."""
+        arguments = {
+            "stop_ids": self._given_stop_ids,
+            "max_length": self._max_length,
+            "over_length": self._over_length,
+            "train_on": self._train_on,
+            "documents": self.documents,
+        }
+        return _again, (self._tokenizer, arguments)
+
     def prompt(self, messages: Sequence[Message], tools: Tools = (), *, thinking: bool) -> str:
         """What the model is served with to answer `messages`; the very text training puts before that answer.
 
@@ -145,7 +167,7 @@ class Chat:
         renderings = [rendering for plan in planned if isinstance(plan, list) for rendering in plan]
         chats = iter(self._spans.encode([rendering.text for rendering in renderings]))
         texts = [plan.text for plan in planned if isinstance(plan, Document)]
-        documents = iter(self._spans.encode(texts, add_special_tokens=True))
+        documents = iter(self._spans.document_ids(texts))
         made: list[list[Encoded] | RowRefused] = []
         for (row_id, example), plan in zip(rows, planned, strict=True):
             if isinstance(plan, RowRefused):
@@ -291,9 +313,9 @@ class Chat:
         prompt, thinking = turn.text[: turn.start], answer.reasoning is not None
         return self._template.header_at(before, rendering.tools, prompt, thinking=thinking)
 
-    def _windows(self, row_id: str, found: Tokenised) -> list[Encoded]:
+    def _windows(self, row_id: str, ids: list[int]) -> list[Encoded]:
         """A document's tokens and eos, cut into windows. A token left over takes the one before it along, which weighs nothing."""
-        ids = found.ids if found.ids and found.ids[-1] in self.stop_ids else [*found.ids, self._stop]
+        ids = ids if ids and ids[-1] in self.stop_ids else [*ids, self._stop]
         if len(ids) < 2:
             raise RowRefused("nothing_trained", "the document is empty")
         made: list[Encoded] = []
@@ -305,6 +327,10 @@ class Chat:
             name = row_id if number == 1 else f"{row_id}~{number}"
             made.append(Encoded(single(name, tokens_T, weights_T), 0, has_stop=True))
         return made
+
+
+def _again(tokenizer: PreTrainedTokenizerBase, arguments: dict[str, Any]) -> Chat:
+    return Chat(tokenizer, **arguments)
 
 
 def _pair(row_id: str, paths: Sequence[Path]) -> Sample:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -73,27 +73,50 @@ class Document:
 
 Example = Conversation | Preference | Labelled | Document
 
+
+def answers(example: Example) -> list[Message]:
+    """The assistant turns an example may train: a conversation's, or those of its completions."""
+    match example:
+        case Conversation():
+            messages = example.messages
+        case Preference():
+            messages = (*example.chosen, *example.rejected)
+        case Labelled():
+            messages = example.completion
+        case Document():
+            messages = ()
+    return [message for message in messages if message.role == "assistant"]
+
+
 _KINDS = {"conversation": Conversation, "preference": Preference, "labelled": Labelled, "document": Document}
+_MESSAGE_KEYS = tuple(field.name for field in fields(Message))
 _MESSAGE_FIELDS = ("messages", "prompt", "chosen", "rejected", "completion")
 
 
 def to_json(example: Example) -> dict[str, Any]:
     """A JSON object of an example, with its `kind`; null and empty fields of messages left out."""
-    value = asdict(example)
-    for name in _MESSAGE_FIELDS:
-        if name in value:
-            value[name] = [{k: v for k, v in message.items() if v not in (None, ())} for message in value[name]]
-    return {"kind": type(example).__name__.lower(), **value}
+    value: dict[str, Any] = {"kind": type(example).__name__.lower()}
+    for name in example.__slots__:
+        item = getattr(example, name)
+        value[name] = [_message_json(message) for message in item] if name in _MESSAGE_FIELDS else item
+    return value
+
+
+def _message_json(message: Message) -> dict[str, Any]:
+    value = {name: item for name in _MESSAGE_KEYS if (item := getattr(message, name)) is not None and item != ()}
+    if message.tool_calls:
+        value["tool_calls"] = [{"name": c.name, "arguments": c.arguments, "id": c.id} for c in message.tool_calls]
+    return value
 
 
 def from_json(value: Mapping[str, Any]) -> Example:
-    fields = {key: item for key, item in value.items() if key != "kind"}
+    given = {key: item for key, item in value.items() if key != "kind"}
     for name in _MESSAGE_FIELDS:
-        if name in fields:
-            fields[name] = tuple(_message(message) for message in fields[name])
-    if "tools" in fields:
-        fields["tools"] = tuple(fields["tools"])
-    example: Example = _KINDS[value["kind"]](**fields)
+        if name in given:
+            given[name] = tuple(_message(message) for message in given[name])
+    if "tools" in given:
+        given["tools"] = tuple(given["tools"])
+    example: Example = _KINDS[value["kind"]](**given)
     return example
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -19,10 +20,11 @@ import numpy as np
 
 from tunedock.data import sources, split
 from tunedock.data.account import Account
-from tunedock.data.chat import Chat, Encoded
-from tunedock.data.conversation import Conversation, Document
-from tunedock.data.rows import Parsed, content_key, encode_rows, parsed_rows
-from tunedock.data.store import SampleStore, SampleWriter, Stored
+from tunedock.data.chat import Chat
+from tunedock.data.chunks import Made, chunks_of
+from tunedock.data.encoders import Encoders
+from tunedock.data.rows import open_rows
+from tunedock.data.store import SampleStore, SampleWriter
 from tunedock.errors import DiskError
 from tunedock.events import Emitter
 from tunedock.recipe.schema import Recipe, Source
@@ -73,9 +75,20 @@ class _Building:
     lengths: list[int] = field(default_factory=list)
     trained: list[int] = field(default_factory=list)
     seen: set[bytes] = field(default_factory=set)
-    rows_read: int = 0
     answers: int = 0
     reasoned: int = 0
+
+    def add(self, made: Made, role: split.Side) -> None:
+        self.account.add(made.account)
+        self.keys += made.keys
+        self.roles += [role] * len(made.keys)
+        self.lengths += made.lengths
+        self.trained += made.trained
+        self.answers += made.answers
+        self.reasoned += made.reasoned
+        before = len(self.seen)
+        self.seen.update(map(bytes.fromhex, made.contents))
+        self.account.duplicates += len(made.contents) - (len(self.seen) - before)
 
 
 def prepare(recipe: Recipe, chat: Chat, emit: Emitter) -> Prepared:
@@ -152,19 +165,14 @@ def _build_aside(recipe: Recipe, chat: Chat, emit: Emitter, folder: Path) -> Non
 
 
 def _build(recipe: Recipe, chat: Chat, emit: Emitter, folder: Path) -> None:
-    data = recipe.data
     writer = SampleWriter(folder / "samples.arrow")
     building = _Building(Account())
     emit.progress("tokenising", 0, None, "rows")
     try:
-        for role, role_sources in (("train", data.train), ("validation", data.validation), ("test", data.test)):
-            for source in role_sources:
-                rows = parsed_rows(recipe, source, building.account, first_index=building.rows_read)
-                for row, encoded in encode_rows(rows, chat, building.account):
-                    _write(row, encoded, role, writer, building)  # type: ignore[arg-type]
-                    if building.account.kept % 1000 == 0:
-                        emit.progress("tokenising", building.account.read, None, "rows")
-                building.rows_read = building.account.read
+        for role, made in _made(recipe, chat, building.account):
+            writer.write(made.batch)
+            building.add(made, role)
+            emit.progress("tokenising", building.account.read, None, "rows")
         emit.progress("tokenising", building.account.read, building.account.read, "rows")
     finally:
         writer.close()
@@ -182,21 +190,22 @@ def _build(recipe: Recipe, chat: Chat, emit: Emitter, folder: Path) -> None:
     )
 
 
-def _write(row: Parsed, encoded: list[Encoded], role: split.Side, writer: SampleWriter, building: _Building) -> None:
-    digest = bytes.fromhex(content_key(row.example))
-    building.account.duplicates += digest in building.seen
-    building.seen.add(digest)
-    if isinstance(row.example, Conversation):
-        answers = [m for m in row.example.messages if m.role == "assistant"]
-        building.answers += len(answers)
-        building.reasoned += sum(m.reasoning is not None for m in answers)
-    shown = Document("") if isinstance(row.example, Document) else row.example
-    for one in encoded:
-        writer.add(Stored(one.sample, row.index, shown, one.cut_tokens, one.has_stop))
-        building.keys.append(row.key)
-        building.roles.append(role)
-        building.lengths.append(one.sample.tokens)
-        building.trained.append(sum(int(np.count_nonzero(s.weights_T)) for s in one.sample.segments))
+def _made(recipe: Recipe, chat: Chat, account: Account) -> Iterator[tuple[split.Side, Made]]:
+    """What the rows of all sources become, in reading order. The account learns the formats here, the rest is the caller's."""
+    data = recipe.data
+    parts: tuple[tuple[split.Side, Sequence[Source]], ...] = (
+        ("train", data.train),
+        ("validation", data.validation),
+        ("test", data.test),
+    )
+    with Encoders(chat, data.num_proc) as encoders:
+        first = 0
+        for role, part in parts:
+            for source in part:
+                reading, rows = open_rows(recipe, source, account)
+                for made in encoders.made(chunks_of(reading, rows, first_index=first)):
+                    first += made.account.read
+                    yield role, made
 
 
 def _sides(recipe: Recipe, building: _Building) -> dict[split.Side, Any]:
@@ -220,8 +229,8 @@ def _sides(recipe: Recipe, building: _Building) -> dict[split.Side, Any]:
 def _key(recipe: Recipe, chat: Chat, files: dict[str, str]) -> str:
     decided = {
         "files": files,
-        "data": recipe.data.model_dump(mode="json", exclude={"cache_dir", "max_dropped", "shuffle_buffer"}),
-        "objective": recipe.objective,
+        "data": recipe.data.model_dump(mode="json", exclude={"cache_dir", "max_dropped", "num_proc", "shuffle_buffer"}),
+        "objective": recipe.objective.kind,
         "chat": chat.fingerprint(),
         "code": _code_version(),
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -15,7 +15,7 @@ from tunedock.data import formats, sources
 from tunedock.data.account import Account
 from tunedock.data.chat import Chat, Encoded
 from tunedock.data.columns import check_columns
-from tunedock.data.conversation import Conversation, Document, Example, RowRefused, to_json
+from tunedock.data.conversation import Conversation, Document, Example, Preference, RowRefused, to_json
 from tunedock.data.sources import RawRow
 from tunedock.errors import DataError
 from tunedock.recipe.schema import Recipe, Source
@@ -34,13 +34,38 @@ class Parsed:
     row_id: str
     index: int
     key: str
+    """What the split goes by: the row's group, or its content."""
+    content: str
+    """Hex hash of the example: equal for equal rows."""
     example: Example
 
 
-def parsed_rows(
-    recipe: Recipe, source: Source, account: Account, *, skip_rows: int = 0, first_index: int = 0
-) -> Iterator[Parsed]:
-    """Rows of a source that make sense, for `encode_rows` to count; the others are counted and dropped here."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the rows of one source are understood."""
+
+    format: str
+    columns: Mapping[str, str]
+    system: str | None
+    objective: str
+    group_by: str | None
+
+    def parse(self, row: RawRow, index: int) -> Parsed:
+        """Raises RowRefused for a row that makes no sense; DataError when rows of this format cannot be trained on."""
+        if row.problem is not None:
+            raise RowRefused(*row.problem)
+        example = formats.parse(row.value, self.format, self.columns, system=self.system)
+        _fits(self.objective, example, self.format)
+        content = content_key(example)
+        key = formats.group_of(row.value, self.group_by) if self.group_by else content
+        return Parsed(row.row_id, index, key, content, example)
+
+
+def open_rows(recipe: Recipe, source: Source, account: Account) -> tuple[Reading, Iterator[RawRow]]:
+    """The rows of a source, and how they are to be understood; the account learns the format.
+
+    Raises DataError when the format or the columns are none, or no row at the source's beginning can be read.
+    """
     rows = sources.read_rows(source, hub=recipe.hub, offline=recipe.offline)
     head = list(islice(rows, DETECT_ROWS))
     _refuse_unreadable(source, head)
@@ -50,21 +75,22 @@ def parsed_rows(
     if format_ == "auto":
         format_ = formats.detect(readable, source)
     account.formats[source.path] = format_
-    for number, row in enumerate(chain(head, rows)):
+    data = recipe.data
+    return Reading(format_, source.columns, data.system, recipe.objective.kind, data.split.group_by), chain(head, rows)
+
+
+def parsed_rows(
+    recipe: Recipe, source: Source, account: Account, *, skip_rows: int = 0, first_index: int = 0
+) -> Iterator[Parsed]:
+    """Rows of a source that make sense, for `encode_rows` to count; the others are counted and dropped here."""
+    reading, rows = open_rows(recipe, source, account)
+    for number, row in enumerate(rows):
         if number < skip_rows:
             continue
         try:
-            if row.problem is not None:
-                raise RowRefused(*row.problem)
-            example = formats.parse(row.value, format_, source.columns, system=recipe.data.system)
-            _fits(recipe.objective, example, format_)
-            by = recipe.data.split.group_by
-            key = formats.group_of(row.value, by) if by else content_key(example)
+            yield reading.parse(row, first_index + number)
         except RowRefused as refused:
-            account.read += 1
-            account.drop(row.row_id, refused.reason, refused.detail)
-            continue
-        yield Parsed(row.row_id, first_index + number, key, example)
+            drop(row.row_id, refused, account)
 
 
 def _refuse_unreadable(source: Source, head: Sequence[RawRow]) -> None:
@@ -80,8 +106,11 @@ def _refuse_unreadable(source: Source, head: Sequence[RawRow]) -> None:
     )
 
 
+_SORTED = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
+
+
 def content_key(example: Example) -> str:
-    text = json.dumps(to_json(example), ensure_ascii=False, sort_keys=True)
+    text = _SORTED.encode(to_json(example))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
@@ -90,25 +119,43 @@ def encode_rows(rows: Iterator[Parsed], chat: Chat, account: Account) -> Iterato
     while batch := list(islice(rows, ENCODE_ROWS)):
         made = chat.encode([(row.row_id, row.example) for row in batch])
         for row, outcome in zip(batch, made, strict=True):
-            account.read += 1
             if isinstance(outcome, RowRefused):
-                account.drop(row.row_id, outcome.reason, outcome.detail)
-                continue
-            account.kept += 1
-            account.samples += len(outcome)
-            for encoded in outcome:
-                if encoded.cut_tokens:
-                    account.cut(encoded.sample.row_id, encoded.cut_tokens)
-                account.no_stop += not encoded.has_stop
-            yield row, outcome
+                drop(row.row_id, outcome, account)
+            else:
+                keep(outcome, account)
+                yield row, outcome
+
+
+def drop(row_id: str, refused: RowRefused, account: Account) -> None:
+    """Counts a row that is not used."""
+    account.read += 1
+    account.drop(row_id, refused.reason, refused.detail)
+
+
+def keep(made: Sequence[Encoded], account: Account) -> None:
+    """Counts a row and the samples made of it."""
+    account.read += 1
+    account.kept += 1
+    account.samples += len(made)
+    for encoded in made:
+        if encoded.cut_tokens:
+            account.cut(encoded.sample.row_id, encoded.cut_tokens)
+        account.no_stop += not encoded.has_stop
+
+
+_WANTED: dict[str, tuple[type[Example], str]] = {
+    "sft": (Conversation, "conversations or prompts with answers"),
+    "pretrain": (Document, "documents (`text`)"),
+    "dpo": (Preference, "preferences (a prompt with `chosen` and `rejected`)"),
+}
+"""Objective -> the example it trains on, and that in words."""
 
 
 def _fits(objective: str, example: Example, format_: str) -> None:
     """Raises DataError when the rows' shape is not what the objective trains on."""
-    wanted = Document if objective == "pretrain" else Conversation
+    wanted, needs = _WANTED[objective]
     if not isinstance(example, wanted):
-        needs = "documents (`text`)" if objective == "pretrain" else "conversations or prompts with answers"
-        other = {Document: "pretrain", Conversation: "sft"}.get(type(example))
+        other = next((name for name, (kind, _) in _WANTED.items() if isinstance(example, kind)), None)
         raise DataError(
             f"`objective: {objective}` needs {needs}, and these rows are of the format `{format_}`",
             where="data.train",

@@ -44,6 +44,14 @@ class Sample:
     def weight(self) -> float:
         return float(sum(float(segment.weights_T.sum()) for segment in self.segments))
 
+    @property
+    def longest_path(self) -> int:
+        """Tokens from the root to the farthest leaf."""
+        depth: list[int] = []
+        for segment in self.segments:
+            depth.append(len(segment.tokens_T) + (depth[segment.parent] if segment.parent >= 0 else 0))
+        return max(depth)
+
     def leaves(self) -> list[int]:
         parents = {segment.parent for segment in self.segments}
         return [index for index in range(len(self.segments)) if index not in parents]
@@ -68,6 +76,13 @@ def single(row_id: str, tokens: Sequence[int] | Tokens, weights: Sequence[float]
     return Sample(row_id, (Segment(np.asarray(tokens, np.int32), weights_T),))
 
 
+def common_prefix(a: Tokens, b: Tokens, start: int = 0) -> int:
+    """How many tokens both begin with. The first `start` are known to be the same."""
+    length = min(len(a), len(b))
+    differ = np.flatnonzero(a[start:length] != b[start:length])
+    return start + int(differ[0]) if len(differ) else length
+
+
 def merge_paths(row_id: str, paths: Sequence[tuple[Tokens, Weights]]) -> Sample:
     """The tree of several paths: prefixes with equal tokens stand once.
 
@@ -80,9 +95,7 @@ def merge_paths(row_id: str, paths: Sequence[tuple[Tokens, Weights]]) -> Sample:
 
     def grow(group: list[int], start: int, parent: int) -> None:
         first = paths[group[0]][0]
-        end = start
-        while all(end < len(paths[i][0]) and paths[i][0][end] == first[end] for i in group):
-            end += 1
+        end = min(common_prefix(first, paths[i][0], start) for i in group)
         if end > start or parent < 0:
             weights = np.max(np.stack([paths[i][1][start:end] for i in group]), axis=0) if end > start else np.zeros(0)
             weights_T = np.array(weights, np.float32)

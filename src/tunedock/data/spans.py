@@ -1,6 +1,6 @@
 """From characters to tokens: which tokens of a rendering are answers, and how a path that is too long is cut.
 
-The tokenizer runs once over the whole rendering; an answer's tokens are found by their character offsets. Two things are proven for
+An answer's tokens are found by their character offsets in the rendering (`pieces`). Two things are proven for
 each answer, or the row is refused: no token straddles the boundary between prompt and answer, and the tokens before it are the very
 tokens of the prompt alone, so serving feeds the model what training did.
 
@@ -9,7 +9,6 @@ Shape: T tokens of a path.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,23 +17,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from tunedock.data.conversation import RowRefused
+from tunedock.data.pieces import Pieces, Tokenised
 from tunedock.data.sample import Tokens, Weights
-
-
-@dataclass(frozen=True, slots=True)
-class Tokenised:
-    """A text's token ids, and the characters of the text each stands for."""
-
-    ids: list[int]
-    offsets: list[tuple[int, int]]
-
-    def at(self, character: int) -> int:
-        """Index of the first token that reaches beyond a character: the one that holds it, or stands next.
-
-        By the tokens' ends, which never decrease: byte tokens of one character share their offsets, and some tokenizers trim the
-        whitespace off a token's start.
-        """
-        return bisect_right(self.offsets, character, key=lambda offset: offset[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,24 +94,22 @@ class Spans:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+        self._pieces = Pieces(tokenizer)
         self._added = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
         self._alone = lru_cache(maxsize=1024)(self._encode)
 
-    def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[Tokenised]:
-        """All texts in one call: the tokenizer runs on all cores."""
+    def encode(self, texts: Sequence[str]) -> list[Tokenised]:
+        """The tokens of rendered conversations, as they stand: none is added."""
+        return self._pieces.encode(texts)
+
+    def document_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of plain texts, with those the tokenizer itself puts around a text."""
         if not texts:
             return []
-        batch = self._tokenizer(
-            list(texts),
-            add_special_tokens=add_special_tokens,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        return [
-            Tokenised(ids, offsets) for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True)
-        ]
+        ids: list[list[int]] = self._tokenizer(
+            list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False
+        )["input_ids"]
+        return ids
 
     def answer(self, found: Tokenised, text: str, start: int) -> int:
         """Index of the first token of the answer that begins at character `start`.
@@ -135,15 +117,16 @@ class Spans:
         Raises RowRefused when the tokens before it are not those of the prompt alone.
         """
         first = found.at(start)
-        if first < len(found.ids) and found.offsets[first][0] < start:
-            begin, end = found.offsets[first]
-            raise RowRefused("prompt_not_prefix", _straddles(text[begin:end], text[start : start + 1]))
+        if first < len(found.ids):
+            begin, end = found.offset(first)
+            if begin < start:
+                raise RowRefused("prompt_not_prefix", _straddles(text[begin:end], text[start : start + 1]))
         # Added tokens are split off before anything else, so the tokens up to the last one cannot depend on what follows.
         last_added = next((i for i in range(first - 1, -1, -1) if found.ids[i] in self._added), None)
         if last_added is None:
             alone, since = self._alone(text[:start]), 0
         else:
-            since = found.offsets[last_added][1]
+            since = found.offset(last_added)[1]
             alone = self._alone(self._added[found.ids[last_added]] + text[since:start])[1:]
         if alone != tuple(found.ids[0 if last_added is None else last_added + 1 : first]):
             raise RowRefused(

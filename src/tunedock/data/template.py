@@ -16,6 +16,7 @@ Earlier turns are rendered as the template renders history, whose thinking most 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from tunedock.data.conversation import Message, RowRefused, ToolCall
+from tunedock.data.rendering import renderer
 from tunedock.errors import ModelError
 
 Tools = Sequence[dict[str, Any]]
@@ -66,7 +68,7 @@ class Template:
                 where=_WHERE,
                 hint="name a Jinja file in `model.chat_template`, or take the model's instruct version",
             )
-        self._tokenizer = tokenizer
+        self._text = renderer(tokenizer)
         added = tokenizer.added_tokens_decoder
         self.stop_ids = set(stop_ids)
         self._special = {t.content: i for i, t in added.items() if t.special or i in self.stop_ids}
@@ -209,22 +211,17 @@ class Template:
 
     def _apply(self, messages: list[dict[str, Any]], tools: Tools, *, thinking: bool, generation: bool) -> str:
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                messages,
-                tools=list(tools) or None,
-                add_generation_prompt=generation,
-                tokenize=False,
-                enable_thinking=thinking,
-                thinking=thinking,  # what DeepSeek-V3.1 and Granite call it
-            )
+            # `thinking` is what DeepSeek-V3.1 and Granite call it.
+            return self._text(messages, tools, generation=generation, enable_thinking=thinking, thinking=thinking)
         except Exception as error:  # policy: a template is code that came with the model; what it raises is its verdict
             raise RowRefused("template_refused", str(error).strip() or type(error).__name__) from error
-        return text
 
 
 def _plain_message(message: Message, *, arguments_as_text: bool) -> dict[str, Any]:
     """A message as templates take it. Keys without a value are left out: templates ask whether a key is there."""
     plain: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning is None and not message.tool_calls and message.tool_call_id is message.name is None:
+        return plain
     if message.reasoning is not None:
         plain["reasoning_content"] = message.reasoning
     if message.tool_calls:
@@ -252,7 +249,7 @@ def _inlined(answer: Message) -> Message:
 
 def _shared(a: str, b: str) -> int:
     """Characters two texts begin with alike."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return len(os.path.commonprefix((a, b)))  # noqa: RUF071 - characters are meant
 
 
 def _apart(prompt: str, text: str, index: int) -> str:

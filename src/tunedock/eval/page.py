@@ -31,11 +31,15 @@ class _Measure:
     label: str
     decimals: int
     lower_is_better: bool = False
+    optional: bool = False
+    """A row only where it was measured."""
 
 
 _MEASURES = (
     _Measure("loss", "Loss", 4, lower_is_better=True),
     _Measure("perplexity", "Perplexity", 3, lower_is_better=True),
+    _Measure("rewards/accuracies", "Preferred as labelled", 3, optional=True),
+    _Measure("rewards/margins", "Reward margin", 3, optional=True),
     _Measure("exact_match", "Exact match", 3),
     _Measure("rouge1", "ROUGE-1", 3),
     _Measure("rouge2", "ROUGE-2", 3),
@@ -63,7 +67,7 @@ def page(result: Mapping[str, Any]) -> str:
         run=_visible(str(result["run"])),
         split=_visible(str(result["split"])),
         compared=base is not None,
-        metrics=[_metric(measure, base or {}, tuned) for measure in _MEASURES],
+        metrics=[_metric(m, base or {}, tuned) for m in _MEASURES if not m.optional or m.key in tuned],
         bleu_tokenize=tuned.get("bleu_tokenize"),
         rows=[_row(answer) for answer in result["answers"]],
         css=css,

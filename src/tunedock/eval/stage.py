@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from tunedock.data import prepare as preparing
-from tunedock.data.conversation import Conversation, Message
-from tunedock.data.layout import padded
+from tunedock.data.conversation import Conversation, Message, Preference
+from tunedock.data.layout import Row
+from tunedock.data.sample import Sample
 from tunedock.data.split import SIDES, Side
 from tunedock.data.store import SampleStore
 from tunedock.errors import DataError, RunError
 from tunedock.eval.metrics import exact_match, score
 from tunedock.eval.page import page
 from tunedock.events import Emitter
+from tunedock.model import adapter as adapters
 from tunedock.model.generate import complete
 from tunedock.model.policy import Policy
+from tunedock.model.reference import Reference
 from tunedock.model.session import Base, ChatFacts, base_policy, find_base, tuned_policy
-from tunedock.objective.evaluate import mean_loss
+from tunedock.objective.evaluate import measure
 from tunedock.objective.registry import make as make_objective
 from tunedock.recipe.schema import Eval, Recipe
 from tunedock.run.record import Run, write_atomic, write_json
@@ -53,11 +56,19 @@ def evaluate(run: Run, recipe: Recipe, emit: Emitter, *, side: str, options: Eva
     base = find_base(recipe, stop_ids=facts.stop_ids)
     store = _held_out(base, recipe, side, emit)
     questions = questions_of(store, options.max_samples)
+    objective = make_objective(recipe.objective)
+    reference = None
+    if objective.needs_reference and not adapters.is_adapter(run.model):
+        reference = _asked_before(base, store, recipe, emit)
     policy = tuned_policy(base, run.model)
+    if objective.needs_reference and reference is None:
+        reference = Reference(policy, policy.base)
     shares_weights = policy.has_adapter
     results: dict[str, Any] = {"run": run.name, "split": side, "samples": len(store), "questions": len(questions)}
     answers: dict[str, list[str]] = {}
-    results["tuned"], answers["tuned"] = _measure(base, policy, "tuned", store, questions, facts, options, recipe, emit)
+    results["tuned"], answers["tuned"] = _measure(
+        base, policy, "tuned", store, questions, facts, options, reference, recipe, emit
+    )
     results["base"] = None
     if options.compare_base:
         if not shares_weights:
@@ -66,7 +77,7 @@ def evaluate(run: Run, recipe: Recipe, emit: Emitter, *, side: str, options: Eva
             policy = base_policy(base)
         with policy.base() if shares_weights else nullcontext():
             results["base"], answers["base"] = _measure(
-                base, policy, "base", store, questions, facts, options, recipe, emit
+                base, policy, "base", store, questions, facts, options, None, recipe, emit
             )
     results["answers"] = _side_by_side(questions, answers)
     folder = run.path / "eval"
@@ -74,6 +85,20 @@ def evaluate(run: Run, recipe: Recipe, emit: Emitter, *, side: str, options: Eva
     write_json(folder / "metrics.json", results)
     write_atomic(folder / "answers.html", page(results))
     return {**results, "page": str(folder / "answers.html"), "metrics": str(folder / "metrics.json")}
+
+
+def _asked_before(base: Base, store: SampleStore, recipe: Recipe, emit: Emitter) -> Reference:
+    """What the base says of the rows, so that it need not stand in memory beside the tuned model."""
+    policy = base_policy(base)
+    reference = Reference(policy, nullcontext)
+    tell = partial(emit.progress, "reference", total=len(store), unit="samples")
+    reference.precompute(store, _layout(policy, recipe), on_progress=tell)
+    reference.let_go()
+    return reference
+
+
+def _layout(policy: Policy, recipe: Recipe) -> Callable[[Sequence[Sample]], list[Row]]:
+    return partial(policy.rows, budget_tokens=max(EVAL_TOKEN_BUDGET, recipe.data.max_length))
 
 
 def _held_out(base: Base, recipe: Recipe, side: str, emit: Emitter) -> SampleStore:
@@ -99,19 +124,22 @@ def _held_out(base: Base, recipe: Recipe, side: str, emit: Emitter) -> SampleSto
 
 
 def questions_of(store: SampleStore, limit: int | None) -> list[Question]:
-    """The conversations of a side as questions, in the side's order; documents and refused shapes give none."""
+    """The conversations of a side as questions, in the side's order; of a pair, the chosen answer is the one wanted. Documents give
+    none."""
     questions: list[Question] = []
     for i in range(len(store)):
         if limit is not None and len(questions) == limit:
             break
         stored = store.stored(i)
         example = stored.example
-        if not isinstance(example, Conversation):
+        if isinstance(example, Preference):
+            messages = (*example.prompt, *example.chosen)
+        elif isinstance(example, Conversation):
+            messages = example.messages
+        else:
             continue
-        last = max(n for n, message in enumerate(example.messages) if message.role == "assistant")
-        questions.append(
-            Question(stored.sample.row_id, example.messages[:last], example.tools, example.messages[last].content)
-        )
+        last = max(n for n, message in enumerate(messages) if message.role == "assistant")
+        questions.append(Question(stored.sample.row_id, messages[:last], example.tools, messages[last].content))
     return questions
 
 
@@ -123,18 +151,11 @@ def _measure(
     questions: Sequence[Question],
     facts: ChatFacts,
     options: Eval,
+    reference: Reference | None,
     recipe: Recipe,
     emit: Emitter,
 ) -> tuple[dict[str, Any], list[str]]:
-    layout = partial(padded, budget_tokens=max(EVAL_TOKEN_BUDGET, recipe.data.max_length), pad_id=base.pad_id)
-    loss, count = mean_loss(
-        policy,
-        make_objective(recipe.objective),
-        store,
-        layout,
-        on_progress=lambda done: emit.progress(f"loss, {who}", done, len(store), "samples"),
-    )
-    figures: dict[str, Any] = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "trained_tokens": count}
+    figures = _figures(policy, who, store, reference, recipe, emit)
     if not questions:
         return figures, []
     prompts = [base.chat.prompt_ids(q.prompt, q.tools, thinking=facts.thinking) for q in questions]
@@ -152,6 +173,27 @@ def _measure(
     texts = [answer_text(text) for text in base.tokenizer.batch_decode(made, skip_special_tokens=True)]
     scores = score(texts, [question.reference for question in questions])
     return {**figures, **scores.to_json()}, texts
+
+
+def _figures(
+    policy: Policy, who: str, store: SampleStore, reference: Reference | None, recipe: Recipe, emit: Emitter
+) -> dict[str, Any]:
+    """Loss and metrics of the objective. A base that is itself the reference has none: it prefers nothing to itself."""
+    objective = make_objective(recipe.objective)
+    if objective.needs_reference and who == "base":
+        return {}
+    measured = measure(
+        policy,
+        objective,
+        store,
+        _layout(policy, recipe),
+        reference=reference,
+        on_progress=lambda done: emit.progress(f"loss, {who}", done, len(store), "samples"),
+    )
+    if objective.unit != "tokens":
+        return {"loss": measured.loss, **measured.metrics, objective.unit: measured.count}
+    perplexity = math.exp(min(measured.loss, 700.0))
+    return {"loss": measured.loss, "perplexity": perplexity, "trained_tokens": measured.count}
 
 
 def answer_text(text: str) -> str:

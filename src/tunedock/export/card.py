@@ -18,9 +18,9 @@ def model_card(run: Run, recipe: Recipe, form: str, checks: Mapping[str, Any]) -
     lines = ["---", "library_name: " + ("peft" if form == "adapter" else "transformers")]
     if is_hub_id:
         lines.append(f"base_model: {base}")
-    lines += [f"tags: [tunedock, {recipe.objective}, {recipe.adapter.kind}]", "---", "", f"# {run.name}", ""]
+    lines += [f"tags: [tunedock, {recipe.objective.kind}, {recipe.adapter.kind}]", "---", "", f"# {run.name}", ""]
     lines += [
-        f"Made by tunedock {__version__}: `{recipe.objective}` with `{recipe.adapter.kind}` on "
+        f"Made by tunedock {__version__}: `{recipe.objective.kind}` with `{recipe.adapter.kind}` on "
         f"`{base if is_hub_id else 'a local base model'}`"
         + (f" at commit `{state.lineage['commit']}`" if state.lineage.get("commit") else "")
         + f"; recipe `{state.recipe_hash}`, data `{state.lineage.get('data', 'unknown')}`.",

@@ -64,6 +64,10 @@ class Job(Protocol):
         """Ends the worker and all it started, at once."""
         ...
 
+    def killed_for_memory(self) -> bool:
+        """Whether the kernel ended the worker because memory ran out. False while it runs, and where that cannot be known."""
+        ...
+
     def close(self) -> None:
         """Lets go of pipes and files; a worker that converses sees the end of its input."""
         ...

@@ -23,6 +23,7 @@ from typing import IO, Any
 from tunedock.errors import BugError, DiskError
 from tunedock.events import Event, EventReader, decode
 from tunedock.launch.job import TAIL_BYTES, JobSpec, encode_line, last_lines
+from tunedock.plan import control_group
 from tunedock.run.record import Run
 
 WORKER = (sys.executable, "-P", "-m", "tunedock.worker")
@@ -54,6 +55,8 @@ class LocalLauncher:
             reader = EventReader(Run(spec.run).events, at_end=True)
         log = _open_log(spec.log)
         log_start = log.seek(0, os.SEEK_END)  # an earlier start's last words are not this one's
+        groups = control_group.groups()  # the worker's too; once it is dead nobody can tell which they were
+        kills = control_group.oom_kills(groups)
         try:
             process = subprocess.Popen(  # noqa: S603 - an argument list, our own interpreter and module
                 arguments,
@@ -66,7 +69,7 @@ class LocalLauncher:
         except OSError as error:
             log.close()
             raise BugError(f"cannot start the worker: {error}", where=" ".join(arguments)) from error
-        return LocalJob(spec, process, log, log_start, reader)
+        return LocalJob(spec, process, log, log_start, reader, groups, kills)
 
 
 class LocalJob:
@@ -77,12 +80,17 @@ class LocalJob:
         log: IO[bytes],
         log_start: int,
         reader: EventReader | None,
+        groups: list[control_group.Group],
+        kills: int | None,
     ) -> None:
         self._spec = spec
         self._process = process
         self._log = log
         self._log_start = log_start
         self._reader = reader
+        self._groups = groups
+        self._kills_before = kills
+        self._killed_by_us = False
         self._told: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._listener: threading.Thread | None = None
         if reader is None:
@@ -131,8 +139,14 @@ class LocalJob:
     def kill(self) -> None:
         # Not waited for: this runs in a signal's handler, which may have interrupted `poll` in its critical section.
         if self.poll() is None:
+            self._killed_by_us = True
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+    def killed_for_memory(self) -> bool:
+        if self.poll() != -signal.SIGKILL or self._killed_by_us or self._kills_before is None:
+            return False
+        return (control_group.oom_kills(self._groups) or 0) > self._kills_before
 
     def close(self) -> None:
         self._end_input()

@@ -65,7 +65,7 @@ def complete(
             length = len(prompts[index])
             ids_BT[line, width - length :] = torch.as_tensor(prompts[index])
             mask_BT[line, width - length :] = 1
-        with policy.autocast():
+        with policy.plain(), policy.autocast():
             out_BT = policy.model.generate(  # type: ignore[operator]
                 input_ids=ids_BT.to(policy.device), attention_mask=mask_BT.to(policy.device), generation_config=config
             )
@@ -108,7 +108,7 @@ def stream(
     def work() -> None:
         try:
             ids_BT = torch.as_tensor([list(prompt)], dtype=torch.int64, device=policy.device)
-            with torch.no_grad(), policy.autocast():
+            with torch.no_grad(), policy.plain(), policy.autocast():
                 policy.model.generate(  # type: ignore[operator]
                     input_ids=ids_BT,
                     attention_mask=torch.ones_like(ids_BT),

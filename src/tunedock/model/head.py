@@ -1,23 +1,57 @@
 """Hidden states -> log-probabilities of chosen tokens. The logits of a whole row never exist.
 
 The model is called as a whole (a wrapper that shards it needs that); only `lm_head.forward` is replaced for the call. Inside, the
-hidden states of the chosen places are gathered and turned into log-probabilities in chunks; a chunk's logits are computed again in
-the backward pass instead of being kept. What a model does to its logits after the head (Gemma's soft cap, Cohere's and Granite's
-scale) is done here, in the chunk; `model.policy` compares the result with plain logits when a model is loaded.
+hidden states of the chosen places are gathered and turned into log-probabilities in chunks. A log-probability depends on one
+hidden state alone, so where the output layer is frozen its derivative, a vector as long as the hidden state, is computed in the
+forward chunk while the logits are there: whatever the objective, the backward pass is one multiplication, and nothing is computed
+twice. Where the output layer is trained, or wrapped (LoRA, sharding), a chunk's logits are computed again in the backward pass.
+
+What a model does to its logits after the head (Gemma's soft cap, Cohere's and Granite's scale) is done here, in the chunk;
+`model.policy` compares the result with plain logits when a model is loaded.
 
 Shapes: B lines, T tokens a line, N chosen tokens, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_LOGITS = 1 << 26
-"""Logits held at once: 256 MiB in float32."""
+from tunedock.model.kernels import kernels, takes
+
+CHUNK_BYTES = 1 << 27
+"""Logits held at once, in the type they are computed in."""
+
+
+@dataclass(frozen=True, slots=True)
+class AfterHead:
+    """What becomes of the output layer's product before the softmax."""
+
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    @classmethod
+    def of(cls, text_config: Any) -> AfterHead:
+        scale = float(getattr(text_config, "logit_scale", None) or 1.0)
+        return cls(
+            scale=scale / float(getattr(text_config, "logits_scaling", None) or 1.0),
+            soft_cap=getattr(text_config, "final_logit_softcapping", None),
+        )
+
+    def __call__(self, logits_NV: Tensor) -> Tensor:
+        """float32 logits as the softmax takes them."""
+        logits_NV = logits_NV.float()
+        if self.scale != 1.0:
+            logits_NV = logits_NV * self.scale
+        if self.soft_cap:
+            logits_NV = torch.tanh(logits_NV / self.soft_cap) * self.soft_cap
+        return logits_NV
 
 
 class ChosenHead:
@@ -28,11 +62,8 @@ class ChosenHead:
         self._plain_forward = self._module.forward
         self._module.forward = self._forward
         text = config.get_text_config()
-        self._soft_cap: float | None = getattr(text, "final_logit_softcapping", None)
-        self._scale = float(getattr(text, "logit_scale", None) or 1.0) / float(
-            getattr(text, "logits_scaling", None) or 1.0
-        )
-        self._chunk = max(64, CHUNK_LOGITS // int(text.vocab_size))
+        self._after = AfterHead.of(text)
+        self._vocabulary = int(text.vocab_size)
         self._chosen: tuple[Tensor, Tensor] | None = None
         self._logprobs_N: Tensor | None = None
 
@@ -52,28 +83,110 @@ class ChosenHead:
         if self._chosen is None:
             return self._plain_forward(hidden_BTD, *args, **kwargs)  # type: ignore[no-any-return]
         flat_N, token_N = self._chosen
-        hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])[flat_N]
-        pieces = [
-            self._logprobs_of_chunk(hidden_ND[i : i + self._chunk], token_N[i : i + self._chunk])
-            for i in range(0, len(token_N), self._chunk)
-        ]
-        self._logprobs_N = torch.cat(pieces) if pieces else hidden_ND.new_zeros(0, dtype=torch.float32)
+        hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).index_select(0, flat_N)
+        weight_VD = self._frozen_weight()
+        if weight_VD is not None:
+            self._logprobs_N = self._frozen(hidden_ND, weight_VD, token_N)
+        else:
+            self._logprobs_N = self._recomputed(hidden_ND, token_N)
         # What the model makes of its "logits" from here on is not read; they stay in the graph for wrappers that watch outputs.
         return self._logprobs_N.reshape(1, -1, 1)
 
-    def _logprobs_of_chunk(self, hidden_ND: Tensor, token_N: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return checkpoint(self._compute, hidden_ND, token_N, use_reentrant=False)  # type: ignore[no-any-return]
-        return self._compute(hidden_ND, token_N)
+    def _frozen_weight(self) -> Tensor | None:
+        """The output layer's matrix where it is plain and frozen."""
+        if type(self._module) is not nn.Linear or any(p.requires_grad for p in self._module.parameters()):
+            return None
+        weight_VD = self._module.weight
+        return weight_VD if type(weight_VD.data) is Tensor else None
+
+    def _frozen(self, hidden_ND: Tensor, weight_VD: Tensor, token_N: Tensor) -> Tensor:
+        bias_V = self._module.bias
+        compute = hidden_ND.dtype
+        if torch.is_autocast_enabled(hidden_ND.device.type):
+            compute = torch.get_autocast_dtype(hidden_ND.device.type)
+        bias_V = None if bias_V is None else bias_V.detach().to(compute)  # type: ignore[operator]
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            return frozen_head(hidden_ND.to(compute), weight_VD.detach().to(compute), bias_V, token_N, self._after)
+
+    def _recomputed(self, hidden_ND: Tensor, token_N: Tensor) -> Tensor:
+        pieces: list[Tensor] = []
+        for rows in _chunks(len(token_N), self._vocabulary * 4):
+            if torch.is_grad_enabled():
+                pieces.append(checkpoint(self._compute, hidden_ND[rows], token_N[rows], use_reentrant=False))
+            else:
+                pieces.append(self._compute(hidden_ND[rows], token_N[rows]))
+        return torch.cat(pieces) if pieces else hidden_ND.new_zeros(0, dtype=torch.float32)
 
     def _compute(self, hidden_ND: Tensor, token_N: Tensor) -> Tensor:
-        logits_NV = self._plain_forward(hidden_ND).float()
-        if self._scale != 1.0:
-            logits_NV = logits_NV * self._scale
-        if self._soft_cap:
-            logits_NV = torch.tanh(logits_NV / self._soft_cap) * self._soft_cap
+        logits_NV = self._after(self._plain_forward(hidden_ND))
         logprobs_N: Tensor = logits_NV.gather(-1, token_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
         return logprobs_N
+
+
+class FrozenHead(torch.autograd.Function):
+    """Log-probabilities under a frozen output layer, with d logprob_n / d hidden_n computed in the forward chunk.
+
+    With z = W h, y = after(z) and p = softmax(y): d log p_token / d h = W^T (after'(z) * (onehot_token - p)).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, token_N: Tensor, after: AfterHead
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[0]
+        logprobs_N = torch.empty(len(token_N), dtype=torch.float32, device=hidden_ND.device)
+        slope_ND = torch.empty_like(hidden_ND) if wanted else None
+        for rows in _chunks(len(token_N), weight_VD.shape[0] * weight_VD.element_size()):
+            product_NV = nn.functional.linear(hidden_ND[rows], weight_VD, bias_V)
+            logprobs_N[rows] = softmax_of_chosen_(product_NV, token_N[rows], after, derivative=wanted)
+            if slope_ND is not None:
+                torch.mm(product_NV, weight_VD, out=slope_ND[rows])
+        if slope_ND is not None:
+            ctx.save_for_backward(slope_ND)
+        return logprobs_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (slope_ND,) = ctx.saved_tensors
+        return slope_ND * grad_N[:, None].to(slope_ND.dtype), None, None, None, None
+
+
+frozen_head: Callable[..., Tensor] = FrozenHead.apply
+
+
+def softmax_of_chosen_(product_NV: Tensor, token_N: Tensor, after: AfterHead, *, derivative: bool) -> Tensor:
+    """Log-probability [N], float32, of a token each. With `derivative`, `product_NV` is overwritten with d logprob / d product."""
+    compiled = kernels()
+    if compiled is not None and takes(product_NV) and after.scale > 0.0:
+        logprobs_N = torch.empty(len(token_N), dtype=torch.float32)
+        rows, size, cap = *product_NV.shape, after.soft_cap or 0.0
+        compiled(
+            "chosen", product_NV.dtype, product_NV, rows, size, token_N, after.scale, cap, logprobs_N, int(derivative)
+        )
+        return logprobs_N
+    logits_NV = after(product_NV)
+    index_N1 = token_N[:, None]
+    logsumexp_N1 = logits_NV.logsumexp(-1, keepdim=True)
+    logprobs_N = (logits_NV.gather(-1, index_N1) - logsumexp_N1)[:, 0]
+    if derivative:
+        slope_NV = torch.exp(logits_NV - logsumexp_N1).neg_()
+        slope_NV.scatter_add_(-1, index_N1, torch.ones_like(index_N1, dtype=torch.float32))
+        if after.soft_cap:
+            slope_NV *= 1.0 - (logits_NV / after.soft_cap) ** 2
+        if after.scale != 1.0:
+            slope_NV *= after.scale
+        product_NV.copy_(slope_NV)
+    return logprobs_N
+
+
+def _chunks(count: int, bytes_each: int) -> list[slice]:
+    """Slices of like size, each of at most CHUNK_BYTES."""
+    if count == 0:
+        return []
+    number = -(-count * bytes_each // CHUNK_BYTES)
+    size = -(-count // min(number, count))
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 class PlainHead:

@@ -1,13 +1,14 @@
-"""A model as the loop sees it: a row in, log-probabilities of its chosen tokens out.
+"""A model as the loop sees it: samples in rows, log-probabilities of their chosen tokens out.
 
-When a policy is made it is probed on a short made-up row: the replaced head must give what plain logits give, and two lines of one
-row what each gives alone. A model that fails the first keeps its own head (and the run says so); one that fails the second cannot
-be trained on batches and is refused.
+When a policy is made it is probed on a short made-up step, against what the untouched model gives for each path alone: the
+replaced head must give the same log-probabilities, and the leanest layout under which rows do, is the one that is used (tree, then
+packed, then padded). What had to be given up is said. A model that fails even on padded rows cannot be trained on batches and is
+refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from tunedock.data.batch import RowTensors, to_device
-from tunedock.data.layout import Row, padded
-from tunedock.data.sample import single
+from tunedock.data.layout import Kind, Row, lay_out
+from tunedock.data.sample import Sample, Segment, single
 from tunedock.errors import ModelError
+from tunedock.model import attention
+from tunedock.model.fused import fuse, fuse_with_liger
 from tunedock.model.head import ChosenHead, PlainHead
+from tunedock.model.rope import regime_of
 
-PROBE_TOLERANCE = 1e-3
-"""Largest difference in log-probability, float32, for two ways of computing the same thing."""
+EXACT = 1e-3
+"""Largest difference in log-probability, computed in float32, for two ways of computing the same thing."""
+
+ROUNDED = 0.3
+"""The same where products are computed in 16 bits. The mean must also be well below what a leak between samples would do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +51,13 @@ class Policy:
         self.model = model
         self.device = device
         self.precision = precision
+        self.fused = fuse(model) if device.type == "cpu" else fuse_with_liger(model)
+        """Parts of the model that are computed in one operation each."""
+        self.layout: Kind = "padded"
+        """How samples become rows; `probe` finds the leanest that is exact."""
         self._head: ChosenHead | None = ChosenHead(model, self.config)
         self._plain = PlainHead()
+        self._regime = regime_of(self.config.get_text_config())
 
     @property
     def config(self) -> Any:
@@ -55,13 +67,32 @@ class Policy:
     def head(self) -> str:
         return "chosen" if self._head else "plain"
 
+    def rows(self, samples: Sequence[Sample], budget_tokens: int) -> list[Row]:
+        """The step's samples as rows of at most `budget_tokens` slots; a single path may be longer."""
+        return lay_out(samples, self.layout, budget_tokens=budget_tokens, regime=self._regime)
+
     def logprobs(self, row: Row) -> tuple[Tensor, RowTensors]:
         """Log-probabilities [N], float32, of the row's chosen tokens, with the row's tensors."""
-        tensors = to_device(row, self.device)
-        with self.autocast():
-            return self._call(tensors), tensors
+        logprobs_N, tensors, _ = self._logprobs(row)
+        return logprobs_N, tensors
 
-    def _call(self, row: RowTensors) -> Tensor:
+    def _logprobs(self, row: Row) -> tuple[Tensor, RowTensors, int]:
+        """And how many layers asked for the row's attention."""
+        tensors = to_device(row, self.device)
+        extra: dict[str, Any] = {}
+        calls = 0
+        if tensors.tree is not None:
+            row_attention = attention.RowAttention(tensors.tree, tensors.position_ids_BT[0])
+            extra[attention.KEYWORD] = row_attention
+            if self.layout == "packed":
+                extra |= _flash_keywords(row_attention)
+        with self.autocast():
+            logprobs_N = self._call(tensors, extra)
+        if tensors.tree is not None:
+            calls = row_attention.calls
+        return logprobs_N, tensors, calls
+
+    def _call(self, row: RowTensors, extra: dict[str, Any]) -> Tensor:
         if self._head is not None:
             self._head.choose(row.flat_N, row.token_N)
         output = self.model(
@@ -69,6 +100,7 @@ class Policy:
             attention_mask=row.attention_mask_BT,
             position_ids=row.position_ids_BT,
             use_cache=False,
+            **extra,
         )
         if self._head is not None:
             return self._head.take()
@@ -90,54 +122,174 @@ class Policy:
         with self.model.disable_adapter():  # type: ignore[operator]
             yield
 
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """The model with its own attention, for calls without rows (generation)."""
+        with attention.plain(self.model):
+            yield
+
     @property
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
-    def probe(self) -> str | None:
-        """Compares the ways of computing on a made-up row. Returns a sentence when the model keeps its own head."""
-        vocabulary = int(self.config.get_text_config().vocab_size)
-        draw = np.random.Generator(np.random.Philox(key=[7, 7]))
-        tokens = [draw.integers(0, vocabulary, length).astype(np.int32) for length in (12, 7)]
-        samples = [single(f"probe {i}", t, np.ones(len(t), np.float32)) for i, t in enumerate(tokens)]
+    # -- the probe -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def probe(self, *, layouts: Sequence[Kind] = ("tree", "packed", "padded")) -> list[str]:
+        """Chooses head and layout, the first of `layouts` that is exact. Returns what had to be given up, a sentence each.
+
+        Raises ModelError when none is.
+        """
         training = self.model.training
         self.model.eval()
-        said = None
         try:
-            with torch.no_grad():
-                alone = torch.cat([self._alone(t) for t in tokens])
-                together = self._in_rows(padded(samples, budget_tokens=64))
-                if self._head is not None and not _close(together, alone, self._tolerance):
-                    self._head = None
-                    together = self._in_rows(padded(samples, budget_tokens=64))
-                    said = "the model's own output layer is used: the replaced one does not give the same log-probabilities"
-                if not _close(together, alone, self._tolerance):
-                    worst = float((together - alone).abs().max())
-                    raise ModelError(
-                        f"two samples in one row do not give what each gives alone (log-probabilities differ by {worst:.2g})",
-                        where=type(self.model).__name__,
-                        hint="this architecture cannot be trained on batches; please report it",
-                    )
+            samples = _made_up(int(self.config.get_text_config().vocab_size))
+            with self.plain():
+                alone = [self._alone(sample.path(leaf)[0]) for sample in samples for leaf in sample.leaves()]
+                wanted_N, leaked_N = torch.cat(alone), self._leaked(samples)
+                leak = float((wanted_N - leaked_N).abs().mean())
+                said = self._probe_head(samples, wanted_N, leak)
+            return said + self._probe_layout(samples, wanted_N, leak, layouts)
         finally:
             self.model.train(training)
-        return said
 
-    @property
-    def _tolerance(self) -> float:
-        return PROBE_TOLERANCE if self.precision.compute == torch.float32 else 0.3
+    def _probe_head(self, samples: Sequence[Sample], wanted_N: Tensor, leak: float) -> list[str]:
+        """One path a row, so that only the head can be at fault."""
+        paths = [
+            single("", sample.path(leaf)[0], np.ones(len(sample.path(leaf)[0]), np.float32))
+            for sample in samples
+            for leaf in sample.leaves()
+        ]
+        self.layout = "padded"
+        got = [self._logprobs(lay_out([path], "padded", budget_tokens=1)[0])[0] for path in paths]
+        if self._near(torch.cat(got), wanted_N, leak):
+            return []
+        self._head = None
+        return ["the model's own output layer is used: the replaced one does not give the same log-probabilities"]
 
-    def _in_rows(self, rows: list[Row]) -> Tensor:
-        (row,) = rows
-        logprobs_N, _ = self.logprobs(row)
-        order = np.lexsort((row.chosen.position_N, row.chosen.sample_N))
-        return logprobs_N[torch.as_tensor(order, device=self.device)]
+    def _probe_layout(
+        self, samples: Sequence[Sample], wanted_N: Tensor, leak: float, layouts: Sequence[Kind]
+    ) -> list[str]:
+        said: list[str] = []
+        for kind in layouts:
+            self.layout = kind
+            fault = self._fault(samples, wanted_N, leak, kind)
+            if fault is None:
+                return said
+            said.append(f"no {kind} rows: {fault}")
+        raise ModelError(
+            f"two samples in one row do not give what each gives alone ({'; '.join(said)})",
+            where=type(self.model).__name__,
+            hint="this architecture cannot be trained on batches; please report it",
+        )
+
+    def _fault(self, samples: Sequence[Sample], wanted_N: Tensor, leak: float, kind: Kind) -> str | None:
+        """Why this layout does not serve the model; None when it does."""
+        if kind == "padded":
+            attention.uninstall(self.model)
+        elif not attention.install(self.model):
+            return "the model does not let its attention be chosen"
+        made = lay_out(samples, kind, budget_tokens=1 << 30, regime=self._regime)
+        found: list[tuple[Tensor, Row]] = []
+        for row in made:
+            try:
+                logprobs_N, _, calls = self._logprobs(row)
+            except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+                # policy: whatever a strange model raises on a layout it was not made for only means: not this one
+                first = (str(error).splitlines() or [""])[0][:200]
+                return f"the model fails on them ({type(error).__name__}: {first})"
+            needed = _attention_layers(self.config.get_text_config(), kind)
+            if kind != "padded" and calls != needed:
+                return f"{calls} of {needed} layers call the attention they are given"
+            found.append((logprobs_N, row))
+        got_N = _in_order(samples, found)
+        if not self._near(got_N, wanted_N, leak):
+            worst = float((got_N - wanted_N).abs().max())
+            return f"log-probabilities differ by {worst:.2g} from those of each sample alone"
+        return None
+
+    def _near(self, got_N: Tensor, wanted_N: Tensor, leak: float) -> bool:
+        if got_N.shape != wanted_N.shape:
+            return False
+        difference_N = (got_N - wanted_N).abs()
+        if self.precision.compute == torch.float32:
+            return bool(difference_N.max() <= EXACT)
+        return bool(difference_N.max() <= ROUNDED and difference_N.mean() <= max(leak / 3, 0.02))
 
     def _alone(self, tokens_T: np.ndarray[Any, np.dtype[np.int32]]) -> Tensor:
+        """The untouched model's log-probabilities of a path's tokens but the first."""
         ids = torch.as_tensor(tokens_T, dtype=torch.int64, device=self.device)[None]
         with self.autocast():
             logits_TV = self.model(input_ids=ids, use_cache=False).logits[0].float()
         return torch.log_softmax(logits_TV[:-1], -1).gather(-1, ids[0, 1:, None])[:, 0]
 
+    def _leaked(self, samples: Sequence[Sample]) -> Tensor:
+        """What comes out when every path sees the ones before it: the fault that the probe is there to find."""
+        paths = [sample.path(leaf)[0] for sample in samples for leaf in sample.leaves()]
+        logprobs_N = self._alone(np.concatenate(paths))
+        starts = np.cumsum([0, *map(len, paths)])[:-1]
+        keep = np.setdiff1d(np.arange(1, sum(map(len, paths))), starts) - 1
+        return logprobs_N[torch.as_tensor(keep, device=self.device)]
 
-def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    return bool((a - b).abs().max() <= tolerance)
+
+def _made_up(vocabulary: int) -> list[Sample]:
+    """Paths of several lengths, two with a long common beginning, and a tree with two leaves."""
+    draw = np.random.Generator(np.random.Philox(key=[7, 7]))
+
+    def tokens(length: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+        return draw.integers(0, vocabulary, length).astype(np.int32)
+
+    def segment(length: int, parent: int) -> Segment:
+        return Segment(tokens(length), np.ones(length, np.float32), parent)
+
+    shared = tokens(40)
+    paths = [tokens(12), np.concatenate([shared, tokens(5)]), np.concatenate([shared, tokens(9)]), tokens(7)]
+    tree = Sample("probe", (segment(11, -1), segment(6, 0), segment(9, 0)))
+    return [*(single("probe", path, np.ones(len(path), np.float32)) for path in paths), tree]
+
+
+def _in_order(samples: Sequence[Sample], found: Sequence[tuple[Tensor, Row]]) -> Tensor:
+    """Log-probabilities path by path, as `Policy.probe` computes them alone; a token that leaves share counts for each of them."""
+    values: dict[
+        tuple[int, int, int], Tensor
+    ] = {}  # sample, segment-or-leaf's tokens by (first leaf, position on its path)
+    for logprobs_N, row in found:
+        chosen = row.chosen
+        place_N = row.position_ids_BT[chosen.line_N, chosen.position_N] + 1
+        for at, key in enumerate(zip(chosen.sample_N, chosen.leaf_N, place_N, strict=True)):
+            values[tuple(int(part) for part in key)] = logprobs_N[at]  # type: ignore[index]
+    ordered: list[Tensor] = []
+    for number, sample in enumerate(samples):
+        first: dict[int, int] = {}
+        for leaf_number, leaf in enumerate(sample.leaves()):
+            place = 0
+            for index in sample.ancestry(leaf):
+                owner = first.setdefault(index, leaf_number)
+                for _ in sample.segments[index].tokens_T:
+                    if place > 0:
+                        ordered.append(values[number, owner, place])
+                    place += 1
+    return torch.stack(ordered)
+
+
+def _attention_layers(text_config: Any, kind: Kind) -> int:
+    """Layers that must call the attention: every one for a tree; the attending ones of a hybrid for packed rows."""
+    kinds = getattr(text_config, "layer_types", None)
+    if kind == "tree" or not kinds:
+        return int(text_config.num_hidden_layers)
+    return sum("attention" in name and "linear" not in name for name in kinds)
+
+
+def _flash_keywords(row: attention.RowAttention) -> dict[str, Any]:
+    """Where documents end, as transformers' FlashAttentionKwargs say it and linear layers read it."""
+    cu_seqlens, longest = row.cu_seqlens()
+    lengths = cu_seqlens.diff()
+    return {
+        "cu_seq_lens_q": cu_seqlens,
+        "cu_seq_lens_k": cu_seqlens,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        "seq_idx": torch.arange(len(lengths), dtype=torch.int32, device=cu_seqlens.device).repeat_interleave(lengths)[
+            None
+        ],
+    }

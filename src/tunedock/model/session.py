@@ -68,7 +68,7 @@ def find_base(recipe: Recipe, *, stop_ids: Collection[int] = ()) -> Base:
         max_length=recipe.data.max_length,
         over_length=recipe.data.over_length,
         train_on=recipe.data.train_on,
-        documents=recipe.objective == "pretrain",
+        documents=recipe.objective.kind == "pretrain",
     )
     return Base(recipe, located, tokenizer, chat)
 

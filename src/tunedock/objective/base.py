@@ -3,12 +3,13 @@
 For each optimizer step the loop asks, in this order:
 
 1. `count(samples)`: what these samples add to the divisor of the loss; summed over rows and ranks;
-2. `prepare(step)`: constants of the step, from detached log-probabilities of all its samples where `needs_logprobs` says so;
+2. `prepare(step)`: constants of the step, from what the objective says it needs (`needs_logprobs`, `whole_samples`,
+   `needs_reference`), all of it detached;
 3. `terms(row, constants)`: the row's share of the loss as a *sum*, and its share of the metrics.
 
 The loop divides the sums once by the step's global count, so how a step is split into rows changes memory and nothing else.
 
-Shapes: N chosen tokens of a row.
+Shapes: N chosen tokens of a row, S samples of a step, L leaves of the sample that has most.
 """
 
 from __future__ import annotations
@@ -37,27 +38,37 @@ class RowLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class StepLogprobs:
-    """All rows of a step, detached, before its first backward pass."""
+    """What `prepare` may read of a step, before its first backward pass. Nothing in it has a gradient."""
 
     samples: Sequence[Sample]
-    rows: Sequence[RowLogprobs]
+    rows: Sequence[RowLogprobs] = ()
+    """The policy's: of all rows where the objective `needs_logprobs`; where it needs `whole_samples`, of the rows that hold a
+    sample whose leaves stand in several rows."""
+    reference_SL: Tensor | None = None
+    """The reference's weighted log-probability of every leaf where the objective `needs_reference`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
     loss: Tensor
     """Sum over the row, to be divided by the step's count."""
-    metrics: Mapping[str, tuple[Tensor, float]] = field(default_factory=dict)
+    metrics: Mapping[str, tuple[Tensor, Tensor | float]] = field(default_factory=dict)
     """Name -> (sum, what it is divided by, both summed over rows and ranks)."""
 
 
 class Objective(Protocol):
     name: ClassVar[str]
+    unit: ClassVar[str]
+    """What `count` counts: `tokens`, `pairs`."""
     needs_logprobs: ClassVar[bool]
     """Whether `prepare` reads the step's log-probabilities (a pass without gradient before the training pass)."""
+    whole_samples: ClassVar[bool]
+    """Whether a sample's loss joins its leaves, so that `terms` must know of those in other rows."""
+    needs_reference: ClassVar[bool]
+    """Whether `prepare` reads the reference policy's log-probabilities."""
 
     def count(self, samples: Sequence[Sample]) -> float: ...
 
-    def prepare(self, step: StepLogprobs | None) -> Any: ...
+    def prepare(self, step: StepLogprobs) -> Any: ...
 
     def terms(self, row: RowLogprobs, constants: Any) -> Terms: ...

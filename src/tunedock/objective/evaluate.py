@@ -5,9 +5,11 @@ Training and evaluation share it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,44 +25,95 @@ class GivesLogprobs(Protocol):
     def logprobs(self, row: Row) -> tuple[Tensor, RowTensors]: ...
 
 
+class GivesLeaves(Protocol):
+    """What an objective needs of the reference (`model.reference.Reference`)."""
+
+    def leaf_logprobs(self, samples: Sequence[Sample], rows: Sequence[Row]) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """An objective over many samples, without training on them."""
+
+    loss: float
+    count: float
+    """What the loss is a mean over, in the objective's unit."""
+    metrics: Mapping[str, float]
+
+
 def row_logprobs(policy: GivesLogprobs, row: Row) -> RowLogprobs:
     logprob_N, tensors = policy.logprobs(row)
     return RowLogprobs(logprob_N, tensors.weight_N, tensors.sample_N, tensors.leaf_N)
 
 
 def step_terms(
-    policy: GivesLogprobs, objective: Objective, samples: Sequence[Sample], rows: Sequence[Row]
+    policy: GivesLogprobs,
+    objective: Objective,
+    samples: Sequence[Sample],
+    rows: Sequence[Row],
+    reference: GivesLeaves | None = None,
 ) -> Iterator[Terms]:
-    """The terms of each row in turn; gradients are recorded when the caller's mode records them."""
-    constants: Any = None
+    """The terms of each row in turn; gradients are recorded when the caller's mode records them.
+
+    Raises ValueError when the objective needs a reference and there is none.
+    """
+    if objective.needs_reference and reference is None:
+        raise ValueError(f"{objective.name} needs a reference policy")
+    with torch.no_grad():
+        read = {i: row_logprobs(policy, rows[i]) for i in _read_before(objective, rows)}
+        leaves = reference.leaf_logprobs(samples, rows) if reference is not None and objective.needs_reference else None
+        constants = objective.prepare(StepLogprobs(samples, list(read.values()), leaves))
+    if torch.is_grad_enabled():
+        read.clear()  # they have no gradient; without one they are as good as new
+    for i, row in enumerate(rows):
+        yield objective.terms(read[i] if i in read else row_logprobs(policy, row), constants)
+
+
+def _read_before(objective: Objective, rows: Sequence[Row]) -> Sequence[int]:
+    """The rows that go through the policy before the step's terms are taken."""
     if objective.needs_logprobs:
-        with torch.no_grad():
-            constants = objective.prepare(StepLogprobs(samples, [row_logprobs(policy, row) for row in rows]))
-    else:
-        constants = objective.prepare(None)
-    for row in rows:
-        yield objective.terms(row_logprobs(policy, row), constants)
+        return range(len(rows))
+    return rows_of_split_samples(rows) if objective.whole_samples else ()
+
+
+def rows_of_split_samples(rows: Sequence[Row]) -> list[int]:
+    """Rows that hold a leaf of a sample whose other leaves stand elsewhere. Raises ValueError when one leaf is in two rows."""
+    width = 1 + max((int(row.chosen.leaf_N.max()) for row in rows if len(row.chosen)), default=0)
+    leaves = [np.unique(row.chosen.sample_N * width + row.chosen.leaf_N) for row in rows]
+    if rows and len(np.unique(every := np.concatenate(leaves))) < len(every):
+        raise ValueError("a leaf's trained tokens stand in two rows")
+    held = [np.unique(codes // width) for codes in leaves]
+    sample, times = np.unique(np.concatenate(held) if held else np.zeros(0, np.int64), return_counts=True)
+    split = sample[times > 1]
+    return [i for i, samples in enumerate(held) if np.isin(samples, split).any()]
 
 
 @torch.no_grad()
-def mean_loss(
+def measure(
     policy: GivesLogprobs,
     objective: Objective,
     samples: Sequence[Sample],
     layout: Callable[[Sequence[Sample]], list[Row]],
     *,
+    reference: GivesLeaves | None = None,
     batch: int = 128,
     on_progress: Callable[[int], None] | None = None,
-) -> tuple[float, float]:
-    """The objective's loss over all samples, and the count it is a mean over. Read `batch` samples at a time."""
+) -> Measured:
+    """The objective over all samples, `batch` of them at a time."""
     total, count = 0.0, 0.0
+    sums: dict[str, list[float]] = {}
     if on_progress is not None:
         on_progress(0)
     for start in range(0, len(samples), batch):
         part = [samples[i] for i in range(start, min(start + batch, len(samples)))]
         count += objective.count(part)
-        for terms in step_terms(policy, objective, part, layout(part)):
+        for terms in step_terms(policy, objective, part, layout(part), reference):
             total += float(terms.loss)
+            for name, (value, of) in terms.metrics.items():
+                metric = sums.setdefault(name, [0.0, 0.0])
+                metric[0] += float(value)
+                metric[1] += float(of)
         if on_progress is not None:
             on_progress(start + len(part))
-    return total / max(count, 1e-12), count
+    metrics = {name: value / max(of, 1e-12) for name, (value, of) in sums.items()}
+    return Measured(total / max(count, 1e-12), count, metrics)

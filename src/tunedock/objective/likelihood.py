@@ -17,12 +17,15 @@ from tunedock.objective.base import RowLogprobs, StepLogprobs, Terms
 
 class Sft:
     name: ClassVar[str] = "sft"
+    unit: ClassVar[str] = "tokens"
     needs_logprobs: ClassVar[bool] = False
+    whole_samples: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
 
     def count(self, samples: Sequence[Sample]) -> float:
         return sum(sample.weight for sample in samples)
 
-    def prepare(self, step: StepLogprobs | None) -> None:
+    def prepare(self, step: StepLogprobs) -> None:
         return None
 
     def terms(self, row: RowLogprobs, constants: None) -> Terms:

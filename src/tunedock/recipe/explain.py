@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tunedock.recipe.document import Key, at, dotted
-from tunedock.recipe.merge import Merge
+from tunedock.recipe.merge import KINDS, Merge
 from tunedock.recipe.problems import Problem
 from tunedock.recipe.schema import Recipe
 from tunedock.recipe.words import hint_for, sections
@@ -41,6 +41,7 @@ _SECTION_HINT = {
     "data": "write `data: {train: rows.jsonl}`",
     "model": "write a hub id or a folder: `model: Qwen/Qwen3-8B`",
     "adapter": "write `adapter: lora`, or `adapter: {kind: lora, r: 16}`",
+    "objective": "write `objective: dpo`, or `objective: {kind: dpo, beta: 0.1}`",
 }
 
 _OLD_BOOLEANS = ("yes", "no", "on", "off", "True", "False", "TRUE", "FALSE", "Yes", "No")
@@ -60,10 +61,14 @@ def choices(key: Key) -> list[str]:
     schema = Recipe.model_json_schema(mode="serialization")
     node: Any = schema
     for part in key:
-        node = node["properties"][part]
-        node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
+        kinds = [_resolved(kind, schema) for kind in node.get("oneOf", [node])]
+        node = _resolved(next(kind["properties"][part] for kind in kinds if part in kind["properties"]), schema)
     node = node.get("items", node)
     return [str(value) for value in node.get("enum", [node.get("const")])]
+
+
+def _resolved(node: Any, schema: Any) -> Any:
+    return schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
 
 
 def explain(error: ValidationError, values: dict[str, Any], merge: Merge) -> list[Problem]:
@@ -84,7 +89,7 @@ def _key(loc: tuple[int | str, ...], values: dict[str, Any]) -> Key:
     """The key an error is about: pydantic's path without the names of union members."""
     key: Key = ()
     for index, part in enumerate(loc):
-        if key == ("adapter",) and index == 1 and part in choices(("adapter", "kind")):
+        if index == 1 and key in KINDS and part in choices((*key, "kind")):
             continue
         above = at(values, key)
         if isinstance(above, dict) or (isinstance(above, list) and isinstance(part, int)):
@@ -100,7 +105,7 @@ def _problem(key: Key, items: list[Any], values: dict[str, Any], merge: Merge) -
         return Problem(f"`{name}` is missing", where, _MISSING.get(name), key=key)
     if kind == "extra_forbidden":
         section = at(values, key[:-1])
-        tag = str(section.get("kind", "lora")) if key[:-1] == ("adapter",) else None
+        tag = str(section.get("kind", KINDS[key[:-1]] or "sft")) if key[:-1] in KINDS else None
         return Problem(f"`{name}` is not a key of a recipe", where, hint_for(key, tag), key=key)
     if kind == "union_tag_invalid":
         return _wrong_kind((*key, "kind"), values, where)

@@ -18,9 +18,10 @@ from tunedock.recipe.document import Document, Key, dotted, parse
 COMMAND_LINE = "command line"
 
 _SOURCES: tuple[Key, ...] = (("data", "train"), ("data", "validation"), ("data", "test"))
-_DEFAULT_KIND: dict[Key, str] = {("adapter",): "lora"}
+KINDS: dict[Key, str | None] = {("objective",): None, ("adapter",): "lora"}
+"""The sections that have kinds -> the kind that settings without one are meant for. A bare string there is the kind."""
 _SECTIONS: tuple[Key, ...] = (
-    *((name,) for name in ("model", "adapter", "data", "train", "eval", "launch")),
+    *((name,) for name in ("model", "objective", "adapter", "data", "train", "eval", "launch")),
     *(("data", name) for name in ("split", "train", "validation", "test")),
 )
 """A bare `eval:`, all its keys commented out, says nothing: it is read as left out."""
@@ -44,7 +45,7 @@ class Origin:
 
 def _shorthand(key: Key) -> str | None:
     """The key a bare string stands for in this section: `model: x` is `model: {path: x}`."""
-    if key == ("adapter",):
+    if key in KINDS:
         return "kind"
     return "path" if key == ("model",) or (key[:2] in _SOURCES and len(key) == 3) else None
 
@@ -100,7 +101,7 @@ class Merge:
             section = {str(key[1]): value}
             self._rename(section, key, _RENAMED[key], Origin())
             key = (key[0], _RENAMED[key])
-        elif key[-1] == "kind" and key[:-1] in _DEFAULT_KIND:
+        elif key[-1] == "kind" and key[:-1] in KINDS:
             key, value = key[:-1], {"kind": value}
         self._merge(key, value, {key: Origin()})
 
@@ -108,7 +109,7 @@ class Merge:
         """Everything merged, with shorthands written out and sections that say nothing left out."""
         value: dict[str | int, Any] = copy.deepcopy(self._root)  # type: ignore[arg-type]
         data = value.get("data")
-        for key in (("model",), ("adapter",), *_SOURCES):
+        for key in (("model",), *KINDS, *_SOURCES):
             section = value if len(key) == 1 else data
             if isinstance(section, dict) and key[-1] in section:
                 section[key[-1]] = _widen_all(key, section[key[-1]])
@@ -227,5 +228,7 @@ def _check_step(above: Key, current: Any, step: str | int) -> None:
 
 
 def _changes_kind(key: Key, current: dict[str, Any], value: dict[str, Any]) -> bool:
-    default = _DEFAULT_KIND.get(key)
-    return default is not None and bool(current) and "kind" in value and value["kind"] != current.get("kind", default)
+    if key not in KINDS or not current or "kind" not in value:
+        return False
+    before = current.get("kind", KINDS[key])
+    return before is not None and value["kind"] != before

@@ -33,6 +33,8 @@ from tunedock.recipe.write import commented_yaml
 DEFAULT = "default"
 BATCH_SIZE = 16
 LEARNING_RATES = {"lora": 1e-4, "full": 1e-5, "freeze": 1e-5}
+PREFERENCE_LEARNING_RATES = {"lora": 1e-5, "full": 1e-6, "freeze": 1e-6}
+"""A preference objective moves likelihoods of answers the model can give already: a tenth of what teaches new ones."""
 FRESH_LEARNING_RATE = 1e-3
 
 _NO_EFFECT: tuple[Key, ...] = (
@@ -44,6 +46,7 @@ _NO_EFFECT: tuple[Key, ...] = (
     ("train", "gradient_accumulation_steps"),
     ("data", "cache_dir"),
     ("data", "max_dropped"),
+    ("data", "num_proc"),
     ("eval",),
     ("launch",),
     ("hub",),
@@ -122,7 +125,7 @@ def resolve(loaded: Loaded, *, now: datetime | None = None, cwd: Path | None = N
 def run_name(values: dict[str, Any], now: datetime) -> str:
     """`20250131-093000-sft-Qwen3-8B`."""
     model = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(values["model"]["path"]).name).strip("-.") or "model"
-    return f"{now:%Y%m%d-%H%M%S}-{values['objective']}-{model[:60]}"
+    return f"{now:%Y%m%d-%H%M%S}-{values['objective']['kind']}-{model[:60]}"
 
 
 def fingerprint(recipe: Recipe) -> str:
@@ -173,9 +176,7 @@ def _fill_train(values: dict[str, Any], loaded: Loaded, derived: dict[str, str])
             train["batch_size"] = per_device * (train["gradient_accumulation_steps"] or 1)
             derived["train.batch_size"] = "per_device_train_batch_size x gradient_accumulation_steps x 1 device"
     if train["learning_rate"] is None:
-        fresh = values["model"]["init"] == "random"
-        train["learning_rate"] = FRESH_LEARNING_RATE if fresh else LEARNING_RATES[kind]
-        derived["train.learning_rate"] = "model.init random" if fresh else f"adapter.kind {kind}"
+        train["learning_rate"], derived["train.learning_rate"] = _learning_rate(values, kind)
     if train["eval_strategy"] == "steps" and train["eval_steps"] is None:
         train["eval_steps"] = train["save_steps"]
         derived["train.eval_steps"] = "as train.save_steps"
@@ -184,6 +185,15 @@ def _fill_train(values: dict[str, Any], loaded: Loaded, derived: dict[str, str])
     if nothing_to_evaluate and not watched and not loaded.origin(("train", "eval_strategy")):
         train["eval_strategy"] = "no"
         derived["train.eval_strategy"] = "there is no validation data"
+
+
+def _learning_rate(values: dict[str, Any], kind: str) -> tuple[float, str]:
+    """The default and what it follows from."""
+    if values["model"]["init"] == "random":
+        return FRESH_LEARNING_RATE, "model.init random"
+    if values["objective"]["kind"] == "dpo":
+        return PREFERENCE_LEARNING_RATES[kind], f"objective.kind dpo, adapter.kind {kind}"
+    return LEARNING_RATES[kind], f"adapter.kind {kind}"
 
 
 def _fill_paths(values: dict[str, Any], loaded: Loaded, cwd: Path) -> None:

@@ -48,6 +48,44 @@ class Model(Section):
     """Run Python code that comes with the model. Only for a model you trust."""
 
 
+class Sft(Section):
+    """Maximum likelihood on conversations."""
+
+    kind: Literal["sft"] = "sft"
+
+
+class Pretrain(Section):
+    """Maximum likelihood on documents."""
+
+    kind: Literal["pretrain"] = "pretrain"
+
+
+class Dpo(Section):
+    """Direct preference optimization: of two answers to a prompt, the chosen one is made likelier than the rejected one."""
+
+    kind: Literal["dpo"] = "dpo"
+    beta: PositiveFloat = 0.1
+    """How close to stay to the model training began with; larger is closer."""
+    loss_type: Literal["sigmoid"] = "sigmoid"
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Share of pairs taken to be labelled the wrong way round."""
+    precompute_ref_log_probs: bool = False
+    """Ask the reference about all rows before the first step, and keep no copy of it (whole weights, `freeze`)."""
+
+
+def _objective_kind(value: Any) -> Any:
+    """`dpo` is `{kind: dpo}`, and settings without a kind are sft's."""
+    if isinstance(value, str):
+        return {"kind": value}
+    return {"kind": "sft", **value} if isinstance(value, dict) else value
+
+
+Objective = Annotated[
+    Annotated[Sft | Pretrain | Dpo, Field(discriminator="kind")],
+    BeforeValidator(_objective_kind, json_schema_input_type=Literal["sft", "pretrain", "dpo"] | Sft | Pretrain | Dpo),
+]
+
+
 class Lora(Section):
     kind: Literal["lora"] = "lora"
     r: PositiveInt = 16
@@ -142,6 +180,8 @@ class Data(Section):
     """Read while training, for data larger than the disk; needs `train.max_steps`."""
     shuffle_buffer: PositiveInt = 10_000
     """Samples held for shuffling when streaming."""
+    num_proc: PositiveInt | None = None
+    """Processes that render and tokenise; by default one for each core (8 at most), and for few rows none but the worker's own."""
     cache_dir: str | None = None
     """Where tokenised data is kept; `~/.cache/tunedock` by default."""
 
@@ -226,7 +266,7 @@ class Recipe(Section):
     """One recipe decides a run."""
 
     model: Annotated[Model, _shorthand("path", Model)]
-    objective: Literal["sft", "pretrain"] = "sft"
+    objective: Objective = Sft()
     adapter: Adapter = Lora()
     quantize: Literal["none"] = "none"
     data: Data
@@ -240,7 +280,25 @@ class Recipe(Section):
 
 
 NOT_BUILT: dict[str, tuple[str, ...]] = {
-    "objective": ("reward", "dpo", "orpo", "simpo", "kto", "ppo", "grpo", "rloo"),
+    "objective.kind": ("reward", "orpo", "simpo", "kto", "ppo", "grpo", "rloo"),
+    "objective.loss_type": (
+        "hinge",
+        "ipo",
+        "exo_pair",
+        "nca_pair",
+        "robust",
+        "bco_pair",
+        "sppo_hard",
+        "aot",
+        "apo_zero",
+        "apo_down",
+        "discopop",
+        "sigmoid_norm",
+    ),
+    "objective.sync_ref_model": (),
+    "objective.f_divergence_type": (),
+    "objective.ld_alpha": (),
+    "objective.use_weighting": (),
     "adapter.kind": ("dora", "pissa", "qlora", "rslora", "lora+", "loha", "lokr", "oft", "vera"),
     "adapter.use_dora": (),
     "adapter.use_rslora": (),

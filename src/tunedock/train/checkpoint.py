@@ -4,6 +4,7 @@
         trained.safetensors     the trained parameters
         optimizer.safetensors   the optimizer's tensors, `parameter/name`
         random.safetensors      states of the random generators, as bytes
+        reference.safetensors   what the reference policy said of the samples seen, where the objective has one
         state.json              step, schedule, scaler, data position, best metric, the optimizer's numbers
         manifest.json           size and sha256 of each file
     checkpoints/index.json      {"last", "best", "best_metric"}
@@ -21,7 +22,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Snapshot:
     optimizer_tensors: dict[str, Tensor]
     state: dict[str, Any]
     random: dict[str, Tensor]
+    reference: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,8 @@ class Checkpoints:
             save_file(snapshot.trained, aside / "trained.safetensors")
             save_file(snapshot.optimizer_tensors, aside / "optimizer.safetensors")
             save_file(snapshot.random, aside / "random.safetensors")
+            if snapshot.reference:
+                save_file(snapshot.reference, aside / "reference.safetensors")
             write_json(aside / "state.json", {"step": snapshot.step, **snapshot.state})
             write_json(aside / "manifest.json", {p.name: _fact(p) for p in sorted(aside.iterdir())})
             for path in aside.iterdir():
@@ -119,7 +123,7 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
 
     def _require_space(self, snapshot: Snapshot) -> None:
-        tensors = [*snapshot.trained.values(), *snapshot.optimizer_tensors.values()]
+        tensors = [*snapshot.trained.values(), *snapshot.optimizer_tensors.values(), *snapshot.reference.values()]
         need = sum(t.numel() * t.element_size() for t in tensors) * FREE_MARGIN
         free = shutil.disk_usage(self.folder).free
         if free < need:
@@ -174,12 +178,14 @@ class Checkpoints:
     def load(self, name: str) -> Snapshot:
         folder = self.folder / name
         state = read_json(folder / "state.json")
+        reference = folder / "reference.safetensors"
         return Snapshot(
             step=state.pop("step"),
             trained=load_file(folder / "trained.safetensors"),
             optimizer_tensors=load_file(folder / "optimizer.safetensors"),
             state=state,
             random=load_file(folder / "random.safetensors"),
+            reference=load_file(reference) if reference.is_file() else {},
         )
 
 

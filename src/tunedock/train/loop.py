@@ -1,8 +1,8 @@
 """The one loop: samples -> rows -> log-probabilities -> objective -> update -> event. It knows no objective and no layout.
 
-A step's loss is a sum over rows, divided once by the step's count: gradient accumulation is only how many rows there are. A
-request to stop takes effect between rows: the half-done step is thrown away, the state before it is saved, and resuming does it
-again.
+A step's loss is a sum over rows, divided once by the step's count: gradient accumulation is only how many rows there are. A step
+is done whole or not at all. A request to stop takes effect between rows: the half-done step is thrown away, the state before it is
+saved, and resuming does it again. Where a row does not fit into memory, the step is thrown away likewise and done in smaller rows.
 """
 
 from __future__ import annotations
@@ -10,18 +10,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from tunedock.data.layout import Row
+from torch import Tensor
+
 from tunedock.data.sample import Sample
 from tunedock.errors import DivergedError, InterruptedRun
 from tunedock.events import Emitter
 from tunedock.model.adapter import load_trainable_state, trainable_state
 from tunedock.model.policy import Policy
+from tunedock.model.reference import Reference
 from tunedock.objective.base import Objective
-from tunedock.objective.evaluate import mean_loss, step_terms
+from tunedock.objective.evaluate import measure
 from tunedock.recipe.schema import Train
+from tunedock.train.budget import Budget, Layout, agree
 from tunedock.train.checkpoint import (
     Checkpoints,
     Snapshot,
@@ -30,11 +35,10 @@ from tunedock.train.checkpoint import (
     restore_optimizer,
     restore_random_states,
 )
-from tunedock.train.feed import Feed
+from tunedock.train.feed import Ahead, Feed
 from tunedock.train.machine import usage
 from tunedock.train.optimizer import Updater
-
-Layout = Callable[[Sequence[Sample]], list[Row]]
+from tunedock.train.step import Gradients, Stopped, Sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +83,17 @@ class _Window:
     since: float = field(default_factory=time.perf_counter)
 
 
-class _Stop(Exception):  # noqa: N818 - a way out of the rows of a step, not an error
-    pass
-
-
 class Loop:
     def __init__(
         self,
         *,
         policy: Policy,
         objective: Objective,
+        reference: Reference | None = None,
         feed: Feed,
         validation: Sequence[Sample],
         layout: Layout,
+        budget: Budget,
         updater: Updater,
         checkpoints: Checkpoints,
         course: Course,
@@ -101,15 +103,17 @@ class Loop:
     ) -> None:
         self._policy = policy
         self._objective = objective
-        self._feed = feed
+        self.reference = reference
+        self._feed = Ahead(feed, layout, course.total_steps)
         self._validation = validation
         self._layout = layout
+        self._budget = budget
+        self._gradients = Gradients(policy, objective, reference, updater, budget, stop_requested)
         self._updater = updater
         self._checkpoints = checkpoints
         self._course = course
         self._train = train
         self._emit = emit
-        self._stop_requested = stop_requested
         self._window = _Window()
         self.progress = Progress()
 
@@ -117,16 +121,19 @@ class Loop:
 
     def run(self) -> Progress:
         """Runs to the end of the course. Raises InterruptedRun, its state saved, when asked to stop; DivergedError on a loss
-        that is no number."""
+        that is no number; OutOfMemoryError when a single sample does not fit."""
+        with closing(self._feed):
+            return self._run()
+
+    def _run(self) -> Progress:
         self._emit.progress("training", self.progress.step, self._course.total_steps, "steps")
         self._window = _Window()
         while self.progress.step < self._course.total_steps and not self._out_of_patience():
             before = random_states()
             try:
-                self._step()
-            except _Stop:
-                self._updater.optimizer.zero_grad(set_to_none=True)
-                restore_random_states(before)
+                self._step(before)
+            except Stopped:
+                self._throw_away(before)
                 self._interrupted()
             self._log()
             if self._due(self._train.eval_strategy, self._train.eval_steps or self._train.save_steps):
@@ -143,22 +150,25 @@ class Loop:
             self.save()
         return self.progress
 
-    def _step(self) -> None:
-        samples = self._feed.step(self.progress.step)
-        rows = self._layout(samples)
+    def _step(self, before: Mapping[str, Tensor]) -> None:
+        """`before`: the random states to begin with, should the step have to be done again."""
+        step = self.progress.step
+        samples, rows = self._feed.take(step, self._budget.begin(step))
         count = self._objective.count(samples)
         self._policy.model.train()
-        loss = 0.0
-        for terms in step_terms(self._policy, self._objective, samples, rows):
-            if self._stop_requested():
-                raise _Stop
-            share = terms.loss / count
-            self._updater.backward(share)
-            loss += float(share.detach())
-            for name, (total, of) in terms.metrics.items():
-                sums = self._window.metrics.setdefault(name, [0.0, 0.0])
-                sums[0] += float(total.detach())
-                sums[1] += of
+        with self._budget.watching(step, rows):
+            sums = self._gradients.accumulate(samples, rows, count)
+            while agree(not isinstance(sums, Sums)):
+                shortage = None if isinstance(sums, Sums) else sums
+                self._throw_away(before)
+                rows = self._budget.smaller(step, samples, rows, self._layout, shortage)
+                sums = self._gradients.accumulate(samples, rows, count)
+        assert isinstance(sums, Sums)  # noqa: S101 - the loop above ends with nothing else
+        loss = sums.loss
+        for name, (total, of) in sums.metrics.items():
+            seen = self._window.metrics.setdefault(name, [0.0, 0.0])
+            seen[0] += total
+            seen[1] += of
         if not math.isfinite(loss):
             self._diverged("loss", loss, samples)
         norm = self._updater.clip()
@@ -168,7 +178,7 @@ class Loop:
         tokens = sum(row.tokens for row in rows)
         self.progress.step += 1
         self.progress.tokens += tokens
-        self.progress.trained_tokens += count
+        self.progress.trained_tokens += sum(sample.weight for sample in samples)
         self.progress.skipped += not taken
         window = self._window
         window.loss += loss * count
@@ -176,6 +186,12 @@ class Loop:
         window.tokens += tokens
         window.steps += 1
         window.grad_norm = norm
+
+    def _throw_away(self, before: Mapping[str, Tensor]) -> None:
+        """Gradients of a step that is not finished, and what it drew."""
+        self._updater.optimizer.zero_grad(set_to_none=True)
+        self._budget.memory.release()
+        restore_random_states(dict(before))
 
     def _due(self, strategy: str, every: int) -> bool:
         step = self.progress.step
@@ -213,15 +229,22 @@ class Loop:
             return
         started = time.perf_counter()
         self._policy.model.eval()
-        loss, count = mean_loss(
+        measured = measure(
             self._policy,
             self._objective,
             self._validation,
-            self._layout,
+            partial(self._layout, budget_tokens=self._budget.tokens),
+            reference=self.reference,
             on_progress=lambda done: self._emit.progress("validation", done, len(self._validation), "samples"),
         )
+        loss = measured.loss
         self._updater.plateau(loss)
-        values = {"eval_loss": loss, "eval_tokens": count, "eval_seconds": time.perf_counter() - started}
+        values = {
+            "eval_loss": loss,
+            f"eval_{self._objective.unit}": measured.count,
+            "eval_seconds": time.perf_counter() - started,
+            **{f"eval_{name}": value for name, value in measured.metrics.items()},
+        }
         self._emit.metrics(self.progress.step, self._course.epoch(self.progress.step), values)
         self.progress.last_eval = loss
         before = self.progress.best
@@ -271,18 +294,23 @@ class Loop:
                 "schedule": _plain_schedule(self._updater.schedule.state_dict()),
                 "scaler": self._updater.scaler.state_dict(),
                 "feed": self._feed.state(self.progress.step),
+                "budget": self._budget.state(),
             },
             random=random_states(),
+            reference={} if self.reference is None else self.reference.state(),
         )
 
     def restore(self, snapshot: Snapshot) -> None:
         """Goes on exactly where the snapshot was taken."""
+        if self.reference is not None:
+            self.reference.restore(snapshot.reference)
         load_trainable_state(self._policy.model, snapshot.trained)
         state = snapshot.state
         restore_optimizer(self._updater.optimizer, snapshot.optimizer_tensors, state["optimizer"])
         self._updater.schedule.load_state_dict(state["schedule"])
         self._updater.scaler.load_state_dict(state["scaler"])
         self._feed.restore(state["feed"])
+        self._budget.restore(state.get("budget", ()))
         self.progress = Progress(**state["progress"])
         restore_random_states(snapshot.random)
 

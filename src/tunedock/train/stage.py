@@ -12,41 +12,39 @@ import torch
 from safetensors import SafetensorError
 
 from tunedock.data import prepare as preparing
-from tunedock.data.layout import padded
 from tunedock.data.sample import Sample
 from tunedock.errors import DiskError, InterruptedRun, RunError
 from tunedock.events import Emitter, EventReader
 from tunedock.model import adapter as adapters
 from tunedock.model.adapter import load_trainable_state, parameter_counts
 from tunedock.model.policy import Policy
+from tunedock.model.reference import Reference
 from tunedock.model.session import Base, ChatFacts, find_base, trainable_policy
 from tunedock.objective.registry import make as make_objective
 from tunedock.plan.steps import plan_steps
-from tunedock.recipe.schema import Recipe
+from tunedock.recipe.schema import Dpo, Recipe
 from tunedock.run.record import Run, read_json, write_json
 from tunedock.run.stop import StopRequest
-from tunedock.train.checkpoint import Checkpoints
+from tunedock.train.budget import Budget
+from tunedock.train.checkpoint import Checkpoints, Snapshot
 from tunedock.train.estimate import estimate_seconds
 from tunedock.train.feed import Feed, StoreFeed
 from tunedock.train.loop import Course, Loop, Progress
 from tunedock.train.machine import hardware, versions
 from tunedock.train.optimizer import make_updater
+from tunedock.train.planning import make_budget
 from tunedock.train.plot import plot_losses
 from tunedock.train.stream import StreamFeed, streamed_data
 from tunedock.train.tensorboard import TensorBoard
 
-CPU_TOKEN_BUDGET = 4096
-CUDA_TOKEN_BUDGET = 16384
 
+def train(
+    run: Run, recipe: Recipe, emit: Emitter, *, resume: bool, stop: StopRequest, token_budget: int | None = None
+) -> dict[str, Any]:
+    """Trains, and leaves the result in `run.model`. Raises InterruptedRun (resumable) when `stop` is set.
 
-def token_budget(recipe: Recipe, device: torch.device) -> int:
-    """Slots of a row: what the recipe says, or a modest number by device, and never less than one whole sample."""
-    default = CUDA_TOKEN_BUDGET if device.type == "cuda" else CPU_TOKEN_BUDGET
-    return max(recipe.train.token_budget or default, recipe.data.max_length if recipe.train.token_budget is None else 1)
-
-
-def train(run: Run, recipe: Recipe, emit: Emitter, *, resume: bool, stop: StopRequest) -> dict[str, Any]:
-    """Trains, and leaves the result in `run.model`. Raises InterruptedRun (resumable) when `stop` is set."""
+    `token_budget`: the most tokens of a row from here on, after the run was killed for want of memory.
+    """
     checkpoints = Checkpoints(run.checkpoints, keep=recipe.train.save_total_limit)
     if not resume and checkpoints.names():
         raise RunError(
@@ -60,9 +58,8 @@ def train(run: Run, recipe: Recipe, emit: Emitter, *, resume: bool, stop: StopRe
     _same_data(run, about, resume, emit)
     policy = trainable_policy(base)
     torch.manual_seed(recipe.train.seed)
-    said = policy.probe()
-    if said:
-        emit.warning(said, where=str(base.located.folder))
+    for given_up in policy.probe():
+        emit.warning(given_up, where=str(base.located.folder))
     if not base.chat.documents and not base.chat.engine_renders(thinking=about["thinking"]):
         emit.warning(
             "no outside engine renders the prompts this model is trained on: its template cannot be told to leave the thinking out",
@@ -70,13 +67,23 @@ def train(run: Run, recipe: Recipe, emit: Emitter, *, resume: bool, stop: StopRe
             hint="`tunedock chat` and `tunedock eval` render them; for other engines, train on answers with reasoning",
         )
     run.update(lineage={**base.lineage(), "data": about["fingerprint"]})
-    loop = _loop(recipe, base, policy, feed, validation, about, checkpoints, emit, stop)
+    longest = int(feed.samples.lengths.max()) if isinstance(feed, StoreFeed) else recipe.data.max_length
+    needed = make_objective(recipe.objective).needs_reference
+    reference = Reference.of(policy) if needed else None  # before the budget, which counts what is held already
+    budget = make_budget(run, recipe, policy, longest_path=longest, resume=resume, emit=emit)
+    loop = _loop(recipe, policy, reference, feed, validation, about, budget, checkpoints, emit, stop)
+    snapshot: Snapshot | None = None
     if resume and checkpoints.untouched():
         emit.note("the run has no checkpoint yet, so it begins at its first step")
     elif resume:
         snapshot = checkpoints.load_last(lambda name, why: emit.warning(f"{name} is damaged and passed over: {why}"))
+    if reference is not None:
+        _ask_reference(reference, recipe, policy, feed, validation, budget, snapshot, emit)
+    if snapshot is not None:
         loop.restore(snapshot)
         emit.note(f"resumed at step {snapshot.step}", step=snapshot.step)
+    if token_budget is not None:
+        budget.lower_to(loop.progress.step, token_budget, "the run was killed because memory ran out")
     with _board(run, recipe), stop.deferred():
         try:
             progress = loop.run()
@@ -155,11 +162,12 @@ def _same_data(run: Run, about: dict[str, Any], resume: bool, emit: Emitter) -> 
 
 def _loop(
     recipe: Recipe,
-    base: Base,
     policy: Policy,
+    reference: Reference | None,
     feed: Feed,
     validation: Sequence[Sample],
     about: dict[str, Any],
+    budget: Budget,
     checkpoints: Checkpoints,
     emit: Emitter,
     stop: StopRequest,
@@ -171,15 +179,15 @@ def _loop(
         plan = plan_steps(about["samples"], train_.batch_size or 1, train_.num_train_epochs, train_.max_steps)
         course = Course(plan.total_steps, plan.steps_per_epoch, plan.examples_seen)
     updater = make_updater(policy.trainable, train_, total_steps=course.total_steps, device=policy.device)
-    budget = token_budget(recipe, policy.device)
-    layout = partial(padded, budget_tokens=budget, pad_id=base.pad_id)
-    _announce(recipe, policy, course, about, budget, emit)
+    _announce(recipe, policy, course, about, budget.record[-1].tokens, emit)
     return Loop(
         policy=policy,
         objective=make_objective(recipe.objective),
+        reference=reference,
         feed=feed,
         validation=validation,
-        layout=layout,
+        layout=policy.rows,
+        budget=budget,
         updater=updater,
         checkpoints=checkpoints,
         course=course,
@@ -187,6 +195,30 @@ def _loop(
         emit=emit,
         stop_requested=stop.asked,
     )
+
+
+def _ask_reference(
+    reference: Reference,
+    recipe: Recipe,
+    policy: Policy,
+    feed: Feed,
+    validation: Sequence[Sample],
+    budget: Budget,
+    snapshot: Snapshot | None,
+    emit: Emitter,
+) -> None:
+    """While the policy is as it began: takes over what a checkpoint remembers, asks about all rows if the recipe says so."""
+    if snapshot is not None:
+        reference.restore(snapshot.reference)
+    kept = f"a copy of what is trained, {reference.kept_bytes / 2**20:,.1f} MiB" if reference.kept_bytes else ""
+    if isinstance(recipe.objective, Dpo) and recipe.objective.precompute_ref_log_probs and isinstance(feed, StoreFeed):
+        layout = partial(policy.rows, budget_tokens=budget.record[-1].tokens)
+        for name, samples in (("reference", feed.samples), ("reference, validation", validation)):
+            tell = partial(emit.progress, name, total=len(samples), unit="samples")
+            reference.precompute(samples, layout, on_progress=tell)
+        reference.let_go()
+        kept = "asked about all rows before the first step"
+    emit.note(f"reference policy: {kept or 'the base, with the adapter switched off'}", kept_bytes=reference.kept_bytes)
 
 
 def _announce(
@@ -211,7 +243,7 @@ def _announce(
         tokens=tokens,
         estimated_seconds=seconds,
         token_budget=budget,
-        layout="padded",
+        layout=policy.layout,
         head=policy.head,
         **counts,
     )

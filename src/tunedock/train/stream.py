@@ -17,7 +17,7 @@ import numpy as np
 
 from tunedock.data import sources, split
 from tunedock.data.account import Account
-from tunedock.data.conversation import Conversation, Example
+from tunedock.data.conversation import Example, answers
 from tunedock.data.rows import encode_rows, parsed_rows
 from tunedock.data.sample import Sample
 from tunedock.errors import DataError
@@ -93,10 +93,9 @@ class Stream:
         return self._reasoned * 2 > self._answers
 
     def _count_reasoning(self, example: Example) -> None:
-        if isinstance(example, Conversation):
-            answers = [message for message in example.messages if message.role == "assistant"]
-            self._answers += len(answers)
-            self._reasoned += sum(message.reasoning is not None for message in answers)
+        trained = answers(example)
+        self._answers += len(trained)
+        self._reasoned += sum(message.reasoning is not None for message in trained)
 
 
 class StreamFeed:

@@ -1,0 +1,334 @@
+// What stands between the matrix products, on the CPU: each kernel reads its operands once and writes its result once.
+//
+// Plain C functions over row-major memory; sizes in elements, bfloat16 as its 16 bits. The loops are written so that the compiler
+// vectorises them for whatever machine it runs on (-march=native); nothing here is specific to one instruction set. Every kernel
+// has its plain PyTorch twin in `fused.py` or `head.py`, and the tests hold one against the other.
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+struct bfloat16 {
+    uint16_t bits;
+};
+
+inline float widen(bfloat16 value) {
+    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+
+inline float widen(float value) { return value; }
+
+inline void narrow(float value, bfloat16 &to) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    // Round to nearest, ties to even. Arithmetic's own NaN (0x7fc00000) stays one.
+    to.bits = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+inline void narrow(float value, float &to) { to = value; }
+
+// e^x for x <= 0 or small, relative error below 2e-7 (Cephes' polynomial on [-ln2/2, ln2/2]). Branch-free, so that it vectorises.
+inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    const float scaled = x * 1.44269504088896341f;
+    const float whole = __builtin_floorf(scaled + 0.5f);
+    float rest = x - whole * 0.693359375f;
+    rest -= whole * -2.12194440e-4f;
+    float sum = 1.9875691500e-4f;
+    sum = sum * rest + 1.3981999507e-3f;
+    sum = sum * rest + 8.3334519073e-3f;
+    sum = sum * rest + 4.1665795894e-2f;
+    sum = sum * rest + 1.6666665459e-1f;
+    sum = sum * rest + 5.0000001201e-1f;
+    sum = sum * rest * rest + rest + 1.0f;
+    const int32_t power = (static_cast<int32_t>(whole) + 127) << 23;
+    float two;
+    std::memcpy(&two, &power, sizeof two);
+    return sum * two;
+}
+
+inline float tangent(float x) {
+    const float e = exponential(-2.0f * __builtin_fabsf(x));
+    return __builtin_copysignf((1.0f - e) / (1.0f + e), x);
+}
+
+// -- the head: log p(token) of rows of logits, and its derivative by the product in place of it -----------------------------------
+
+template <bool capped>
+inline float after(float product, float scale, float cap) {
+    const float logit = product * scale;
+    return capped ? tangent(logit / cap) * cap : logit;
+}
+
+template <typename T, bool capped>
+void chosen_row(T *row, int64_t size, int64_t token, float scale, float cap, float *logprob, bool derivative) {
+    float largest = -__builtin_inff();
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = 0; i < size; ++i) {
+        const float product = widen(row[i]);
+        largest = product > largest ? product : largest;
+    }
+    largest = after<capped>(largest, scale, cap);
+    // Sums of 4096 terms each: one sum over 150,000 would lose digits.
+    double total = 0.0;
+    for (int64_t start = 0; start < size; start += 4096) {
+        const int64_t end = start + 4096 < size ? start + 4096 : size;
+        float part = 0.0f;
+#pragma omp simd reduction(+ : part)
+        for (int64_t i = start; i < end; ++i) part += exponential(after<capped>(widen(row[i]), scale, cap) - largest);
+        total += part;
+    }
+    const float logsumexp = largest + static_cast<float>(__builtin_log(total));
+    const float wanted = after<capped>(widen(row[token]), scale, cap);
+    *logprob = wanted - logsumexp;
+    if (!derivative) return;
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) {
+        const float logit = after<capped>(widen(row[i]), scale, cap);
+        const float slope = capped ? scale * (1.0f - (logit / cap) * (logit / cap)) : scale;
+        narrow(-slope * exponential(logit - logsumexp), row[i]);
+    }
+    const float slope = capped ? scale * (1.0f - (wanted / cap) * (wanted / cap)) : scale;
+    narrow(slope * (1.0f - exponential(wanted - logsumexp)), row[token]);
+}
+
+template <typename T>
+void chosen(T *logits, int64_t rows, int64_t size, const int64_t *tokens, float scale, float cap, float *logprobs,
+            int derivative) {
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t n = 0; n < rows; ++n) {
+        if (cap > 0.0f)
+            chosen_row<T, true>(logits + n * size, size, tokens[n], scale, cap, logprobs + n, derivative != 0);
+        else
+            chosen_row<T, false>(logits + n * size, size, tokens[n], scale, cap, logprobs + n, derivative != 0);
+    }
+}
+
+// -- RMS norm: y = x * rsqrt(mean(x^2) + eps) * (offset + w) -----------------------------------------------------------------------
+
+template <typename T, typename W>
+void norm(const T *x, const W *weight, int64_t rows, int64_t size, float eps, float offset, T *y, float *scales) {
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < rows; ++n) {
+        const T *in = x + n * size;
+        T *out = y + n * size;
+        float squares = 0.0f;
+#pragma omp simd reduction(+ : squares)
+        for (int64_t i = 0; i < size; ++i) squares += widen(in[i]) * widen(in[i]);
+        const float scale = 1.0f / __builtin_sqrtf(squares / static_cast<float>(size) + eps);
+        scales[n] = scale;
+#pragma omp simd
+        for (int64_t i = 0; i < size; ++i) narrow(widen(in[i]) * scale * (offset + widen(weight[i])), out[i]);
+    }
+}
+
+template <typename T, typename W>
+void norm_backward(const T *grad, const T *x, const W *weight, const float *scales, int64_t rows, int64_t size, float offset,
+                   T *grad_x) {
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < rows; ++n) {
+        const T *in = x + n * size, *up = grad + n * size;
+        T *out = grad_x + n * size;
+        const float scale = scales[n];
+        float along = 0.0f;
+#pragma omp simd reduction(+ : along)
+        for (int64_t i = 0; i < size; ++i) along += widen(up[i]) * (offset + widen(weight[i])) * widen(in[i]);
+        along *= scale * scale / static_cast<float>(size);
+#pragma omp simd
+        for (int64_t i = 0; i < size; ++i)
+            narrow(scale * (widen(up[i]) * (offset + widen(weight[i])) - widen(in[i]) * along), out[i]);
+    }
+}
+
+// -- gated activations: y = act(gate) * up -----------------------------------------------------------------------------------------
+
+struct silu {
+    static inline void at(float x, float &value, float &slope) {
+        const float s = 1.0f / (1.0f + exponential(-x));
+        value = x * s;
+        slope = s * (1.0f + x * (1.0f - s));
+    }
+};
+
+struct gelu_tanh {
+    static inline void at(float x, float &value, float &slope) {
+        const float inner = 0.7978845608028654f * (x + 0.044715f * x * x * x);
+        const float t = tangent(inner);
+        value = 0.5f * x * (1.0f + t);
+        slope = 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.7978845608028654f * (1.0f + 0.134145f * x * x);
+    }
+};
+
+constexpr int64_t BLOCK = 4096;
+
+template <typename T, typename Act>
+void gate(const T *gates, const T *ups, int64_t size, T *y) {
+#pragma omp parallel for schedule(static)
+    for (int64_t start = 0; start < size; start += BLOCK) {
+        const int64_t end = start + BLOCK < size ? start + BLOCK : size;
+#pragma omp simd
+        for (int64_t i = start; i < end; ++i) {
+            float value, slope;
+            Act::at(widen(gates[i]), value, slope);
+            narrow(value * widen(ups[i]), y[i]);
+        }
+    }
+}
+
+template <typename T, typename Act>
+void gate_backward(const T *grad, const T *gates, const T *ups, int64_t size, T *grad_gate, T *grad_up) {
+#pragma omp parallel for schedule(static)
+    for (int64_t start = 0; start < size; start += BLOCK) {
+        const int64_t end = start + BLOCK < size ? start + BLOCK : size;
+#pragma omp simd
+        for (int64_t i = start; i < end; ++i) {
+            float value, slope;
+            Act::at(widen(gates[i]), value, slope);
+            const float up = widen(grad[i]);
+            narrow(up * widen(ups[i]) * slope, grad_gate[i]);
+            narrow(up * value, grad_up[i]);
+        }
+    }
+}
+
+// -- rotary embedding, the halves of a head turned against each other: y1 = x1 cos1 - x2 sin1, y2 = x2 cos2 + x1 sin2 ---------------
+
+// x [tokens, heads, size] with a stride between tokens, y dense; cos and sin [tokens, size]. `back` turns the other way (backward).
+template <typename T, typename C>
+void rotate(const T *x, int64_t stride, const C *cosines, const C *sines, int64_t tokens, int64_t heads, int64_t size, int back, T *y) {
+    const int64_t half = size / 2;
+    const float sign = back ? -1.0f : 1.0f;
+#pragma omp parallel for schedule(static)
+    for (int64_t t = 0; t < tokens; ++t) {
+        const C *c = cosines + t * size, *s = sines + t * size;
+        for (int64_t h = 0; h < heads; ++h) {
+            const T *in = x + t * stride + h * size;
+            T *out = y + (t * heads + h) * size;
+#pragma omp simd
+            for (int64_t i = 0; i < half; ++i) {
+                const float first = widen(in[i]), second = widen(in[i + half]);
+                narrow(first * widen(c[i]) - sign * second * widen(s[i]), out[i]);
+                narrow(second * widen(c[i + half]) + sign * first * widen(s[i + half]), out[i + half]);
+            }
+        }
+    }
+}
+
+// -- attention weights: softmax over the keys each query sees, which are a run that ends with the query's own ------------------------
+
+// Of `seen` keys the last `queries` are the queries themselves, in order; a window of 0 is none.
+struct Run {
+    int64_t first, last;
+    Run(int64_t query, int64_t queries, int64_t seen, int64_t window) {
+        last = seen - queries + query + 1;
+        first = window > 0 && last > window ? last - window : 0;
+    }
+};
+
+template <typename T>
+inline void weigh_row(T *scores, Run run, int64_t seen, float scale) {
+    float largest = -__builtin_inff();
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = run.first; i < run.last; ++i) {
+        const float score = widen(scores[i]);
+        largest = score > largest ? score : largest;
+    }
+    float total = 0.0f;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = run.first; i < run.last; ++i) total += exponential((widen(scores[i]) - largest) * scale);
+    const float share = 1.0f / total;
+#pragma omp simd
+    for (int64_t i = run.first; i < run.last; ++i) narrow(exponential((widen(scores[i]) - largest) * scale) * share, scores[i]);
+    std::memset(scores, 0, static_cast<size_t>(run.first) * sizeof(T));
+    std::memset(scores + run.last, 0, static_cast<size_t>(seen - run.last) * sizeof(T));
+}
+
+// scores [rows, seen], query of a row: row % queries. Weights take the place of the scores; scale > 0.
+template <typename T>
+void weigh(T *scores, int64_t rows, int64_t queries, int64_t seen, int64_t window, float scale) {
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < rows; ++n) weigh_row(scores + n * seen, Run(n % queries, queries, seen, window), seen, scale);
+}
+
+// The same, and in place of d loss / d weight the derivative by the score.
+template <typename T>
+void weigh_backward(T *scores, T *grad, int64_t rows, int64_t queries, int64_t seen, int64_t window, float scale) {
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < rows; ++n) {
+        const Run run(n % queries, queries, seen, window);
+        T *weights = scores + n * seen, *slopes = grad + n * seen;
+        weigh_row(weights, run, seen, scale);
+        float mean = 0.0f;
+#pragma omp simd reduction(+ : mean)
+        for (int64_t i = run.first; i < run.last; ++i) mean += widen(weights[i]) * widen(slopes[i]);
+#pragma omp simd
+        for (int64_t i = run.first; i < run.last; ++i)
+            narrow(scale * widen(weights[i]) * (widen(slopes[i]) - mean), slopes[i]);
+        std::memset(slopes, 0, static_cast<size_t>(run.first) * sizeof(T));
+        std::memset(slopes + run.last, 0, static_cast<size_t>(seen - run.last) * sizeof(T));
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// logits [rows, size], tokens and logprobs [rows]. With `derivative`, d logprob / d product overwrites the logits. cap 0: none.
+void tunedock_chosen_bf16(void *logits, int64_t rows, int64_t size, const int64_t *tokens, float scale, float cap, float *logprobs,
+                          int derivative) {
+    chosen(static_cast<bfloat16 *>(logits), rows, size, tokens, scale, cap, logprobs, derivative);
+}
+
+void tunedock_chosen_f32(void *logits, int64_t rows, int64_t size, const int64_t *tokens, float scale, float cap, float *logprobs,
+                         int derivative) {
+    chosen(static_cast<float *>(logits), rows, size, tokens, scale, cap, logprobs, derivative);
+}
+
+#define TUNEDOCK_KERNELS(NAME, T)                                                                                                  \
+    void tunedock_norm_##NAME(const void *x, const void *weight, int64_t rows, int64_t size, float eps, float offset, void *y,     \
+                              float *scales) {                                                                                     \
+        norm(static_cast<const T *>(x), static_cast<const T *>(weight), rows, size, eps, offset, static_cast<T *>(y), scales);     \
+    }                                                                                                                              \
+    void tunedock_norm_backward_##NAME(const void *grad, const void *x, const void *weight, const float *scales, int64_t rows,     \
+                                       int64_t size, float offset, void *grad_x) {                                                 \
+        norm_backward(static_cast<const T *>(grad), static_cast<const T *>(x), static_cast<const T *>(weight), scales, rows, size, \
+                      offset, static_cast<T *>(grad_x));                                                                           \
+    }                                                                                                                              \
+    void tunedock_silu_##NAME(const void *gates, const void *ups, int64_t size, void *y) {                                         \
+        gate<T, silu>(static_cast<const T *>(gates), static_cast<const T *>(ups), size, static_cast<T *>(y));                      \
+    }                                                                                                                              \
+    void tunedock_silu_backward_##NAME(const void *grad, const void *gates, const void *ups, int64_t size, void *grad_gate,        \
+                                       void *grad_up) {                                                                            \
+        gate_backward<T, silu>(static_cast<const T *>(grad), static_cast<const T *>(gates), static_cast<const T *>(ups), size,     \
+                               static_cast<T *>(grad_gate), static_cast<T *>(grad_up));                                            \
+    }                                                                                                                              \
+    void tunedock_gelu_tanh_##NAME(const void *gates, const void *ups, int64_t size, void *y) {                                    \
+        gate<T, gelu_tanh>(static_cast<const T *>(gates), static_cast<const T *>(ups), size, static_cast<T *>(y));                 \
+    }                                                                                                                              \
+    void tunedock_gelu_tanh_backward_##NAME(const void *grad, const void *gates, const void *ups, int64_t size, void *grad_gate,   \
+                                            void *grad_up) {                                                                       \
+        gate_backward<T, gelu_tanh>(static_cast<const T *>(grad), static_cast<const T *>(gates), static_cast<const T *>(ups),      \
+                                    size, static_cast<T *>(grad_gate), static_cast<T *>(grad_up));                                 \
+    }                                                                                                                              \
+    void tunedock_rotate_##NAME(const void *x, int64_t stride, const void *cosines, const void *sines, int64_t tokens,             \
+                                int64_t heads, int64_t size, int back, void *y) {                                                  \
+        rotate(static_cast<const T *>(x), stride, static_cast<const T *>(cosines), static_cast<const T *>(sines), tokens, heads,   \
+               size, back, static_cast<T *>(y));                                                                                   \
+    }                                                                                                                              \
+    void tunedock_weigh_##NAME(void *scores, int64_t rows, int64_t queries, int64_t seen, int64_t window, float scale) {           \
+        weigh(static_cast<T *>(scores), rows, queries, seen, window, scale);                                                       \
+    }                                                                                                                              \
+    void tunedock_weigh_backward_##NAME(void *scores, void *grad, int64_t rows, int64_t queries, int64_t seen, int64_t window,     \
+                                        float scale) {                                                                             \
+        weigh_backward(static_cast<T *>(scores), static_cast<T *>(grad), rows, queries, seen, window, scale);                      \
+    }
+
+TUNEDOCK_KERNELS(bf16, bfloat16)
+TUNEDOCK_KERNELS(f32, float)
+
+}  // extern "C"

@@ -1,0 +1,237 @@
+"""Bytes a run needs, by part, by arithmetic on the model's config alone: before a weight is loaded, on a laptop without torch.
+
+    needed(tokens) = fixed parts + bytes_per_token x tokens of the largest row
+
+Weights, gradients and optimizer states are exact. Activations are counted from what transformers' layers keep for the backward pass
+and are right within a factor of `TRUST`; a run starts from the plan and corrects it by what it measures (`train.budget`).
+
+Symbols: H hidden size, Q width of all query heads, K of all key heads, c bytes of a number in the compute type, w in that of
+the weights.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from tunedock.plan.decoder import Decoder, Linear, decoder
+from tunedock.recipe.schema import Adapter, Freeze, Lora
+
+Number = Literal["float32", "bfloat16", "float16"]
+Part = Literal["lora", "norm", "gate"]
+"""What `model.fused` makes one operation of, which then keeps its inputs once and nothing in between."""
+
+PARTS: tuple[Part, ...] = get_args(Part)
+
+NUMBER_BYTES: Mapping[Number, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+MASTER_BYTES = 4
+"""Trained weights and their gradients are held in float32, whatever the base is held in."""
+
+CHUNK_BYTES = 1 << 27
+"""Logits the head holds at once; `model.head` says the same (a test compares them)."""
+
+CHUNK_COPIES = 4
+"""A chunk's logits in the compute type and in float32, their probabilities, and what becomes of them on the way back."""
+
+TRUST = 1.7
+"""Measured and planned activations differ by at most this factor on the models of the tests."""
+
+ALLOCATOR: Mapping[str, float] = {"cpu": 1.25, "cuda": 1.1}
+"""Memory held over memory asked for. glibc keeps freed blocks of up to 32 MiB in its heap, where the next ones do not quite fit."""
+
+GATED_COPIES, PLAIN_COPIES, ROUTED_COPIES = 3, 4, 3
+"""Tensors a feed-forward part keeps: gate, its activation and up; GELU's four; a routed token's on the way to its experts."""
+
+RUNTIME_BYTES: Mapping[str, int] = {"cpu": 700 << 20, "cuda": 600 << 20}
+"""What Python, torch and the other libraries take before there is a model; on CUDA the context on the card."""
+
+OPTIMIZER_BYTES: tuple[tuple[str, float], ...] = (
+    (r"adalomo|lomo|sgd", 0),
+    (r".*adafactor.*", 0.1),  # a row and a column of each matrix
+    (r".*(adamw|ademamix)_(bnb_)?8bit|.*adamw_torch_8bit|paged_ademamix_8bit", 2),
+    (r"adamw_torch_4bit", 1),
+    (r".*lion_8bit|rmsprop_bnb_8bit", 1),
+    (r".*(lion|rmsprop|adagrad).*", 4),
+    (r".*ademamix.*", 12),
+    (r"galore.*|apollo.*", 2),
+)
+"""A pattern for names of `train.optim` -> bytes of state a trained number; for all others Adam's two moments in float32."""
+
+ADAM_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What a run needs on one device."""
+
+    parts: Mapping[str, int]
+    """Name -> bytes that do not depend on the size of a row."""
+    bytes_per_token: int
+    """For each token (padding counted) of the largest row."""
+    known: bool
+    """False where the model's family is not known and the nearest was taken."""
+
+    @property
+    def fixed_bytes(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def to_come_bytes(self) -> int:
+        """The fixed parts that do not stand yet when the model is loaded and the first step has not begun."""
+        return sum(
+            size for name, size in self.parts.items() if name not in ("runtime", "base weights", "adapter weights")
+        )
+
+    def needed(self, tokens: int) -> int:
+        """Bytes at the peak of a step whose largest row has `tokens`."""
+        return self.fixed_bytes + self.bytes_per_token * tokens
+
+
+def plan_memory(
+    config: Mapping[str, Any],
+    *,
+    adapter: Adapter,
+    optim: str = "adamw_torch",
+    optim_args: str | None = None,
+    weights: Number = "bfloat16",
+    compute: Number = "bfloat16",
+    gradient_checkpointing: bool = False,
+    longest_path: int = 2048,
+    chunk_bytes: int = CHUNK_BYTES,
+    fused: Collection[Part] = (),
+    device: str = "cpu",
+) -> MemoryPlan:
+    """The plan for a model's config.json under a recipe's adapter and optimizer.
+
+    `longest_path` in tokens, for attention that materialises its scores; `fused`: the parts of the model that are. Raises
+    ModelError where the config says too little.
+    """
+    shape = decoder(config)
+    w, c = NUMBER_BYTES[weights], NUMBER_BYTES[compute]
+    trained = trained_size(shape, adapter)
+    in_base = 0 if isinstance(adapter, Lora) else trained
+    parts = {
+        "runtime": RUNTIME_BYTES.get(device, RUNTIME_BYTES["cpu"]),
+        "base weights": (shape.size - in_base) * w + in_base * MASTER_BYTES,
+        "adapter weights": (trained - in_base) * MASTER_BYTES,
+        "gradients": trained * MASTER_BYTES,
+        "optimizer": math.ceil(trained * optimizer_bytes(optim, optim_args)),
+        "compute copies": _copies(shape, in_base, w, c),
+        "head": chunk_bytes * CHUNK_COPIES,
+    }
+    kept, working = _activations(shape, adapter, w, c, longest_path, fused)
+    largest = shape.layers * shape.hidden * w + max(kept) if gradient_checkpointing else sum(kept)
+    held = ALLOCATOR.get(device, ALLOCATOR["cpu"])
+    return MemoryPlan(parts, math.ceil((largest + working) * held), shape.known)
+
+
+def trained_size(shape: Decoder, adapter: Adapter) -> int:
+    """Numbers that are trained."""
+    if isinstance(adapter, Lora):
+        pairs = sum(adapter.r * (linear.inputs + linear.outputs) for linear in targets(shape, adapter))
+        return pairs + _on_experts(shape, adapter)
+    if isinstance(adapter, Freeze):
+        return sum(size for name, size in shape.parameters.items() if _thawed(name, shape.layers, adapter))
+    return shape.size
+
+
+def targets(shape: Decoder, lora: Lora) -> Iterator[Linear]:
+    """The linear layers a LoRA is put on, by PEFT's rules: `all-linear`, a regular expression, or names and ends of names."""
+    for linear in shape.linears:
+        if lora.target_modules == "all-linear":
+            chosen = linear.name != "lm_head"
+        elif isinstance(lora.target_modules, str):
+            chosen = re.fullmatch(lora.target_modules, linear.name) is not None
+        else:
+            chosen = any(linear.name == name or linear.name.endswith(f".{name}") for name in lora.target_modules)
+        if chosen:
+            yield linear
+
+
+def _on_experts(shape: Decoder, lora: Lora) -> int:
+    """Numbers of the pairs PEFT puts on experts held as one tensor; a fused tensor has a pair for each projection named."""
+    names = lora.target_modules
+    if isinstance(names, str) and names != "all-linear":
+        return 0  # an expression could name them, but nobody writes it so
+    hidden, total = shape.hidden, 0
+    for (count, width), (first, second, router) in (
+        (layer, shape.expert_lora_names) for layer in shape.expert_layers if shape.expert_lora_names
+    ):
+        fused, down, gate = (
+            len(part) if isinstance(names, str) else sum(name in names for name in part)
+            for part in (first, second, router)
+        )
+        total += lora.r * count * (fused * (hidden + 2 * width) + down * (width + hidden)) + lora.r * gate * (
+            hidden + count
+        )
+    return total
+
+
+def optimizer_bytes(optim: str, optim_args: str | None = None) -> float:
+    """Bytes of optimizer state a trained number."""
+    if optim == "sgd" and "momentum" in (optim_args or ""):
+        return 4
+    return next((size for pattern, size in OPTIMIZER_BYTES if re.fullmatch(pattern, optim)), ADAM_BYTES)
+
+
+def readable(size: float) -> str:
+    """A number of bytes for people."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{max(0, math.ceil(size / 2**20))} MiB"
+
+
+def _thawed(name: str, layers: int, freeze: Freeze) -> bool:
+    found = re.match(r"model\.layers\.(\d+)\.", name)
+    in_last = found is not None and int(found.group(1)) >= layers - (freeze.last_n_layers or 0)
+    return in_last or any(word in name for word in freeze.trainable_modules)
+
+
+def _copies(shape: Decoder, trained: int, w: int, c: int) -> int:
+    """Weights cast for a product are kept for its backward pass: all of them where they are wider than the compute type."""
+    if w > c:
+        return shape.size * c
+    return trained * c if c < MASTER_BYTES else 0
+
+
+def _activations(
+    shape: Decoder, adapter: Adapter, w: int, c: int, longest_path: int, fused: Collection[Part]
+) -> tuple[list[int], int]:
+    """Bytes a token keeps in each layer for the backward pass, and bytes a token needs while one layer's gradients are computed."""
+    H, Q, K = shape.hidden, shape.query_width, shape.kv_width
+    scores = longest_path * shape.heads if shape.soft_capped else 0
+    normed = w if "norm" in fused else 4 + (0 if isinstance(adapter, Lora) else w)
+    norms = normed * (shape.norms * H + (Q + K if shape.qk_norm else 0))
+    attention = c * (2 * Q + 2 * K) + 4 * shape.heads + scores * (4 + c)
+    routing = ROUTED_COPIES * c * shape.experts_per_token * H
+    between = c * ((2 if "gate" in fused else GATED_COPIES) if shape.gated else PLAIN_COPIES)
+    inputs = _kept_inputs(shape, adapter, c, shared=c == w == 4 or "lora" in fused)
+    kept = [
+        norms + attention + routing + between * width + inputs[layer] for layer, width in enumerate(shape.mlp_widths)
+    ]
+    widest = max(shape.mlp_widths)
+    working = 3 * c * widest + 4 * c * H if "gate" in fused else (3 * c + 4) * widest + 4 * 4 * H
+    return kept, working + 3 * 4 * scores
+
+
+def _kept_inputs(shape: Decoder, adapter: Adapter, c: int, *, shared: bool) -> list[int]:
+    """By layer: bytes of a token that linear layers keep of their inputs, for gradients of weights. A frozen layer keeps nothing.
+
+    `shared`: layers with one input keep it once; under autocast each keeps a cast copy of its own.
+    """
+    chosen = list(targets(shape, adapter)) if isinstance(adapter, Lora) else list(shape.linears)
+    kept = [0] * shape.layers
+    seen: set[tuple[int, str]] = set()
+    for linear in chosen:
+        found = re.match(r"model\.layers\.(\d+)\.(\w+)\.", linear.name)
+        if found is None:
+            continue
+        layer = int(found.group(1))
+        place = (layer, f"{found.group(2)} {linear.inputs}")
+        if place in seen and shared:
+            continue
+        seen.add(place)
+        kept[layer] += c * linear.inputs + (MASTER_BYTES * adapter.r if isinstance(adapter, Lora) else 0)
+    return kept

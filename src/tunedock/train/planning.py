@@ -1,0 +1,101 @@
+"""A recipe's token budget, before its first step: the memory plan of its model, what is free, and what the run has recorded."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from tunedock.errors import ModelError
+from tunedock.events import Emitter
+from tunedock.model import adapter as adapters
+from tunedock.model.head import CHUNK_BYTES
+from tunedock.model.policy import Policy
+from tunedock.plan.memory import PARTS, MemoryPlan, Number, Part, plan_memory, readable
+from tunedock.recipe.schema import Recipe
+from tunedock.run.record import Run, read_json, write_json
+from tunedock.train.budget import MOST_TOKENS, Budget
+from tunedock.train.memory import memory_of
+
+RECORD = "budget.json"
+"""In the run directory: every change of the budget with its step, those since the last checkpoint too."""
+
+
+def make_budget(run: Run, recipe: Recipe, policy: Policy, *, longest_path: int, resume: bool, emit: Emitter) -> Budget:
+    """The budget of a run whose model is loaded and has not begun to train. A resumed one takes over what is recorded."""
+    device = policy.device.type
+    plan = _plan(recipe, policy, longest_path, recipe.train.gradient_checkpointing, emit)
+    if plan is not None:
+        family = "" if plan.known else ", by the nearest family known"
+        each = readable(plan.bytes_per_token * 1024)
+        emit.note(
+            f"memory plan: {readable(plan.fixed_bytes)}, and {each} for each 1,024 tokens of a row{family}",
+            parts=dict(plan.parts),
+            bytes_per_token=plan.bytes_per_token,
+        )
+    budget = Budget(
+        memory=memory_of(policy.device),
+        plan=plan,
+        checkpointing_plan=None if plan is None else _plan(recipe, policy, longest_path, True, emit),
+        most=MOST_TOKENS.get(device, MOST_TOKENS["cpu"]),
+        longest_path=longest_path,
+        pinned=recipe.train.token_budget,
+        checkpointing=recipe.train.gradient_checkpointing,
+        checkpoint=partial(_checkpoint, policy),
+        emit=emit,
+        keep=partial(write_json, run.path / RECORD),
+    )
+    if resume and (run.path / RECORD).is_file():
+        budget.restore(read_json(run.path / RECORD))
+    else:
+        write_json(run.path / RECORD, budget.state())
+    return budget
+
+
+def _plan(recipe: Recipe, policy: Policy, longest_path: int, checkpointing: bool, emit: Emitter) -> MemoryPlan | None:
+    config: dict[str, Any] = policy.config.to_dict()
+    device = policy.device.type
+    most = MOST_TOKENS.get(device, MOST_TOKENS["cpu"])
+    vocabulary = int(policy.config.get_text_config().vocab_size)
+    try:
+        return plan_memory(
+            config,
+            adapter=recipe.adapter,
+            optim=recipe.train.optim,
+            optim_args=recipe.train.optim_args,
+            weights=_number(policy.precision.weights),
+            compute=_number(policy.precision.compute),
+            gradient_checkpointing=checkpointing,
+            longest_path=longest_path,
+            chunk_bytes=min(CHUNK_BYTES, 4 * vocabulary * most),
+            fused=fused_parts(policy),
+            device=device,
+        )
+    except ModelError as error:
+        emit.note(f"no memory plan: {error}; the token budget starts at its usual size and is corrected by measuring")
+        return None
+
+
+def fused_parts(policy: Policy) -> set[Part]:
+    """The kinds of parts that are one operation each; Liger's kernels are norms and gates."""
+    names = {entry.split()[-1] for entry in policy.fused}
+    return {part for part in PARTS if part in names or (part != "lora" and "liger" in names)}
+
+
+def _checkpoint(policy: Policy) -> bool:
+    """Turns gradient checkpointing on; whether the model takes it."""
+    if not getattr(policy.model, "supports_gradient_checkpointing", False):
+        return False
+    adapters.checkpoint_activations(policy.model)
+    return True
+
+
+def _number(dtype: torch.dtype) -> Number:
+    match dtype:
+        case torch.bfloat16:
+            return "bfloat16"
+        case torch.float16:
+            return "float16"
+        case _:
+            return "float32"

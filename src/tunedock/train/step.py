@@ -1,0 +1,97 @@
+"""One optimizer step's gradients: its rows through the policy, one after the other, summed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tunedock.data.layout import Row
+from tunedock.data.sample import Sample
+from tunedock.model.policy import Policy
+from tunedock.model.reference import Reference
+from tunedock.objective.base import Objective
+from tunedock.objective.evaluate import step_terms
+from tunedock.train.budget import Budget, Shortage
+from tunedock.train.memory import is_out_of_memory
+from tunedock.train.optimizer import Updater
+
+
+class Stopped(Exception):  # noqa: N818 - a way out of the rows of a step, not an error
+    pass
+
+
+@dataclass(slots=True)
+class Sums:
+    """What the rows of a step add up to."""
+
+    loss: float = 0.0
+    """Divided by the step's count."""
+    metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Name -> (sum, what it is divided by)."""
+
+
+@dataclass(slots=True)
+class _Running:
+    """Sums that stay on the device until the step's end: to read one is to wait for its row."""
+
+    loss: Tensor | float = 0.0
+    metrics: dict[str, tuple[Tensor | float, Tensor | float]] = field(default_factory=dict)
+
+    def add(self, name: str, total: Tensor, of: Tensor | float) -> None:
+        before = self.metrics.get(name, (0.0, 0.0))
+        self.metrics[name] = (before[0] + _exact(total), before[1] + _exact(of))
+
+    def read(self) -> Sums:
+        return Sums(float(self.loss), {name: (float(a), float(b)) for name, (a, b) in self.metrics.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """What computes a step's gradients."""
+
+    policy: Policy
+    objective: Objective
+    reference: Reference | None
+    updater: Updater
+    budget: Budget
+    stop_requested: Callable[[], bool]
+
+    def accumulate(self, samples: Sequence[Sample], rows: Sequence[Row], count: float) -> Sums | Shortage:
+        """Adds the step's gradients up in the parameters; or, when a row does not fit, leaves them in a state to be thrown away.
+
+        Raises Stopped, likewise, when asked to stop between two rows.
+        """
+        try:
+            return self._accumulate(samples, rows, count)
+        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            if not is_out_of_memory(error):
+                raise
+        return Shortage(max(row.slots for row in rows))
+
+    def _accumulate(self, samples: Sequence[Sample], rows: Sequence[Row], count: float) -> Sums | Shortage:
+        running = _Running()
+        largest = max(rows, key=lambda row: row.slots)
+        if (
+            shortage := self.budget.shortage(largest)
+        ) is not None:  # rows may go through the policy before the first terms
+            return shortage
+        for done, terms in enumerate(step_terms(self.policy, self.objective, samples, rows, self.reference), start=1):
+            if self.stop_requested():
+                raise Stopped
+            share = terms.loss / count
+            self.updater.backward(share)
+            running.loss = running.loss + _exact(share)
+            for name, (total, of) in terms.metrics.items():
+                running.add(name, total, of)
+            del terms, share  # the row's graph, before the next row is looked at
+            if done < len(rows) and (shortage := self.budget.shortage(rows[done])) is not None:
+                return shortage
+        return running.read()
+
+
+def _exact(value: Tensor | float) -> Tensor | float:
+    """For sums of many: float64, as Python's own numbers."""
+    return value.detach().to(torch.float64) if isinstance(value, Tensor) else value

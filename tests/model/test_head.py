@@ -1,0 +1,104 @@
+"""The head: log-probabilities of chosen tokens and their gradients, frozen and trained, against float64 logits."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tunedock.model import head
+from tunedock.model.head import AfterHead, ChosenHead, softmax_of_chosen_
+from tunedock.model.kernels import kernels, status
+
+VOCABULARY = 301
+
+
+class Small(nn.Module):
+    """An output layer, and nothing before it."""
+
+    def __init__(self, *, bias: bool, trained: bool, **config: object) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lm_head = nn.Linear(16, VOCABULARY, bias=bias).requires_grad_(trained)
+        text = SimpleNamespace(vocab_size=VOCABULARY, **config)
+        self.config = SimpleNamespace(get_text_config=lambda: text)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+
+def reference(weight: Tensor, bias: Tensor | None, hidden: Tensor, token_N: Tensor, after: AfterHead) -> Tensor:
+    logits = hidden.double() @ weight.double().T + (0.0 if bias is None else bias.double())
+    logits = logits * after.scale
+    if after.soft_cap:
+        logits = torch.tanh(logits / after.soft_cap) * after.soft_cap
+    return torch.log_softmax(logits, -1).gather(-1, token_N[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("chunk_bytes", [1 << 27, 4000])
+@pytest.mark.parametrize(
+    "config", [{}, {"final_logit_softcapping": 2.0}, {"logit_scale": 0.3}, {"logits_scaling": 4.0}]
+)
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_it_is_log_softmax(
+    monkeypatch: pytest.MonkeyPatch, bias: bool, trained: bool, config: dict[str, float], chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(head, "CHUNK_BYTES", chunk_bytes)
+    model = Small(bias=bias, trained=trained, **config)
+    chosen = ChosenHead(model, model.config)
+    hidden = torch.randn(2, 9, 16, requires_grad=True)
+    flat_N, token_N = torch.tensor([0, 3, 3, 17, 8]), torch.tensor([5, 0, 300, 7, 5])
+    chosen.choose(flat_N, token_N)
+    model.lm_head(hidden)
+    got = chosen.take()
+    after = AfterHead.of(model.config.get_text_config())
+    weight, bias_V = model.lm_head.weight, model.lm_head.bias
+    wanted = reference(weight, bias_V, hidden.reshape(-1, 16)[flat_N], token_N, after)
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
+    up = torch.randn(5)
+    leaves = [hidden, *(p for p in (weight, bias_V) if trained and p is not None)]
+    grads = torch.autograd.grad((got * up).sum(), leaves)
+    for one, other in zip(grads, torch.autograd.grad((wanted * up).sum(), leaves), strict=True):
+        torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("after", [AfterHead(), AfterHead(soft_cap=3.0), AfterHead(scale=0.4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_softmax_and_its_twin(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, after: AfterHead
+) -> None:
+    assert kernels() is not None, status()
+    torch.manual_seed(1)
+    product = (torch.randn(6, 70_001) * 4).to(dtype)
+    product[0, :] = 0.0
+    product[1, 9] = 80.0
+    token_N = torch.tensor([3, 9, 70_000, 0, 5, 12])
+    compiled, plain = product.clone(), product.clone()
+    got = softmax_of_chosen_(compiled, token_N, after, derivative=True)
+    assert torch.equal(softmax_of_chosen_(product.clone(), token_N, after, derivative=False), got)
+    monkeypatch.setattr(head, "kernels", lambda: None)
+    torch.testing.assert_close(softmax_of_chosen_(plain, token_N, after, derivative=True), got, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(compiled, plain, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-6)
+
+
+def test_asking_for_nothing_gives_nothing() -> None:
+    model = Small(bias=False, trained=False)
+    chosen = ChosenHead(model, model.config)
+    hidden = torch.randn(1, 4, 16, requires_grad=True)
+    chosen.choose(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    model.lm_head(hidden)
+    taken = chosen.take()
+    assert taken.shape == (0,)
+    taken.sum().backward()
+    assert hidden.grad is not None and not hidden.grad.any()
+
+
+def test_outside_of_a_row_the_model_has_its_own_logits() -> None:
+    model = Small(bias=True, trained=False)
+    hidden = torch.randn(1, 4, 16)
+    wanted = model.lm_head(hidden)
+    ChosenHead(model, model.config)
+    assert torch.equal(model.lm_head(hidden), wanted)
