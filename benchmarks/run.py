@@ -27,10 +27,10 @@ from benchmarks.sides import OURS, SIDES
 from benchmarks.stats import disagreements, summaries, tokens_per_second
 
 STEPS: dict[tuple[str, ObjectiveName], int] = {
-    ("tiny", "sft"): 32,
-    ("tiny", "dpo"): 16,
-    ("small", "sft"): 12,
-    ("small", "dpo"): 6,
+    ("tiny", "sft"): 20,
+    ("tiny", "dpo"): 8,
+    ("small", "sft"): 8,
+    ("small", "dpo"): 4,
 }
 """Optimizer steps of four rows: enough for a steady state, few enough that the slowest peer ends within minutes."""
 QUICK_STEPS = 4
@@ -48,6 +48,7 @@ class Options:
     steps: int | None
     search: bool
     quick: bool
+    add: bool
     timeout_s: float
 
     def steps_of(self, model: str, objective: ObjectiveName) -> int:
@@ -64,6 +65,7 @@ def options_of(arguments: list[str]) -> Options:
     parser.add_argument("--steps", type=_steps, help=f"optimizer steps of each run, {QUICK_STEPS} at least")
     parser.add_argument("--search", action="store_true", help="measure the candidates for a peer's best settings too")
     parser.add_argument("--quick", action="store_true", help="tiny, four steps, once; the figures mean nothing")
+    parser.add_argument("--add", action="store_true", help="add to what this machine measured today")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds a single run may take")
     given = parser.parse_args(arguments)
     return Options(
@@ -75,6 +77,7 @@ def options_of(arguments: list[str]) -> Options:
         steps=given.steps,
         search=given.search,
         quick=given.quick,
+        add=given.add,
         timeout_s=given.timeout,
     )
 
@@ -133,6 +136,7 @@ def train_all(options: Options, report: Report) -> None:
                 _tell(f"{what} failed: {failure}")
                 continue
             report.runs.append(measured)
+            report.write(RESULTS)  # an hour's figures do not depend on the last run's end
             _tell(f"{number + 1}/{options.repeats} {what}: {tokens_per_second(measured):,.0f} tokens/s")
     report.disagreements = disagreements(report.runs)
 
@@ -147,6 +151,9 @@ def main(arguments: list[str]) -> int:
         importlib.metadata.version("tunedock"),
         {"repeats": options.repeats, "steps": options.steps, "quick": options.quick, "search": options.search},
     )
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    if options.add and (known := RESULTS / f"{report.name}.json").is_file():
+        report = Report.read(known)
     if "training" in options.parts:
         train_all(options, report)
     if "preparing" in options.parts:
@@ -162,7 +169,6 @@ def main(arguments: list[str]) -> int:
 
 def _leave(report: Report) -> int:
     """Writes the report; 1 when sides did not agree or something failed."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
     path = report.write(RESULTS)
     tables = markdown(report)
     path.with_suffix(".md").write_text(tables, encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 
 from tunedock.errors import BugError, DiskError
 from tunedock.launch.job import JobSpec
-from tunedock.launch.local import SPIN_COUNT, LocalLauncher, worker_environment
+from tunedock.launch.local import KEPT_MEMORY, SPIN_COUNT, LocalLauncher, worker_environment
 from tunedock.launch.watch import watch
 
 
@@ -116,6 +116,7 @@ def test_a_log_that_cannot_be_written_is_a_disk_error(launcher, run):
 
 
 def test_openmp_threads_sleep_soon_unless_the_user_decides():
-    assert worker_environment({"PATH": "/bin"}) == {"PATH": "/bin", "GOMP_SPINCOUNT": SPIN_COUNT}
+    assert worker_environment({"PATH": "/bin"}) == {"PATH": "/bin", "GOMP_SPINCOUNT": SPIN_COUNT, **KEPT_MEMORY}
+    assert worker_environment({"MALLOC_TRIM_THRESHOLD_": "0"})["MALLOC_TRIM_THRESHOLD_"] == "0"
     for own in ({"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}):
-        assert worker_environment(own) == own
+        assert worker_environment(own) == {**KEPT_MEMORY, **own}

@@ -66,6 +66,7 @@ class ChosenHead:
         self._vocabulary = int(text.vocab_size)
         self._chosen: tuple[Tensor, Tensor] | None = None
         self._logprobs_N: Tensor | None = None
+        self._room = Room()
 
     def choose(self, flat_N: Tensor, token_N: Tensor) -> None:
         """Sets the places (line * T + position) and tokens of the next call."""
@@ -106,7 +107,9 @@ class ChosenHead:
             compute = torch.get_autocast_dtype(hidden_ND.device.type)
         bias_V = None if bias_V is None else bias_V.detach().to(compute)  # type: ignore[operator]
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            return frozen_head(hidden_ND.to(compute), weight_VD.detach().to(compute), bias_V, token_N, self._after)
+            return frozen_head(
+                hidden_ND.to(compute), weight_VD.detach().to(compute), bias_V, token_N, self._after, self._room
+            )
 
     def _recomputed(self, hidden_ND: Tensor, token_N: Tensor) -> Tensor:
         pieces: list[Tensor] = []
@@ -123,6 +126,22 @@ class ChosenHead:
         return logprobs_N
 
 
+class Room:
+    """Memory for a chunk's logits, kept from call to call: the largest thing there is would cost its page faults each time."""
+
+    def __init__(self) -> None:
+        self._kept: Tensor | None = None
+
+    def take(self, rows: int, like_VD: Tensor) -> Tensor:
+        """[rows, V], not initialised, valid until the next call."""
+        size = rows * like_VD.shape[0]
+        kept = self._kept
+        if kept is None or kept.numel() < size or kept.dtype != like_VD.dtype or kept.device != like_VD.device:
+            self._kept = None  # before the new one is there: both at once would be the peak
+            self._kept = kept = torch.empty(size, dtype=like_VD.dtype, device=like_VD.device)
+        return kept[:size].view(rows, -1)
+
+
 class FrozenHead(torch.autograd.Function):
     """Log-probabilities under a frozen output layer, with d logprob_n / d hidden_n computed in the forward chunk.
 
@@ -131,13 +150,21 @@ class FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, token_N: Tensor, after: AfterHead
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        token_N: Tensor,
+        after: AfterHead,
+        room: Room,
     ) -> Tensor:
         wanted = ctx.needs_input_grad[0]
         logprobs_N = torch.empty(len(token_N), dtype=torch.float32, device=hidden_ND.device)
         slope_ND = torch.empty_like(hidden_ND) if wanted else None
         for rows in _chunks(len(token_N), weight_VD.shape[0] * weight_VD.element_size()):
-            product_NV = nn.functional.linear(hidden_ND[rows], weight_VD, bias_V)
+            product_NV = torch.mm(hidden_ND[rows], weight_VD.T, out=room.take(rows.stop - rows.start, weight_VD))
+            if bias_V is not None:
+                product_NV += bias_V
             logprobs_N[rows] = softmax_of_chosen_(product_NV, token_N[rows], after, derivative=wanted)
             if slope_ND is not None:
                 torch.mm(product_NV, weight_VD, out=slope_ND[rows])
@@ -147,9 +174,9 @@ class FrozenHead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (slope_ND,) = ctx.saved_tensors
-        return slope_ND * grad_N[:, None].to(slope_ND.dtype), None, None, None, None
+        return slope_ND * grad_N[:, None].to(slope_ND.dtype), None, None, None, None, None
 
 
 frozen_head: Callable[..., Tensor] = FrozenHead.apply
