@@ -88,8 +88,11 @@ class ChosenHead:
         weight_VD = self._frozen_weight()
         if weight_VD is not None:
             self._logprobs_N = self._frozen(hidden_ND, weight_VD, token_N)
-        else:
+        elif len(token_N):
             self._logprobs_N = self._recomputed(hidden_ND, token_N)
+        else:  # a rank without tokens still takes part: the layer's weights get a gradient of zero, as they do elsewhere
+            first = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])[:1]
+            self._logprobs_N = self._recomputed(first, token_N.new_zeros(1))[:0]
         # What the model makes of its "logits" from here on is not read; they stay in the graph for wrappers that watch outputs.
         return self._logprobs_N.reshape(1, -1, 1)
 
@@ -118,7 +121,7 @@ class ChosenHead:
                 pieces.append(checkpoint(self._compute, hidden_ND[rows], token_N[rows], use_reentrant=False))
             else:
                 pieces.append(self._compute(hidden_ND[rows], token_N[rows]))
-        return torch.cat(pieces) if pieces else hidden_ND.new_zeros(0, dtype=torch.float32)
+        return torch.cat(pieces)
 
     def _compute(self, hidden_ND: Tensor, token_N: Tensor) -> Tensor:
         logits_NV = self._after(self._plain_forward(hidden_ND))

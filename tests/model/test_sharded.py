@@ -1,0 +1,57 @@
+"""A model sharded by FSDP2 over two processes gives the loss and gradients it gives whole: the head is part of its one call."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+sys.path.insert(0, str(TESTS / "train"))  # the samples are those of the exactness tests
+
+from sharded_model import count_of, group, make  # noqa: E402
+
+
+def whole(kind: str) -> tuple[float, dict[str, float]]:
+    policy, loss = make(kind), 0.0
+    for row in policy.rows(group(), 4096):
+        logprob_N, tensors = policy.logprobs(row)
+        share = -(tensors.weight_N * logprob_N).sum() / count_of(group())
+        share.backward()
+        loss += float(share.detach())
+    return loss, {name: float(p.grad.norm()) for name, p in policy.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_loss_and_gradients_of_a_sharded_model(kind: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = Path(__file__).with_name("sharded_rank.py")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS / "train", TESTS / "model")))}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(script), str(rank), str(port), kind],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in range(2)
+    ]
+    try:
+        ended = [rank.communicate(timeout=120) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], ended[0][1] + ended[1][1]
+    loss, norms = whole(kind)
+    for said, _ in ended:
+        got = json.loads(said.splitlines()[-1])
+        assert got["loss"] == pytest.approx(loss, rel=1e-5)
+        assert got["norms"] == pytest.approx(norms, rel=1e-4)
