@@ -17,6 +17,7 @@ from tunedock.model import adapter as adapters
 from tunedock.model import load
 from tunedock.model.hub import Located
 from tunedock.model.policy import Policy, Precision
+from tunedock.model.products import use_fast_float32
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import write_json
 
@@ -89,6 +90,8 @@ def trainable_policy(base: Base) -> Policy:
     recipe = base.recipe
     device = load.find_device()
     precision = load.precision(recipe, device)
+    if precision.compute == torch.float32:
+        use_fast_float32(device)
     model = load.load_weights(
         base.located.folder, recipe.model, dtype=precision.weights, device=device, seed=recipe.train.seed
     )

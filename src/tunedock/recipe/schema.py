@@ -221,7 +221,7 @@ class Train(Section):
     gradient_checkpointing: bool = False
     seed: Seed = 42
     token_budget: PositiveInt | None = None
-    """Tokens (padding counted) one call of the model takes; by device by default."""
+    """Tokens of a row, which is what one call of the model takes; planned from the memory that is free, by default."""
     logging_steps: PositiveInt = 1
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
     """`no` by default where there is no validation data."""

@@ -17,6 +17,10 @@ from tunedock.plan.steps import warmup_steps
 from tunedock.recipe.schema import Train
 
 
+_FUSED = ("cpu", "cuda")
+"""Devices on which one kernel updates all of AdamW's parameters; elsewhere PyTorch chooses."""
+
+
 @dataclass(slots=True)
 class Updater:
     """What turns gradients into an update: unscale, clip, step, schedule."""
@@ -90,7 +94,7 @@ def make_optimizer(named: list[tuple[str, nn.Parameter]], train: Train) -> torch
             lr=train.learning_rate,
             betas=(train.adam_beta1, train.adam_beta2),
             eps=train.adam_epsilon,
-            fused=train.optim == "adamw_torch_fused" or None,
+            fused=train.optim == "adamw_torch_fused" or all(p.device.type in _FUSED for _, p in named) or None,
         )
     return _by_transformers(groups, train)
 
