@@ -32,9 +32,9 @@ WORKER = (sys.executable, "-P", "-m", "tunedock.worker")
 SPIN_COUNT = "10000"
 """GOMP_SPINCOUNT of a worker whose user has set no waiting policy: how long an OpenMP thread spins before it sleeps.
 
-libgomp's own default makes a step 40 times slower as soon as one other process wants a core (0.23 s -> 9.5 s). 15M parameters, tokens/s
-on two cores with nothing else running and with one busy process: 2,000: 4,500 and 1,840; 10,000: 5,100 and 880; 20,000: 5,100
-and 650; libgomp's default: 6,000 with nothing else running.
+libgomp's own default makes a step 40 times slower as soon as one other process wants a core (0.23 s -> 9.5 s). Tokens/s of 15M
+parameters on two cores, with nothing else running and with one busy process: 2,000: 4,500 and 1,840; 10,000: 5,100 and 880;
+20,000: 5,100 and 650; libgomp's default: 6,000 with nothing else running.
 """
 
 KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}

@@ -16,7 +16,6 @@ from tunedock.errors import DependencyError, NotBuiltError, RecipeError
 from tunedock.plan.steps import warmup_steps
 from tunedock.recipe.schema import Train
 
-
 _FUSED = ("cpu", "cuda")
 """Devices on which one kernel updates all of AdamW's parameters; elsewhere PyTorch chooses."""
 
