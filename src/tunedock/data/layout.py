@@ -247,34 +247,10 @@ def _tree_row(nodes: Sequence[Node], row: Sequence[Part]) -> Row:
 # -- padded ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    tokens_T: NDArray[np.int32]
-    weights_T: NDArray[np.float32]
-    sample: int
-    leaf: int
-
-
-def _lines(samples: Sequence[Sample]) -> list[_Line]:
-    lines: list[_Line] = []
-    for number, sample in enumerate(samples):
-        counted: set[int] = set()
-        for leaf_number, leaf in enumerate(sample.leaves()):
-            chain = sample.ancestry(leaf)
-            segments = [sample.segments[i] for i in chain]
-            weights = [
-                np.zeros_like(segment.weights_T) if i in counted else segment.weights_T
-                for i, segment in zip(chain, segments, strict=True)
-            ]
-            counted.update(chain)
-            tokens_T = np.concatenate([segment.tokens_T for segment in segments])
-            lines.append(_Line(tokens_T, np.concatenate(weights), number, leaf_number))
-    return lines
-
-
 def padded(samples: Sequence[Sample], *, budget_tokens: int, pad_id: int = 0) -> list[Row]:
     """Lines are sorted by length first, which keeps padding low and makes the result independent of the samples' order."""
-    lines = sorted(_lines(samples), key=lambda line: (-len(line.tokens_T), line.sample, line.leaf))
+    lines = grow(samples, share=False)
+    lines.sort(key=lambda line: (-len(line.tokens_T), line.targets[0].sample, line.targets[0].leaf))
     rows: list[Row] = []
     start = 0
     while start < len(lines):
@@ -285,7 +261,7 @@ def padded(samples: Sequence[Sample], *, budget_tokens: int, pad_id: int = 0) ->
     return rows
 
 
-def _padded_row(lines: list[_Line], width: int, pad_id: int) -> Row:
+def _padded_row(lines: list[Node], width: int, pad_id: int) -> Row:
     shape = (len(lines), width)
     input_ids_BT = np.full(shape, pad_id, np.int64)
     mask_BT = np.zeros(shape, np.bool_)
@@ -294,7 +270,7 @@ def _padded_row(lines: list[_Line], width: int, pad_id: int) -> Row:
         length = len(line.tokens_T)
         input_ids_BT[i, :length] = line.tokens_T
         mask_BT[i, :length] = True
-        weights_BT[i, :length] = line.weights_T
+        weights_BT[i, :length] = line.targets[0].weights_T
     weights_BT[:, :1] = 0.0  # nothing predicts the first token
     position_ids_BT = np.broadcast_to(np.arange(width), shape) * mask_BT
     line_N, place_N = np.nonzero(weights_BT)
@@ -303,7 +279,7 @@ def _padded_row(lines: list[_Line], width: int, pad_id: int) -> Row:
         position_N=place_N - 1,
         token_N=input_ids_BT[line_N, place_N],
         weight_N=weights_BT[line_N, place_N],
-        sample_N=np.asarray([line.sample for line in lines], np.int64)[line_N],
-        leaf_N=np.asarray([line.leaf for line in lines], np.int64)[line_N],
+        sample_N=np.asarray([line.targets[0].sample for line in lines], np.int64)[line_N],
+        leaf_N=np.asarray([line.targets[0].leaf for line in lines], np.int64)[line_N],
     )
     return Row(input_ids_BT, position_ids_BT.astype(np.int64), mask_BT, chosen)
