@@ -74,9 +74,8 @@ class Gradients:
     def _accumulate(self, samples: Sequence[Sample], rows: Sequence[Row], count: float) -> Sums | Shortage:
         running = _Running()
         largest = max(rows, key=lambda row: row.slots)
-        if (
-            shortage := self.budget.shortage(largest)
-        ) is not None:  # rows may go through the policy before the first terms
+        # Rows may go through the policy before the first terms.
+        if (shortage := self.budget.shortage(largest)) is not None:
             return shortage
         for done, terms in enumerate(step_terms(self.policy, self.objective, samples, rows, self.reference), start=1):
             if self.stop_requested():
