@@ -3,8 +3,7 @@
 Forward and backward walk the blocks themselves and write into one result, so that no block costs autograd nodes, slices filled up
 with zeros, or copies of what the model holds already. `WeighedAttention` makes matrix products and, between them, one pass of a
 compiled kernel over the scores: in bfloat16 faster than `SegmentAttention`, which is PyTorch's flash kernel
-(docs/decisions/0007). The scores are
-rounded to the type of the products, as in transformers' eager attention.
+(docs/decisions/0007). The scores are rounded to the type of the products, as in transformers' eager attention.
 
 Shapes: H query heads, K key heads, G = H / K, T tokens of a row, Q queries and M keys of a block, D size of a head.
 """
