@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tunedock.data.layout import Tree
 from tunedock.model.attention import RowAttention, attend
-from tunedock.model.blocks import blocks
+from tunedock.model.blocks import GRANULE, blocks, tile, width_of
 from tunedock.model.kernels import kernels, status
 from tunedock.model.segment_attention import segment_attention, weighed_attention
 
@@ -99,9 +99,55 @@ def test_soft_caps_and_sinks(row: tuple[Tree, Tensor], window: int | None) -> No
     compare(got, [*states, sinks_H], dense(states, mask_TT, sinks_H=sinks_H), 1e-5)
 
 
-@settings(deadline=None, max_examples=30)
-@given(rows(), st.sampled_from([None, 5]), st.sampled_from([3, 16]))
-def test_both_ways_of_computing_on_the_cpu(row: tuple[Tree, Tensor], window: int | None, queries: int) -> None:
+@settings(deadline=None, max_examples=40)
+@given(rows(), st.integers(1, 70), st.sampled_from([None, 5]))
+def test_filler_behind_the_tree_is_seen_by_nothing(row: tuple[Tree, Tensor], filler: int, window: int | None) -> None:
+    tree, position_T = row
+    tokens = len(position_T)
+    states, mask_TT = heads(tokens + filler), sees(tree, position_T, window)
+    attention = RowAttention(tree, torch.cat([position_T, position_T.new_zeros(filler)]))
+    wanted = dense([s[:, :, :tokens] for s in states], mask_TT)
+    options = {"scaling": 0.3, "sliding_window": window, "row_attention": attention}
+    for got, near in (
+        (attend(torch.nn.Module(), *states, None, **options)[0], 1e-5),
+        (attend(torch.nn.Module(), *states, None, softcap=1e6, **options)[0], 1e-4),
+        (segment_attention(*states, attention.blocks(window, torch.float32), 0.3).transpose(1, 2), 1e-5),
+    ):
+        assert not got[:, tokens:].any()
+        compare(got[:, :tokens], states, wanted, near)
+    seen_TT = attention.dense_mask(window)
+    assert torch.equal(seen_TT[:tokens, :tokens], mask_TT)
+    assert not seen_TT[:tokens, tokens:].any() and bool(seen_TT.any(1).all())
+
+
+@settings(deadline=None, max_examples=100)
+@given(rows(), st.sampled_from([None, 5]), st.sampled_from([1, 4, 16]))
+def test_tiles_hold_their_blocks(row: tuple[Tree, Tensor], window: int | None, granule: int) -> None:
+    tree, position_T = row
+    tokens = -(-len(position_T) // granule) * granule
+    for block in blocks(tree, window, queries=16):
+        made = tile(block, tokens, granule)
+        assert 0 <= made.start <= block.start and block.end <= made.end <= tokens
+        assert (made.end - made.start) % granule == made.columns % granule == 0
+        assert sum(end - start for start, end in made.keys) == made.columns
+        at = [place for start, end in made.keys for place in range(start, end)]
+        assert all(0 <= place < tokens for place in at)
+        wanted = [place for start, end in block.keys for place in range(start, end)]
+        assert at[made.left : made.left + block.seen] == wanted
+
+
+def test_few_widths_for_many_lengths() -> None:
+    for tokens in range(1, 20_000):
+        width = width_of(tokens)
+        assert width % GRANULE == 0 and tokens <= width < tokens + max(GRANULE, tokens / 8)
+    assert len({width_of(tokens) for tokens in range(1, 20_000)}) < 90
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows(), st.sampled_from([None, 5]), st.sampled_from([3, 16]), st.sampled_from([1, 4, 32]))
+def test_both_ways_of_computing_on_the_cpu(
+    row: tuple[Tree, Tensor], window: int | None, queries: int, granule: int
+) -> None:
     """With the compiled kernel, its rows cut anywhere, and with PyTorch's flash kernel where nothing could be compiled."""
     tree, position_T = row
     states = heads(len(position_T))
@@ -113,8 +159,11 @@ def test_both_ways_of_computing_on_the_cpu(row: tuple[Tree, Tensor], window: int
     assert compiled is not None, status()
     cut = blocks(tree, window, queries=queries)
     assert all(block.end - block.start <= queries for block in cut)
-    weighed = weighed_attention(*states, cut, window, 0.3, compiled)
-    compare(weighed.transpose(1, 2), states, wanted, 1e-5)
+    filler = -len(position_T) % granule
+    padded = [torch.nn.functional.pad(s, (0, 0, 0, filler), value=7.0) for s in states]
+    tiles = [tile(block, len(position_T) + filler, granule) for block in cut]
+    weighed = weighed_attention(*padded, tiles, window, 0.3, compiled)
+    compare(weighed[:, :, : len(position_T)].transpose(1, 2), states, wanted, 1e-5)
 
 
 def test_bfloat16_is_as_near_as_its_digits_allow() -> None:

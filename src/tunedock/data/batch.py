@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,20 +24,25 @@ class RowTensors:
     sample_N: Tensor
     leaf_N: Tensor
     tree: Tree | None = None
+    """How the one line's tokens hang together; it may end before the line does (`width`)."""
 
 
-def to_device(row: Row, device: torch.device) -> RowTensors:
-    """Copies a row to the device; from pinned memory and without waiting on CUDA."""
+def to_device(row: Row, device: torch.device, *, width: int | None = None) -> RowTensors:
+    """Copies a row to the device; from pinned memory and without waiting on CUDA.
+
+    `width`: fills a tree's row up to as many tokens, which no token sees and nothing is asked of.
+    """
 
     def move(array: object, dtype: torch.dtype) -> Tensor:
         tensor = torch.as_tensor(array, dtype=dtype)
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
-    width = row.input_ids_BT.shape[1]
+    width = width or row.input_ids_BT.shape[1]
+    filler = ((0, 0), (0, width - row.input_ids_BT.shape[1]))
     chosen = row.chosen
     return RowTensors(
-        input_ids_BT=move(row.input_ids_BT, torch.int64),
-        position_ids_BT=move(row.position_ids_BT, torch.int64),
+        input_ids_BT=move(np.pad(row.input_ids_BT, filler), torch.int64),
+        position_ids_BT=move(np.pad(row.position_ids_BT, filler), torch.int64),
         attention_mask_BT=None if row.mask_BT.all() else move(row.mask_BT, torch.int64),
         flat_N=move(chosen.line_N * width + chosen.position_N, torch.int64),
         token_N=move(chosen.token_N, torch.int64),

@@ -25,7 +25,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from tunedock.data.layout import Tree
-from tunedock.model.blocks import BLOCK_QUERIES, Block, blocks, mask_of
+from tunedock.model.blocks import BLOCK_QUERIES, Block, Tile, blocks, mask_of, tile
 from tunedock.model.kernels import kernels
 from tunedock.model.segment_attention import segment_attention, weighed_attention
 
@@ -34,7 +34,7 @@ KEYWORD = "row_attention"
 
 
 class RowAttention:
-    """What attention has to know of a row, made once and read by every layer.
+    """What attention has to know of a row, made once and read by every layer. What stands behind the tree's end is filler.
 
     `calls` counts the layers that asked for it: a model that accepts another attention and never calls it is found by that.
     """
@@ -63,9 +63,10 @@ class RowAttention:
             ]
         return self._blocks[key]
 
-    def short_blocks(self, window: int | None) -> list[Block]:
-        """The row cut into blocks of at most BLOCK_QUERIES queries."""
-        return self._once(("short", window), lambda: blocks(self.tree, window, queries=BLOCK_QUERIES))  # type: ignore[no-any-return]
+    def tiles(self, window: int | None) -> list[Tile]:
+        """The row cut into blocks of at most BLOCK_QUERIES queries, in the shapes they are computed in."""
+        cut = lambda: [tile(block, self.tokens) for block in blocks(self.tree, window, queries=BLOCK_QUERIES)]  # noqa: E731
+        return self._once(("tiles", window), cut)  # type: ignore[no-any-return]
 
     def dense_mask(self, window: int | None) -> Tensor:
         """[T, T], True where a query (first) sees a key."""
@@ -90,7 +91,9 @@ class RowAttention:
 
     def _ends(self) -> Tensor:
         lengths = torch.as_tensor(self.tree.end_S - self.tree.start_S)
-        return torch.as_tensor(self.tree.subtree_end_S()).repeat_interleave(lengths).to(self.device)
+        ends_T = torch.arange(1, self.tokens + 1)  # filler sees itself
+        ends_T[: int(self.tree.end_S[-1])] = torch.as_tensor(self.tree.subtree_end_S()).repeat_interleave(lengths)
+        return ends_T.to(self.device)
 
     def _dense(self, window: int | None) -> Tensor:
         at_T = torch.arange(self.tokens, device=self.device)
@@ -143,8 +146,7 @@ def _segments(query: Tensor, key: Tensor, value: Tensor, row: RowAttention, scal
     compiled = kernels()
     out: Tensor
     if compiled is not None and query.dtype in (torch.bfloat16, torch.float32) and scale > 0.0:
-        blocks = row.short_blocks(window)
-        out = weighed_attention(query, key, value, blocks, window, scale, compiled)
+        out = weighed_attention(query, key, value, row.tiles(window), window, scale, compiled)
     else:
         out = segment_attention(query, key, value, row.blocks(window, query.dtype), scale)
     return out
@@ -182,6 +184,7 @@ def _explicit(
             weights = weights[..., :-1]
         weights = functional.dropout(weights.to(value.dtype), dropout)
         pieces.append(weights @ values)
+    pieces.append(value.new_zeros(1, query.shape[1], row.tokens - int(row.tree.end_S[-1]), value.shape[-1]))
     return torch.cat(pieces, 2)
 
 

@@ -1,4 +1,4 @@
-"""A tree of segments -> blocks of queries, each with the ranges of keys it sees.
+"""A tree of segments -> blocks of queries, each with the ranges of keys it sees, and the shapes they are computed in.
 
 A chain is a root and, from segment to segment, the first child: it stands in one piece, and causal attention within it needs no
 mask. Every other child begins a chain of its own, whose keys are its ancestors' ranges and itself.
@@ -19,6 +19,11 @@ from tunedock.data.layout import Tree
 BLOCK_QUERIES = 256
 """Queries of a block at most, where its products are made one by one: causal attention computes what it then throws away only
 within a block. With a sliding window, blocks are cut too, so that keys far behind are not computed."""
+
+
+GRANULE = 64
+"""Sides of tiles, and lengths of rows on the CPU, are multiples of this: oneDNN prepares every new shape of a product for about a
+millisecond, sixty of them a step where lengths are as they come (docs/decisions/0007)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,52 @@ def blocks(tree: Tree, window: int | None = None, *, queries: int | None = None)
         else:
             made.append(block)
     return made
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A block as its products are computed: among neighbours whose results are thrown away."""
+
+    start: int
+    end: int
+    """Queries, by index in the row; the block's are among them."""
+    keys: tuple[tuple[int, int], ...]
+    """Ranges of the row; the block's keys stand among them in one piece."""
+    columns: int
+    """Keys computed."""
+    left: int
+    """Keys in front of the block's."""
+    block: Block
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """As the kernels take them: queries, those in front of the block's, the block's; keys, those in front, the block's."""
+        block = self.block
+        queries = self.end - self.start, block.start - self.start, block.end - block.start
+        return *queries, self.columns, self.left, block.seen
+
+
+def tile(block: Block, tokens: int, granule: int = GRANULE) -> Tile:
+    """The block with its sides rounded up, within a row of `tokens`; as it is in a row that is no multiple of `granule`."""
+    if tokens % granule:
+        return Tile(block.start, block.end, block.keys, block.seen, 0, block)
+    queries, columns = _up(block.end - block.start, granule), _up(block.seen, granule)
+    start = min(block.start, tokens - queries)
+    if len(block.keys) > 1:
+        keys, left = (*block.keys, (0, columns - block.seen)), 0
+    else:
+        first = min(block.keys[0][0], tokens - columns)
+        keys, left = ((first, first + columns),), block.keys[0][0] - first
+    return Tile(start, start + queries, keys, columns, left, block)
+
+
+def width_of(tokens: int) -> int:
+    """The length a row of `tokens` is filled up to: in steps of GRANULE, for long rows in steps of a sixteenth to an eighth."""
+    return _up(tokens, max(GRANULE, 1 << max(tokens.bit_length() - 5, 0)))
+
+
+def _up(size: int, granule: int) -> int:
+    return -(-size // granule) * granule
 
 
 def mask_of(block: Block, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor | None:

@@ -22,6 +22,7 @@ from tunedock.data.layout import Kind, Row, lay_out
 from tunedock.data.sample import Sample, Segment, single
 from tunedock.errors import ModelError
 from tunedock.model import attention
+from tunedock.model.blocks import width_of
 from tunedock.model.fused import fuse, fuse_with_liger
 from tunedock.model.head import ChosenHead, PlainHead
 from tunedock.model.rope import regime_of
@@ -78,7 +79,7 @@ class Policy:
 
     def _logprobs(self, row: Row) -> tuple[Tensor, RowTensors, int]:
         """And how many layers asked for the row's attention."""
-        tensors = to_device(row, self.device)
+        tensors = to_device(row, self.device, width=self._width(row))
         extra: dict[str, Any] = {}
         calls = 0
         if tensors.tree is not None:
@@ -91,6 +92,10 @@ class Policy:
         if tensors.tree is not None:
             calls = row_attention.calls
         return logprobs_N, tensors, calls
+
+    def _width(self, row: Row) -> int | None:
+        """What a row is filled up to."""
+        return width_of(row.slots) if row.tree is not None and self.device.type == "cpu" and self.layout == "tree" else None
 
     def _call(self, row: RowTensors, extra: dict[str, Any]) -> Tensor:
         if self._head is not None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from tunedock.model.blocks import Block
+from tunedock.model.blocks import Block, Tile
 from tunedock.model.kernels import Kernels
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -33,6 +33,7 @@ class SegmentAttention(torch.autograd.Function):
     def forward(ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scale: float) -> Tensor:
         heads, tokens, size = query.shape[1:]
         out = query.new_empty(1, tokens, heads, size).transpose(1, 2)
+        out[:, :, blocks[-1][0].end :] = 0.0
         logsumexps: list[Tensor] = []
         for block, mask_QM in blocks:
             made, logsumexp = _forward(
@@ -56,6 +57,7 @@ class SegmentAttention(torch.autograd.Function):
         query, key, value, out, *logsumexps = ctx.saved_tensors
         kinds, heads = key.shape[1], query.shape[1]
         grads = [torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)]
+        grads[0][:, :, ctx.blocks[-1][0].end :] = 0.0
         for (block, mask_QM), logsumexp in zip(ctx.blocks, logsumexps, strict=True):
             rows = slice(block.start, block.end)
             grad_query, grad_key, grad_value = _backward(
@@ -88,42 +90,40 @@ class WeighedAttention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        blocks: list[Block],
+        tiles: list[Tile],
         window: int | None,
         scale: float,
         kernels: Kernels,
     ) -> Tensor:
         kinds = key.shape[1]
         out = query.new_empty(1, query.shape[2], *query.shape[1::2]).transpose(1, 2)
-        for block in blocks:
-            rows = slice(block.start, block.end)
-            scores = torch.bmm(_stacked(query[:, :, rows], kinds), _seen(key, block).transpose(1, 2))
-            _weigh(kernels, "weigh", [scores], block, window, scale)
-            made = torch.bmm(scores, _seen(value, block))
-            out[0, :, rows] = made.view(kinds, -1, block.end - block.start, made.shape[-1]).flatten(0, 1)
+        out[:, :, tiles[-1].block.end :] = 0.0
+        for tile in tiles:
+            scores = torch.bmm(_stacked(query, tile, kinds), _seen(key, tile.keys).transpose(1, 2))
+            _weigh(kernels, "weigh", [scores], tile, window, scale)
+            _put(out, tile, torch.bmm(scores, _seen(value, tile.keys)))
         ctx.save_for_backward(query, key, value)
-        ctx.rest = blocks, window, scale, kernels
+        ctx.rest = tiles, window, scale, kernels
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
-        blocks, window, scale, kernels = ctx.rest
+        tiles, window, scale, kernels = ctx.rest
         kinds = key.shape[1]
         grad_query = torch.empty_like(query)
+        grad_query[:, :, tiles[-1].block.end :] = 0.0
         grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
-        for block in blocks:
-            rows = slice(block.start, block.end)
-            queries, keys = _stacked(query[:, :, rows], kinds), _seen(key, block)
-            grads = _stacked(grad_out[:, :, rows], kinds)
+        for tile in tiles:
+            queries, keys = _stacked(query, tile, kinds), _seen(key, tile.keys)
+            grads = _stacked(grad_out, tile, kinds)
             weights = torch.bmm(queries, keys.transpose(1, 2))
-            slopes = torch.bmm(grads, _seen(value, block).transpose(1, 2))
-            _weigh(kernels, "weigh_backward", [weights, slopes], block, window, scale)
-            made = torch.bmm(slopes, keys)
-            grad_query[0, :, rows] = made.view(kinds, -1, block.end - block.start, made.shape[-1]).flatten(0, 1)
-            _add(grad_key, block, torch.bmm(slopes.transpose(1, 2), queries))
-            _add(grad_value, block, torch.bmm(weights.transpose(1, 2), grads))
+            slopes = torch.bmm(grads, _seen(value, tile.keys).transpose(1, 2))
+            _weigh(kernels, "weigh_backward", [weights, slopes], tile, window, scale)
+            _put(grad_query, tile, torch.bmm(slopes, keys))
+            _add(grad_key, tile, torch.bmm(slopes.transpose(1, 2), queries))
+            _add(grad_value, tile, torch.bmm(weights.transpose(1, 2), grads))
         return grad_query, grad_key, grad_value, None, None, None, None
 
 
@@ -131,29 +131,36 @@ segment_attention: Callable[..., Tensor] = SegmentAttention.apply
 weighed_attention: Callable[..., Tensor] = WeighedAttention.apply
 
 
-def _weigh(kernels: Kernels, name: str, scores: list[Tensor], block: Block, window: int | None, scale: float) -> None:
+def _weigh(kernels: Kernels, name: str, scores: list[Tensor], tile: Tile, window: int | None, scale: float) -> None:
     """scores [K, G * Q, M], in place."""
-    kinds, rows, seen = scores[0].shape
-    kernels(name, scores[0].dtype, *scores, kinds * rows, block.end - block.start, seen, window or 0, scale)
+    kinds, rows, _ = scores[0].shape
+    kernels(name, scores[0].dtype, *scores, kinds * rows, *tile.sizes, window or 0, scale)
 
 
-def _stacked(states: Tensor, kinds: int) -> Tensor:
-    """[1, H, Q, D] -> [K, G * Q, D]: the heads that share a key head, one below the other."""
-    return states[0].reshape(kinds, -1, states.shape[-1])
+def _stacked(states: Tensor, tile: Tile, kinds: int) -> Tensor:
+    """[1, H, T, D] -> [K, G * Q, D]: the tile's queries, those of heads that share a key head one below the other."""
+    return states[0, :, tile.start : tile.end].reshape(kinds, -1, states.shape[-1])
 
 
-def _seen(states: Tensor, block: Block) -> Tensor:
-    """[1, K, T, D] -> [K, M, D]."""
-    pieces = [states[0, :, start:end] for start, end in block.keys]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+def _put(out: Tensor, tile: Tile, made: Tensor) -> None:
+    """Writes the block's part of [K, G * Q, D] to its place in [1, H, T, D]."""
+    block, kinds, size = tile.block, made.shape[0], made.shape[-1]
+    made = made.view(kinds, -1, tile.end - tile.start, size)[:, :, block.start - tile.start : block.end - tile.start]
+    out[0, :, block.start : block.end] = made.flatten(0, 1)
 
 
-def _add(total: Tensor, block: Block, part: Tensor) -> None:
-    """Adds [K, M, D] to where the block's keys stand in [1, K, T, D]."""
-    at = 0
-    for start, end in block.keys:
+def _add(total: Tensor, tile: Tile, part: Tensor) -> None:
+    """Adds the block's part of [K, M, D] to where its keys stand in [1, K, T, D]."""
+    at = tile.left
+    for start, end in tile.block.keys:
         total[0, :, start:end] += part[:, at : at + end - start]
         at += end - start
+
+
+def _seen(states: Tensor, keys: tuple[tuple[int, int], ...]) -> Tensor:
+    """[1, K, T, D] -> [K, M, D]."""
+    pieces = [states[0, :, start:end] for start, end in keys]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
 
 
 def _grouped(states: Tensor, kinds: int) -> Tensor:
@@ -164,6 +171,4 @@ def _grouped(states: Tensor, kinds: int) -> Tensor:
 
 def _keys(states: Tensor, block: Block, heads: int) -> Tensor:
     """[1, K, T, D] -> [K, G, M, D]: a block's keys, the same for each query head of a group without a copy."""
-    pieces = [states[0, :, start:end] for start, end in block.keys]
-    seen = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
-    return seen[:, None].expand(-1, heads // states.shape[1], -1, -1)
+    return _seen(states, block.keys)[:, None].expand(-1, heads // states.shape[1], -1, -1)

@@ -43,8 +43,8 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "silu_backward": (c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p),
     "gelu_tanh": (c_void_p, c_void_p, c_int64, c_void_p),
     "gelu_tanh_backward": (c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p),
-    "weigh": (c_void_p, c_int64, c_int64, c_int64, c_int64, c_float),
-    "weigh_backward": (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_float),
+    "weigh": (c_void_p, *[c_int64] * 8, c_float),
+    "weigh_backward": (c_void_p, c_void_p, *[c_int64] * 8, c_float),
     "rotate": (c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p),
 }
 _SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}

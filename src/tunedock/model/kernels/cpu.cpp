@@ -221,17 +221,33 @@ void rotate(const T *x, int64_t stride, const C *cosines, const C *sines, int64_
 
 // -- attention weights: softmax over the keys each query sees, which are a run that ends with the query's own ------------------------
 
-// Of `seen` keys the last `queries` are the queries themselves, in order; a window of 0 is none.
+// Scores [.., rows, columns] of a block of queries and keys among others. Queries `above` to `above + queries` of each `rows` and
+// keys `left` to `left + seen` of `columns` are the block's; the last `queries` of those keys are the queries themselves, in order.
+// A window of 0 is none.
+struct Tile {
+    int64_t rows, above, queries, columns, left, seen, window;
+};
+
+// The keys that a row sees; none where the row is not the block's.
 struct Run {
     int64_t first, last;
-    Run(int64_t query, int64_t queries, int64_t seen, int64_t window) {
-        last = seen - queries + query + 1;
-        first = window > 0 && last > window ? last - window : 0;
+    Run(int64_t row, const Tile &tile) {
+        const int64_t query = row % tile.rows - tile.above;
+        const bool within = query >= 0 && query < tile.queries;
+        last = within ? tile.left + tile.seen - tile.queries + query + 1 : 0;
+        first = within ? tile.left : 0;
+        if (tile.window > 0 && last - first > tile.window) first = last - tile.window;
     }
 };
 
 template <typename T>
-inline void weigh_row(T *scores, Run run, int64_t seen, float scale) {
+inline void clear_outside(T *row, Run run, int64_t columns) {
+    std::memset(row, 0, static_cast<size_t>(run.first) * sizeof(T));
+    std::memset(row + run.last, 0, static_cast<size_t>(columns - run.last) * sizeof(T));
+}
+
+template <typename T>
+inline void weigh_row(T *scores, Run run, int64_t columns, float scale) {
     float largest = -__builtin_inff();
 #pragma omp simd reduction(max : largest)
     for (int64_t i = run.first; i < run.last; ++i) {
@@ -244,33 +260,31 @@ inline void weigh_row(T *scores, Run run, int64_t seen, float scale) {
     const float share = 1.0f / total;
 #pragma omp simd
     for (int64_t i = run.first; i < run.last; ++i) narrow(exponential((widen(scores[i]) - largest) * scale) * share, scores[i]);
-    std::memset(scores, 0, static_cast<size_t>(run.first) * sizeof(T));
-    std::memset(scores + run.last, 0, static_cast<size_t>(seen - run.last) * sizeof(T));
+    clear_outside(scores, run, columns);
 }
 
-// scores [rows, seen], query of a row: row % queries. Weights take the place of the scores; scale > 0.
+// Weights take the place of the scores of `all` rows; scale > 0.
 template <typename T>
-void weigh(T *scores, int64_t rows, int64_t queries, int64_t seen, int64_t window, float scale) {
+void weigh(T *scores, int64_t all, Tile tile, float scale) {
 #pragma omp parallel for schedule(static)
-    for (int64_t n = 0; n < rows; ++n) weigh_row(scores + n * seen, Run(n % queries, queries, seen, window), seen, scale);
+    for (int64_t n = 0; n < all; ++n) weigh_row(scores + n * tile.columns, Run(n, tile), tile.columns, scale);
 }
 
 // The same, and in place of d loss / d weight the derivative by the score.
 template <typename T>
-void weigh_backward(T *scores, T *grad, int64_t rows, int64_t queries, int64_t seen, int64_t window, float scale) {
+void weigh_backward(T *scores, T *grad, int64_t all, Tile tile, float scale) {
 #pragma omp parallel for schedule(static)
-    for (int64_t n = 0; n < rows; ++n) {
-        const Run run(n % queries, queries, seen, window);
-        T *weights = scores + n * seen, *slopes = grad + n * seen;
-        weigh_row(weights, run, seen, scale);
+    for (int64_t n = 0; n < all; ++n) {
+        const Run run(n, tile);
+        T *weights = scores + n * tile.columns, *slopes = grad + n * tile.columns;
+        weigh_row(weights, run, tile.columns, scale);
         float mean = 0.0f;
 #pragma omp simd reduction(+ : mean)
         for (int64_t i = run.first; i < run.last; ++i) mean += widen(weights[i]) * widen(slopes[i]);
 #pragma omp simd
         for (int64_t i = run.first; i < run.last; ++i)
             narrow(scale * widen(weights[i]) * (widen(slopes[i]) - mean), slopes[i]);
-        std::memset(slopes, 0, static_cast<size_t>(run.first) * sizeof(T));
-        std::memset(slopes + run.last, 0, static_cast<size_t>(seen - run.last) * sizeof(T));
+        clear_outside(slopes, run, tile.columns);
     }
 }
 
@@ -320,12 +334,14 @@ void tunedock_chosen_f32(void *logits, int64_t rows, int64_t size, const int64_t
         rotate(static_cast<const T *>(x), stride, static_cast<const T *>(cosines), static_cast<const T *>(sines), tokens, heads,   \
                size, back, static_cast<T *>(y));                                                                                   \
     }                                                                                                                              \
-    void tunedock_weigh_##NAME(void *scores, int64_t rows, int64_t queries, int64_t seen, int64_t window, float scale) {           \
-        weigh(static_cast<T *>(scores), rows, queries, seen, window, scale);                                                       \
+    void tunedock_weigh_##NAME(void *scores, int64_t all, int64_t rows, int64_t above, int64_t queries, int64_t columns,           \
+                               int64_t left, int64_t seen, int64_t window, float scale) {                                          \
+        weigh(static_cast<T *>(scores), all, Tile{rows, above, queries, columns, left, seen, window}, scale);                      \
     }                                                                                                                              \
-    void tunedock_weigh_backward_##NAME(void *scores, void *grad, int64_t rows, int64_t queries, int64_t seen, int64_t window,     \
-                                        float scale) {                                                                             \
-        weigh_backward(static_cast<T *>(scores), static_cast<T *>(grad), rows, queries, seen, window, scale);                      \
+    void tunedock_weigh_backward_##NAME(void *scores, void *grad, int64_t all, int64_t rows, int64_t above, int64_t queries,       \
+                                        int64_t columns, int64_t left, int64_t seen, int64_t window, float scale) {                \
+        weigh_backward(static_cast<T *>(scores), static_cast<T *>(grad), all,                                                      \
+                       Tile{rows, above, queries, columns, left, seen, window}, scale);                                            \
     }
 
 TUNEDOCK_KERNELS(bf16, bfloat16)
