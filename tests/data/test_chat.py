@@ -289,7 +289,7 @@ def test_preference_shares_its_prompt_when_cut() -> None:
     root, *leaves = encoded.sample.segments
     assert root.tokens_T[0] == tokenizer("gemma").bos_token_id
     assert max(len(root.tokens_T) + len(leaf.tokens_T) for leaf in leaves) == 60
-    header = made._spans.encode(["<start_of_turn>model\n"])[0].ids
+    header = made._spans.encode(["<start_of_turn>model\n"])[0].ids_T.tolist()
     assert root.tokens_T[-len(header) :].tolist() == header
     assert encoded.has_stop
     assert all(leaf.weights_T.all() for leaf in leaves)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -41,9 +42,9 @@ def test_pieces_are_the_whole(family: str) -> None:
     pieces = Pieces(words)
     for text, found in zip(texts, pieces.encode(texts), strict=True):
         whole = words(text, add_special_tokens=False, return_offsets_mapping=True)
-        assert found.ids == whole["input_ids"]
+        assert found.ids_T.tolist() == whole["input_ids"]
         offsets = whole["offset_mapping"]
-        assert [found.offset(i) for i in range(len(found.ids))] == offsets
+        assert [found.offset(i) for i in range(len(found))] == offsets
         for place in range(len(text) + 1):
             assert found.at(place) == sum(end <= place for _, end in offsets)
     assert pieces._cuts is not None or not any(not t.rstrip for t in words.added_tokens_decoder.values())
@@ -56,6 +57,8 @@ def test_a_piece_in_many_texts_is_tokenised_once() -> None:
     plain = pieces._encoded
     pieces._encoded = lambda texts: asked.append(len(texts)) or plain(texts)  # type: ignore[method-assign,func-returns-value]
     pieces._unproven = 0
+    assert pieces._cuts is not None
+    pieces._cuts = replace(pieces._cuts, words=None)
     pieces.encode([f"<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n{n}<|im_end|>\n" for n in range(50)])
     assert asked == [2 + 50]
 
@@ -64,6 +67,6 @@ def test_padding_others_asked_for_does_not_stay() -> None:
     words = tokenizer("qwen3")
     words(["a", "a longer text"], padding=True, truncation=True, max_length=2)
     found = Pieces(words).encode(["<|im_start|>user\nhow many hours", "a"])
-    assert [one.ids for one in found] == [
+    assert [one.ids_T.tolist() for one in found] == [
         words(text, add_special_tokens=False)["input_ids"] for text in ("<|im_start|>user\nhow many hours", "a")
     ]

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunedock.data.conversation import Conversation, Document, Example, Labelled, Message, Preference, RowRefused
 from tunedock.data.pieces import Tokenised
-from tunedock.data.sample import Sample, Segment, merge_paths, single
+from tunedock.data.sample import Sample, Segment, Tokens, merge_paths, single
 from tunedock.data.spans import Path, Span, Spans, fit
 from tunedock.data.template import Template, Tools, Turn
 from tunedock.errors import DataError, ModelError
@@ -139,7 +139,9 @@ class Chat:
 
     def prompt_ids(self, messages: Sequence[Message], tools: Tools = (), *, thinking: bool) -> list[int]:
         """Token ids of `prompt`. The template writes BOS where the model wants one, so the tokenizer adds none."""
-        return self._spans.encode([self.prompt(messages, tools, thinking=thinking)])[0].ids
+        (found,) = self._spans.encode([self.prompt(messages, tools, thinking=thinking)])
+        ids: list[int] = found.ids_T.tolist()
+        return ids
 
     def engine_renders(self, *, thinking: bool) -> bool:
         """Whether an engine that applies the template with `add_generation_prompt` and `enable_thinking=thinking` gets `prompt`."""
@@ -281,9 +283,10 @@ class Chat:
         cut = sum(map(len, whole)) - sum(map(len, paths))
         return [Encoded(sample, cut, all(path.has_stop for path in paths))]
 
-    def _ids(self, rendering: _Rendering, found: Tokenised) -> list[int]:
+    def _ids(self, rendering: _Rendering, found: Tokenised) -> Tokens:
         """Token ids of a path. Where the template writes no stop after the last answer, one is put there."""
-        return found.ids if rendering.turns[-1][0].stop_at is not None else [*found.ids, self._stop]
+        written = rendering.turns[-1][0].stop_at is not None
+        return found.ids_T if written else np.append(found.ids_T, np.int32(self._stop))
 
     @property
     def _stop(self) -> int:
@@ -292,13 +295,13 @@ class Chat:
 
     def _path(self, rendering: _Rendering, found: Tokenised, *, headers: bool) -> Path:
         """`headers`: whether to find where generation headers begin; it takes one more rendering a turn, and only cutting asks."""
-        ids = self._ids(rendering, found)
-        weights_T = np.full(len(ids), float(rendering.every_token), np.float32)
+        ids_T = self._ids(rendering, found)
+        weights_T = np.full(len(ids_T), float(rendering.every_token), np.float32)
         spans: list[Span] = []
         for turn, weight in rendering.turns:
             first = self._spans.answer(found, rendering.text, turn.start)
-            end = len(ids) if turn.stop_at is None else found.at(turn.stop_at) + 1
-            if ids[end - 1] not in self.stop_ids:
+            end = len(ids_T) if turn.stop_at is None else found.at(turn.stop_at) + 1
+            if int(ids_T[end - 1]) not in self.stop_ids:
                 raise RowRefused(
                     "no_stop", f"turn {turn.index}: the tokenizer does not read the stop token as one token"
                 )
@@ -306,7 +309,7 @@ class Chat:
             spans.append(Span(first, end, header, weight))
             weights_T[first:end] = weight
         bos = self._tokenizer.bos_token_id
-        return Path(np.asarray(ids, np.int32), weights_T, tuple(spans), int(bos is not None and ids[0] == bos))
+        return Path(ids_T, weights_T, tuple(spans), int(bos is not None and ids_T[0] == bos))
 
     def _header_at(self, rendering: _Rendering, turn: Turn) -> int:
         before, answer = rendering.messages[: turn.index], rendering.messages[turn.index]

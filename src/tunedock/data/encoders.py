@@ -1,7 +1,7 @@
 """Chunks of rows -> samples, over processes, in reading order, exactly as one process makes them.
 
 `data.num_proc: n` encodes in n processes; 1 stays in this one. By default the first `ALONE_ROWS` rows are encoded here, since
-processes take a second or two to start and thousands of rows are done in that; when more come, a process a core is started, `MOST`
+processes take a second or two to start and ten thousand rows are done in that; when more come, a process a core is started, `MOST`
 at most: beyond that they wait for this one, which reads the rows and writes the samples. While they start, this one goes on.
 
 Processes come from a fork server that has imported this module and runs no thread: forking the running process would be quicker but
@@ -14,6 +14,7 @@ encoded before an earlier one taught another stop token.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -32,7 +33,7 @@ from tunedock.data.chat import Chat
 from tunedock.data.chunks import Chunk, Made, make
 from tunedock.errors import OutOfMemoryError, RunError, TunedockError
 
-ALONE_ROWS = 8192
+ALONE_ROWS = 24_576
 MOST = 8
 WINDOW = 2
 """Chunks in flight, a process: one it works on and one that waits, so that memory is bounded and nobody is idle."""
@@ -46,13 +47,18 @@ class Encoders:
         self._count = (num_proc or min(cores(), MOST)) if chat.portable else 1
         self._alone_rows = ALONE_ROWS if num_proc is None else 0
         self._pool: _Pool | None = None
+        self._collecting = gc.get_threshold()
 
     def __enter__(self) -> Self:
+        self._collecting = gc.get_threshold()
+        _collect_rarely()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        gc.set_threshold(*self._collecting)
+        gc.unfreeze()
         if self._pool is not None:
             self._pool.close()
 
@@ -192,6 +198,7 @@ class _Pool:
 def _encode(connection: Connection) -> None:
     """What a process does until its parent closes the pipe, by dying too. Interrupts are the parent's to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _collect_rarely()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core is enough
     try:
         chat: Chat = connection.recv()
@@ -202,6 +209,12 @@ def _encode(connection: Connection) -> None:
             connection.send(_made_or_none(chunk, chat))
     except (EOFError, OSError):
         return
+
+
+def _collect_rarely() -> None:
+    """Rows and samples hold no cycles, and looking for some took a fifth of the time."""
+    gc.freeze()  # what libraries hold is looked at no more
+    gc.set_threshold(200_000, 20, 100)
 
 
 def _made_or_none(chunk: Chunk, chat: Chat) -> Made | None:

@@ -117,18 +117,18 @@ class Spans:
         Raises RowRefused when the tokens before it are not those of the prompt alone.
         """
         first = found.at(start)
-        if first < len(found.ids):
+        if first < len(found):
             begin, end = found.offset(first)
             if begin < start:
                 raise RowRefused("prompt_not_prefix", _straddles(text[begin:end], text[start : start + 1]))
         # Added tokens are split off before anything else, so the tokens up to the last one cannot depend on what follows.
-        last_added = next((i for i in range(first - 1, -1, -1) if found.ids[i] in self._added), None)
+        last_added = next((i for i in range(first - 1, -1, -1) if int(found.ids_T[i]) in self._added), None)
         if last_added is None:
             alone, since = self._alone(text[:start]), 0
         else:
             since = found.offset(last_added)[1]
-            alone = self._alone(self._added[found.ids[last_added]] + text[since:start])[1:]
-        if alone != tuple(found.ids[0 if last_added is None else last_added + 1 : first]):
+            alone = self._alone(self._added[int(found.ids_T[last_added])] + text[since:start])[1:]
+        if alone != tuple(found.ids_T[0 if last_added is None else last_added + 1 : first].tolist()):
             raise RowRefused(
                 "prompt_not_prefix", _straddles(text[max(since, start - 8) : start + 8], text[start : start + 1])
             )

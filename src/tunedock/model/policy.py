@@ -95,7 +95,11 @@ class Policy:
 
     def _width(self, row: Row) -> int | None:
         """What a row is filled up to."""
-        return width_of(row.slots) if row.tree is not None and self.device.type == "cpu" and self.layout == "tree" else None
+        return (
+            width_of(row.slots)
+            if row.tree is not None and self.device.type == "cpu" and self.layout == "tree"
+            else None
+        )
 
     def _call(self, row: RowTensors, extra: dict[str, Any]) -> Tensor:
         if self._head is not None:
