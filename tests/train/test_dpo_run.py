@@ -18,7 +18,7 @@ from tunedock import pipeline
 from tunedock.data.layout import step_indices
 from tunedock.data.sample import Sample
 from tunedock.errors import DataError
-from tunedock.eval import inspect_data
+from tunedock.eval import inspect_data, stage
 from tunedock.eval.stage import evaluate
 from tunedock.events import Emitter
 from tunedock.export.stage import export
@@ -161,7 +161,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("adapter", "kept"), [("lora", "adapter switched off"), ("full", "a copy of what is trained")])
-def test_a_run_from_data_to_export(place: Path, adapter: str, kept: str) -> None:
+def test_a_run_from_data_to_export(place: Path, adapter: str, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run, recipe = run_of(place, adapter, f"adapter={adapter}")
     steps = [e["values"] for e in events(run, "metrics") if "loss" in e["values"]]
     assert steps[0]["loss"] == pytest.approx(math.log(2), rel=1e-6)
@@ -170,7 +170,13 @@ def test_a_run_from_data_to_export(place: Path, adapter: str, kept: str) -> None
     assert evaluated[-1]["eval_rewards/margins"] > 0 and evaluated[-1]["eval_pairs"] > 0
     assert any(kept in e["message"] for e in events(run, "note"))
     assert run.state().objective == "dpo"
+    layouts: list[str] = []
+    ask = stage.measure
+    monkeypatch.setattr(
+        stage, "measure", lambda policy, *rest, **more: layouts.append(policy.layout) or ask(policy, *rest, **more)
+    )  # type: ignore[func-returns-value]
     found = evaluate(run, recipe, Emitter(None), side="validation", options=recipe.eval)
+    assert layouts == ["tree"]  # of the base, which prefers nothing to itself, nothing is measured
     assert found["tuned"]["loss"] == pytest.approx(evaluated[-1]["eval_loss"], rel=1e-4)
     assert found["tuned"]["pairs"] == evaluated[-1]["eval_pairs"]
     assert "loss" not in found["base"] and "exact_match" in found["base"]

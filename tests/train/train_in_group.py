@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tunedock import pipeline
 from tunedock.events import Event
+from tunedock.plan import control_group
 from tunedock.run.record import Run
 
 HUNGRY_AFTER = int(sys.argv[3]) if len(sys.argv) > 3 else None
@@ -34,7 +35,9 @@ def on_event(event: Event) -> None:
     assert pid is not None
     Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
     held = []
-    while alive(pid):
+    groups = control_group.groups()
+    before = control_group.oom_kills(groups)
+    while alive(pid) and control_group.oom_kills(groups) == before:  # the killed give their memory back before they are gone
         held.append(bytearray(b"x" * (8 << 20)))
 
 

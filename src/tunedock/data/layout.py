@@ -115,9 +115,7 @@ def step_indices(examples: int, batch_size: int, step: int, *, seed: int, shuffl
     return order[within * batch_size : (within + 1) * batch_size]
 
 
-def lay_out(
-    samples: Sequence[Sample], kind: Kind, *, budget_tokens: int, pad_id: int = 0, regime: Regime | None = None
-) -> list[Row]:
+def lay_out(samples: Sequence[Sample], kind: Kind, *, budget_tokens: int, regime: Regime | None = None) -> list[Row]:
     """Rows of at most `budget_tokens` slots each (a single path may be longer: it is a row of its own).
 
     What asks for nothing (a path cut off from its weighted tokens, a sample without weight) makes no row.
@@ -130,10 +128,10 @@ def lay_out(
             return [
                 _renumbered(row, np.asarray(members, np.int64))
                 for _, members in sorted(groups.items())
-                for row in lay_out([samples[i] for i in members], kind, budget_tokens=budget_tokens, pad_id=pad_id)
+                for row in lay_out([samples[i] for i in members], kind, budget_tokens=budget_tokens)
             ]
     if kind == "padded":
-        rows = padded(samples, budget_tokens=budget_tokens, pad_id=pad_id)
+        rows = padded(samples, budget_tokens=budget_tokens)
     else:
         rows = tree_rows(samples, budget_tokens=budget_tokens, share=kind == "tree")
     return [row for row in rows if len(row.chosen)]
@@ -247,7 +245,7 @@ def _tree_row(nodes: Sequence[Node], row: Sequence[Part]) -> Row:
 # -- padded ------------------------------------------------------------------------------------------------------------
 
 
-def padded(samples: Sequence[Sample], *, budget_tokens: int, pad_id: int = 0) -> list[Row]:
+def padded(samples: Sequence[Sample], *, budget_tokens: int) -> list[Row]:
     """Lines are sorted by length first, which keeps padding low and makes the result independent of the samples' order."""
     lines = grow(samples, share=False)
     lines.sort(key=lambda line: (-len(line.tokens_T), line.targets[0].sample, line.targets[0].leaf))
@@ -256,14 +254,14 @@ def padded(samples: Sequence[Sample], *, budget_tokens: int, pad_id: int = 0) ->
     while start < len(lines):
         width = len(lines[start].tokens_T)
         height = max(1, budget_tokens // max(width, 1))
-        rows.append(_padded_row(lines[start : start + height], width, pad_id))
+        rows.append(_padded_row(lines[start : start + height], width))
         start += height
     return rows
 
 
-def _padded_row(lines: list[Node], width: int, pad_id: int) -> Row:
+def _padded_row(lines: list[Node], width: int) -> Row:
     shape = (len(lines), width)
-    input_ids_BT = np.full(shape, pad_id, np.int64)
+    input_ids_BT = np.zeros(shape, np.int64)
     mask_BT = np.zeros(shape, np.bool_)
     weights_BT = np.zeros(shape, np.float32)
     for i, line in enumerate(lines):

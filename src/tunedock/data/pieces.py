@@ -15,7 +15,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ from tunedock.data.sample import Tokens
 from tunedock.data.words import Words
 
 PROVEN_TEXTS = 16
-"""Texts tokenised both ways before pieces are trusted."""
+"""Texts tokenised both ways before pieces are trusted. For as few in one call, words are not looked for."""
 
 Offset = tuple[int, int]
 """The first character of a token and the one after its last."""
@@ -150,7 +150,7 @@ class _Cuts:
     pattern: re.Pattern[str]
     """Finds added tokens as the tokenizer does: leftmost, then longest."""
     cutting: frozenset[str]
-    words: Words | None
+    words: Words | None = None
 
     def starts(self, text: str) -> Iterator[int]:
         """Where the pieces of a text begin: at an added token that cuts and, where words are looked up, behind it."""
@@ -170,14 +170,19 @@ class Pieces:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
-        self._cuts = _cuts(tokenizer)
+        self._cuts, self._closed = _cuts(tokenizer)
         self._unproven = PROVEN_TEXTS
+        self._words_looked_for = False
 
     def encode(self, texts: Sequence[str]) -> list[Tokenised]:
         """All texts in one call: the tokenizer runs on all cores where nothing forbids it."""
         if not texts:
             return []
         self._tokenizer("", verbose=False)  # takes back the padding, truncation and splitting others asked of it
+        if len(texts) > PROVEN_TEXTS and not self._words_looked_for and self._cuts is not None:
+            self._words_looked_for = True
+            if self._closed:
+                self._cuts, self._unproven = replace(self._cuts, words=Words.of(self._backend)), PROVEN_TEXTS
         if self._unproven and self._cuts is not None:
             proof = texts[: self._unproven]
             self._unproven -= len(proof)
@@ -218,18 +223,16 @@ class Pieces:
         return [_Whole(encoding) for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)]
 
 
-def _cuts(tokenizer: PreTrainedTokenizerBase) -> _Cuts | None:
-    """None when no added token cuts."""
+def _cuts(tokenizer: PreTrainedTokenizerBase) -> tuple[_Cuts | None, bool]:
+    """None when no added token cuts; and whether every added token does: one that does not may stand within a word."""
     every = [token for token in tokenizer.added_tokens_decoder.values() if token.content]
     # The others are looked for later, in what is left between these.
     added = [token for token in every if not token.normalized]
     cutting = frozenset(token.content for token in added if not token.lstrip and not token.rstrip)
     if not cutting or any(token.single_word for token in added):
-        return None
+        return None, False
     contents = sorted((token.content for token in added), key=len, reverse=True)
-    # A token that does not cut may stand within what would be looked up.
-    words = Words.of(tokenizer.backend_tokenizer) if len(cutting) == len(every) else None
-    return _Cuts(re.compile("|".join(map(re.escape, contents))), cutting, words)
+    return _Cuts(re.compile("|".join(map(re.escape, contents))), cutting), len(cutting) == len(every)
 
 
 def _same(a: Tokenised, b: Tokenised) -> bool:

@@ -60,7 +60,7 @@ def evaluate(run: Run, recipe: Recipe, emit: Emitter, *, side: str, options: Eva
     reference = None
     if objective.needs_reference and not adapters.is_adapter(run.model):
         reference = _asked_before(base, store, recipe, emit)
-    policy = tuned_policy(base, run.model)
+    policy = _probed(tuned_policy(base, run.model), base, emit)
     if objective.needs_reference and reference is None:
         reference = Reference(policy, policy.base)
     shares_weights = policy.has_adapter
@@ -74,7 +74,7 @@ def evaluate(run: Run, recipe: Recipe, emit: Emitter, *, side: str, options: Eva
         if not shares_weights:
             del policy  # two whole models need not stand in memory at once
             gc.collect()  # a policy's head and its model refer to each other
-            policy = base_policy(base)
+            policy = _probed(base_policy(base), base, emit)
         with policy.base() if shares_weights else nullcontext():
             results["base"], answers["base"] = _measure(
                 base, policy, "base", store, questions, facts, options, None, recipe, emit
@@ -89,12 +89,19 @@ def evaluate(run: Run, recipe: Recipe, emit: Emitter, *, side: str, options: Eva
 
 def _asked_before(base: Base, store: SampleStore, recipe: Recipe, emit: Emitter) -> Reference:
     """What the base says of the rows, so that it need not stand in memory beside the tuned model."""
-    policy = base_policy(base)
+    policy = _probed(base_policy(base), base, emit)
     reference = Reference(policy, nullcontext)
     tell = partial(emit.progress, "reference", total=len(store), unit="samples")
     reference.precompute(store, _layout(policy, recipe), on_progress=tell)
     reference.let_go()
     return reference
+
+
+def _probed(policy: Policy, base: Base, emit: Emitter) -> Policy:
+    """The policy in the leanest layout that is exact for its model."""
+    for given_up in policy.probe():
+        emit.warning(given_up, where=str(base.located.folder))
+    return policy
 
 
 def _layout(policy: Policy, recipe: Recipe) -> Callable[[Sequence[Sample]], list[Row]]:

@@ -33,9 +33,7 @@ from tunedock.train.loop import Course, Loop, Progress
 from tunedock.train.machine import hardware, versions
 from tunedock.train.optimizer import make_updater
 from tunedock.train.planning import make_budget
-from tunedock.train.plot import plot_losses
 from tunedock.train.stream import StreamFeed, streamed_data
-from tunedock.train.tensorboard import TensorBoard
 
 
 def train(
@@ -88,10 +86,10 @@ def train(
         try:
             progress = loop.run()
         except InterruptedRun:
-            plot_losses(EventReader(run.events).new(), run.path / "plots", run.name)
+            _draw(run)
             raise
     result = _finish(run, recipe, base, policy, checkpoints, progress, about, emit)
-    plot_losses(EventReader(run.events).new(), run.path / "plots", run.name)
+    _draw(run)
     if isinstance(feed, StreamFeed) and not resume:  # a resumed stream has counted only the rows since
         about["account"] = feed.account.to_json()
         write_json(run.path / "data.json", about)
@@ -99,10 +97,21 @@ def train(
     return result
 
 
+# What draws is loaded when there is something to draw: matplotlib alone would be a tenth of the time to the first step.
+
+
+def _draw(run: Run) -> None:
+    from tunedock.train.plot import plot_losses
+
+    plot_losses(EventReader(run.events).new(), run.path / "plots", run.name)
+
+
 def _board(run: Run, recipe: Recipe) -> AbstractContextManager[Any]:
     """TensorBoard's files, written along with the events, when the recipe reports to it."""
     if "tensorboard" not in recipe.train.report_to:
         return nullcontext()
+    from tunedock.train.tensorboard import TensorBoard
+
     return TensorBoard(run.path / "tensorboard", run.events)
 
 
