@@ -27,8 +27,8 @@ from benchmarks.sides import OURS, SIDES
 from benchmarks.stats import disagreements, summaries, tokens_per_second
 
 STEPS: dict[tuple[str, ObjectiveName], int] = {
-    ("tiny", "sft"): 20,
-    ("tiny", "dpo"): 8,
+    ("tiny", "sft"): 40,
+    ("tiny", "dpo"): 12,
     ("small", "sft"): 8,
     ("small", "dpo"): 4,
 }

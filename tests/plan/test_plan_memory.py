@@ -56,6 +56,9 @@ def test_what_makes_activations_smaller() -> None:
         return plan_memory(QWEN3_8B, **{"adapter": Lora(), **changes}).bytes_per_token
 
     assert per_token(gradient_checkpointing=True) * 8 < per_token()
+    by_layers = [per_token(gradient_checkpointing=layers) for layers in (*range(37), 100)]
+    assert by_layers[0] == per_token() and by_layers[36] == by_layers[37] == per_token(gradient_checkpointing=True)
+    assert by_layers[1:37] == sorted(by_layers[1:37], reverse=True)
     assert per_token(compute="float32", weights="float32") > 1.3 * per_token()
     assert per_token(adapter=Lora(target_modules=["q_proj"])) < per_token()
 

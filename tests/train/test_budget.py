@@ -26,7 +26,7 @@ from tunedock.data.layout import Row, padded
 from tunedock.data.sample import Sample, single
 from tunedock.errors import OutOfMemoryError
 from tunedock.events import Emitter
-from tunedock.model.adapter import checkpoint_activations
+from tunedock.model.adapter import checkpoint_activations, checkpointable
 from tunedock.model.policy import Policy
 from tunedock.plan.memory import MemoryPlan
 from tunedock.recipe.schema import Lora
@@ -149,7 +149,7 @@ def test_a_plan_that_was_too_low_is_corrected_at_once_and_recorded() -> None:
     assert budget.begin(1) == 768
     (note,) = told(stream)
     assert (note["data"]["token_budget"], note["data"]["step"]) == (768, 2)
-    assert kept[-1][-1] == {"step": 1, "tokens": 768, "why": note["data"]["why"], "checkpointing": False}
+    assert kept[-1][-1] == {"step": 1, "tokens": 768, "why": note["data"]["why"], "checkpointing": 0}
 
 
 def test_a_plan_that_was_too_high_is_corrected_once_the_first_steps_are_done() -> None:
@@ -196,26 +196,64 @@ def test_smaller_rows_are_smaller() -> None:
 
 def test_then_checkpointing_then_an_error_that_names_the_sample() -> None:
     group = [sample(1000, "chats.jsonl:7"), sample(10, "chats.jsonl:8")]
-    asked: list[bool] = []
+    asked: list[int] = []
     stream = io.StringIO()
-
-    def checkpoint() -> bool:
-        asked.append(True)
-        return True
-
     budget = Budget(
-        memory=FakeMemory(300 * MIB), plan=PLAN, most=4096, pinned=1024, checkpoint=checkpoint, emit=Emitter(stream)
+        memory=FakeMemory(300 * MIB),
+        plan=PLAN,
+        most=4096,
+        pinned=1024,
+        layers=12,
+        checkpoint=asked.append,
+        emit=Emitter(stream),
     )
     laid = padded(group, budget_tokens=1024)
     shortage = budget.shortage(laid[0])
     assert budget.smaller(2, group, laid, padded, shortage) == laid
-    assert asked == [True] and budget.record[-1].checkpointing
+    assert asked == [12] and budget.record[-1].checkpointing == 12  # without a plan, in all layers at once
     with pytest.raises(OutOfMemoryError) as caught:
         budget.smaller(2, group, laid, padded, shortage)
     assert caught.value.where == "chats.jsonl:7"
     for word in ("1000 tokens", "1010 MiB more are needed", "300 MiB are free"):
         assert word in caught.value.message
-    assert asked == [True]
+    assert asked == [12]
+
+
+def test_as_few_layers_as_the_plan_says_then_more() -> None:
+    """Activations take 500 KiB a token, 100 less for each layer: 1,000 tokens fit into four fifths of 300 MiB from the third on."""
+    asked: list[int] = []
+    kept: list[list[dict[str, Any]]] = []
+
+    def plan(layers: int) -> MemoryPlan:
+        return MemoryPlan({"gradients": 10 * MIB}, (500 - 100 * layers) * 1024, True)
+
+    def made() -> Budget:
+        return Budget(
+            memory=FakeMemory(300 * MIB),
+            plan=plan(0),
+            plan_again=plan,
+            most=4096,
+            pinned=1024,
+            layers=5,
+            checkpoint=asked.append,
+            keep=kept.append,
+        )
+
+    budget = made()
+    group = [sample(1000, "a:1"), sample(10, "a:2")]
+    laid = padded(group, budget_tokens=1024)
+    assert budget.smaller(3, group, laid, padded, budget.shortage(laid[0])) == laid
+    assert asked == [3] and budget.record[-1].checkpointing == 3
+    assert "3 of 5 layers" in budget.record[-1].why
+    assert budget.shortage(laid[0]) is None
+    assert budget.smaller(3, group, laid, padded, None) == laid  # it failed all the same: twice as many, five at most
+    assert asked == [3, 5]
+    assert kept[-1] == json.loads(json.dumps(kept[-1]))
+    after = made()
+    after.restore(kept[-1])
+    for step in (2, 3, 4):
+        after.begin(step)
+    assert asked == [3, 5, 5]
 
 
 def test_with_checkpointing_other_figures_hold() -> None:
@@ -224,10 +262,10 @@ def test_with_checkpointing_other_figures_hold() -> None:
     budget = Budget(
         memory=FakeMemory(300 * MIB),
         plan=PLAN,
-        checkpointing_plan=lean,
+        plan_again=lambda layers: lean,
         most=4096,
         pinned=1024,
-        checkpoint=lambda: True,
+        layers=4,
     )
     budget.need.observe(1000, 1000 * MIB)
     group = [sample(1000)]
@@ -263,7 +301,7 @@ def test_a_record_is_replayed() -> None:
 
 def test_after_a_kill_it_stays_low() -> None:
     budget = Budget(memory=FakeMemory(10**15), plan=PLAN, most=4096)
-    budget.restore([{"step": 0, "tokens": 4096, "why": "", "checkpointing": False}])
+    budget.restore([{"step": 0, "tokens": 4096, "why": "", "checkpointing": 0}])
     budget.lower_to(3, 2048, "killed")
     assert [budget.begin(step) for step in (2, 3, 9)] == [4096, 2048, 2048]
     budget.lower_to(0, 1500, "killed again, before any checkpoint")
@@ -360,12 +398,12 @@ def test_checkpointing_turned_on_in_the_middle_changes_no_loss(tmp_path: Path) -
     loop, policy, other = build(tmp_path / "b", adapter=Lora(r=4, alpha=8), steps=4, save_strategy="no")
     turned_on: list[int] = []
 
-    def checkpoint() -> bool:
+    def checkpoint(layers: int) -> None:
         turned_on.append(loop.progress.step)
-        checkpoint_activations(policy.model)
-        return True
+        checkpoint_activations(policy.model, layers)
 
     pinned(loop)._checkpoint = checkpoint
+    pinned(loop)._layers = len(checkpointable(policy.model))
     real = policy.logprobs
 
     def logprobs(row: Row) -> tuple[torch.Tensor, RowTensors]:

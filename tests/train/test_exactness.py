@@ -26,7 +26,7 @@ from transformers import (
 from families import tiny_model
 from tunedock.data.layout import Kind
 from tunedock.data.sample import Sample, Segment, single
-from tunedock.model.adapter import attach, checkpoint_activations
+from tunedock.model.adapter import attach, checkpoint_activations, checkpointable
 from tunedock.model.policy import Policy, Precision
 from tunedock.objective.evaluate import measure, step_terms
 from tunedock.objective.likelihood import Sft
@@ -140,9 +140,11 @@ def test_loss_and_gradients_are_those_of_plain_transformers(name: str, layout: K
         assert_same(gradients(policy.model), wanted)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("layers", [0, 1, None])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_adapter_gets_the_same_gradients_with_and_without_checkpointing(layout: Kind, checkpointing: bool) -> None:
+def test_an_adapter_gets_the_same_gradients_with_and_without_checkpointing(layout: Kind, layers: int | None) -> None:
+    """In none of two layers, in one, in all."""
+
     def adapted() -> torch.nn.Module:
         model = attach(tiny_model("qwen3"), Lora(r=4, alpha=8), seed=1).train()
         torch.manual_seed(2)
@@ -154,8 +156,10 @@ def test_an_adapter_gets_the_same_gradients_with_and_without_checkpointing(layou
     plain, model = adapted(), adapted()
     group = samples(plain.config.vocab_size)
     reference_loss(plain, group).backward()
-    if checkpointing:
-        checkpoint_activations(model)
+    if layers != 0:
+        checkpoint_activations(model, layers)
+        again = [layer.gradient_checkpointing for layer in checkpointable(model)]
+        assert again == ([True, True] if layers is None else [True, False])
     policy = Policy(model, CPU, FLOAT32)
     assert policy.probe(layouts=[layout]) == []
     policy.model.train()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tunedock.errors import ModelError
 from tunedock.recipe.schema import Adapter, Freeze, Lora
@@ -73,10 +74,21 @@ def _freeze(model: nn.Module, freeze: Freeze) -> None:
         parameter.requires_grad_(in_last or any(word in name for word in freeze.trainable_modules))
 
 
-def checkpoint_activations(model: nn.Module) -> None:
-    """Keeps only each layer's input for the backward pass and computes the rest again (transformers' gradient checkpointing)."""
+def checkpoint_activations(model: nn.Module, layers: int | None = None) -> None:
+    """Keeps only a layer's input for the backward pass and computes the rest again (transformers' gradient checkpointing).
+
+    In the first `layers` layers; in all of them by default.
+    """
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})  # type: ignore[operator]
+    if layers is not None:
+        for number, layer in enumerate(checkpointable(model)):
+            layer.gradient_checkpointing = number < layers  # type: ignore[assignment]
+
+
+def checkpointable(model: nn.Module) -> list[nn.Module]:
+    """The layers whose activations can be computed again, each by itself, from the first."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def save(model: nn.Module, folder: Path, *, max_shard_size: str = "5GB") -> None:

@@ -97,7 +97,8 @@ def trainable_policy(base: Base) -> Policy:
     )
     model = adapters.attach(model, recipe.adapter, seed=recipe.train.seed)
     if recipe.train.gradient_checkpointing:
-        adapters.checkpoint_activations(model)
+        given = recipe.train.gradient_checkpointing
+        adapters.checkpoint_activations(model, None if given is True else given)
     return Policy(model, device, precision)
 
 

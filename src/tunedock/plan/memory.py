@@ -99,7 +99,7 @@ def plan_memory(
     optim_args: str | None = None,
     weights: Number = "bfloat16",
     compute: Number = "bfloat16",
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: bool | int = False,
     longest_path: int = 2048,
     chunk_bytes: int = CHUNK_BYTES,
     fused: Collection[Part] = (),
@@ -107,8 +107,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """The plan for a model's config.json under a recipe's adapter and optimizer.
 
-    `longest_path` in tokens, for attention that materialises its scores; `fused`: the parts of the model that are. Raises
-    ModelError where the config says too little.
+    `gradient_checkpointing`: all layers, or how many; `longest_path` in tokens, for attention that materialises its scores;
+    `fused`: the parts of the model that are. Raises ModelError where the config says too little.
     """
     shape = decoder(config)
     w, c = NUMBER_BYTES[weights], NUMBER_BYTES[compute]
@@ -124,7 +124,8 @@ def plan_memory(
         "head": chunk_bytes * CHUNK_COPIES,
     }
     kept, working = _activations(shape, adapter, w, c, longest_path, fused)
-    largest = shape.layers * shape.hidden * w + max(kept) if gradient_checkpointing else sum(kept)
+    again = shape.layers if gradient_checkpointing is True else min(gradient_checkpointing, shape.layers)
+    largest = sum(kept[again:]) + again * shape.hidden * w + max(kept[:again], default=0)
     held = ALLOCATOR.get(device, ALLOCATOR["cpu"])
     return MemoryPlan(parts, math.ceil((largest + working) * held), shape.known)
 

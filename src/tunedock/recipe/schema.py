@@ -218,7 +218,9 @@ class Train(Section):
     """bfloat16 compute; where the device has it, by default."""
     fp16: bool = False
     """float16 compute with gradient scaling."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | PositiveInt = False
+    """Computes activations again in the backward pass instead of keeping them: in every layer, or in as many as the number says.
+    Without it, in as few layers as memory needs, once a single sample does not fit."""
     seed: Seed = 42
     token_budget: PositiveInt | None = None
     """Tokens of a row, which is what one call of the model takes; planned from the memory that is free, by default."""

@@ -4,7 +4,8 @@ A budget decides how a step is split into rows, which changes memory and speed b
 change them, so budgets come from a fixed ladder, each change is recorded with its step, and a resumed run replays the record.
 
 When a row does not fit, the step is done again: at the next smaller budget that makes its largest row smaller; where a row is one
-path already, with activations computed again instead of kept (gradient checkpointing); else the run ends and names the sample.
+path already, with activations computed again instead of kept (gradient checkpointing), in as few layers as the memory plan says,
+then in more; else the run ends and names the sample.
 
 Ranks decide together: every rank has the whole step's samples, and what was measured on one is reduced over all.
 """
@@ -54,8 +55,8 @@ class Change:
     step: int
     tokens: int
     why: str
-    checkpointing: bool = False
-    """Whether activations are computed again because memory ran out."""
+    checkpointing: int = 0
+    """Layers whose activations are computed again because memory ran out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,21 +124,22 @@ class Budget:
         *,
         memory: Memory,
         plan: MemoryPlan | None,
-        checkpointing_plan: MemoryPlan | None = None,
+        plan_again: Callable[[int], MemoryPlan | None] = lambda layers: None,
         most: int,
         longest_path: int = 1,
         pinned: int | None = None,
-        checkpointing: bool = False,
-        checkpoint: Callable[[], bool] = lambda: False,
+        layers: int = 0,
+        checkpointing: int = 0,
+        checkpoint: Callable[[int], None] = lambda layers: None,
         emit: Emitter | None = None,
         keep: Callable[[list[dict[str, Any]]], None] = lambda record: None,
     ) -> None:
-        """`pinned`: the recipe's own budget, neither planned nor corrected. `checkpointing`: whether activations are computed again
-        anyway; `checkpoint` turns that on and says whether the model takes it, `checkpointing_plan` is what holds from then on.
-        `keep` is given the record at each change."""
+        """`pinned`: the recipe's own budget, neither planned nor corrected. Of `layers` layers that can compute their activations
+        again, `checkpointing` do so anyway; `checkpoint` makes it more, `plan_again` tells what then holds. `keep` is given the
+        record at each change."""
         self.memory = memory
         self._base = memory.used_bytes()
-        self._checkpointing_plan = checkpointing_plan
+        self._plan_again = plan_again
         self.need = Need(plan, self._base)
         self._room = memory.used_bytes() + int(memory.free_bytes() * HEADROOM)
         self._pinned = pinned is not None
@@ -145,7 +147,8 @@ class Budget:
         self._emit = emit or Emitter(None)
         self._keep = keep
         self._checkpoint = checkpoint
-        self._can_checkpoint = not checkpointing
+        self._layers = layers
+        self._again = checkpointing
         self._failed: set[int] = set()
         self._redone = 0
         self._forced = 0
@@ -181,8 +184,8 @@ class Budget:
     def begin(self, step: int) -> int:
         """The budget of a step, as recorded for it."""
         now = [change for change in self._record if change.step <= step][-1]
-        if now.checkpointing:
-            self._turn_checkpointing_on()
+        if now.checkpointing > self._again:
+            self._compute_again(now.checkpointing)
         self._now = now
         return now.tokens
 
@@ -209,9 +212,14 @@ class Budget:
             if max(row.slots for row in smaller) < largest:
                 self._change(step, rung, f"rows of {largest} tokens do not fit{_figures(shortage)}")
                 return smaller
-        if self._turn_checkpointing_on():
-            why = f"one sample of {largest} tokens does not fit{_figures(shortage)}: activations are computed again from here on"
-            self._change(step, self.tokens, why, checkpointing=True)
+        if self._again < self._layers:
+            layers = self._layers_for(largest)
+            self._compute_again(layers)
+            why = (
+                f"one sample of {largest} tokens does not fit{_figures(shortage)}: "
+                f"activations of {layers} of {self._layers} layers are computed again from here on"
+            )
+            self._change(step, self.tokens, why, checkpointing=layers)
             return list(rows)
         if agree(self._certain(shortage)):
             raise _too_long(samples, shortage)
@@ -222,15 +230,21 @@ class Budget:
         )
         return list(rows)
 
-    def _turn_checkpointing_on(self) -> bool:
-        """Whether that is news: the model takes it, and did not do it before. What was measured without it no longer holds."""
-        if not self._can_checkpoint:
-            return False
-        self._can_checkpoint = False
-        if not self._checkpoint():
-            return False
-        self.need, self._forced = Need(self._checkpointing_plan, self._base), 0
-        return True
+    def _layers_for(self, slots: int) -> int:
+        """How many layers must compute their activations again for a row: more than now, twice as many where the plan was wrong."""
+        for layers in range(min(max(self._again + 1, 2 * self._again), self._layers), self._layers):
+            peak = Need(self._plan_again(layers), self._base).peak(slots)
+            if peak is None:
+                break
+            if agree_all(peak <= self._room):
+                return layers
+        return self._layers
+
+    def _compute_again(self, layers: int) -> None:
+        """What was measured with fewer layers no longer holds."""
+        self._checkpoint(layers)
+        self._again = layers
+        self.need, self._forced = Need(self._plan_again(layers), self._base), 0
 
     def _certain(self, shortage: Shortage | None) -> bool:
         """Whether the row is sure not to fit: it failed, or what it needs was measured, or is more than a plan can be wrong by."""
@@ -290,8 +304,8 @@ class Budget:
         self._now = before
         self._change(step, min(_at_most(tokens), before.tokens), why, checkpointing=before.checkpointing)
 
-    def _change(self, step: int, tokens: int, why: str, *, checkpointing: bool = False) -> None:
-        change = Change(step, tokens, why, checkpointing or self._now.checkpointing)
+    def _change(self, step: int, tokens: int, why: str, *, checkpointing: int = 0) -> None:
+        change = Change(step, tokens, why, max(checkpointing, self._now.checkpointing))
         if (change.tokens, change.checkpointing) == (self._now.tokens, self._now.checkpointing):
             return
         self._record = [*(earlier for earlier in self._record if earlier.step < step), change]
@@ -305,6 +319,11 @@ class Budget:
 def agree(flag: bool) -> bool:
     """Whether the flag is raised on any rank. A collective call where torch.distributed is set up: every rank makes it."""
     return not least(int(not flag))
+
+
+def agree_all(flag: bool) -> bool:
+    """Whether the flag is raised on every rank. Collective as `agree` is."""
+    return bool(least(int(flag)))
 
 
 def least(value: int) -> int:

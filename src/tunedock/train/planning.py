@@ -25,7 +25,10 @@ RECORD = "budget.json"
 def make_budget(run: Run, recipe: Recipe, policy: Policy, *, longest_path: int, resume: bool, emit: Emitter) -> Budget:
     """The budget of a run whose model is loaded and has not begun to train. A resumed one takes over what is recorded."""
     device = policy.device.type
-    plan = _plan(recipe, policy, longest_path, recipe.train.gradient_checkpointing, emit)
+    layers = len(adapters.checkpointable(policy.model))
+    given = recipe.train.gradient_checkpointing
+    again = layers if given is True else min(given, layers)
+    plan = _plan(recipe, policy, longest_path, again, emit)
     if plan is not None:
         family = "" if plan.known else ", by the nearest family known"
         each = readable(plan.bytes_per_token * 1024)
@@ -37,12 +40,13 @@ def make_budget(run: Run, recipe: Recipe, policy: Policy, *, longest_path: int, 
     budget = Budget(
         memory=memory_of(policy.device),
         plan=plan,
-        checkpointing_plan=None if plan is None else _plan(recipe, policy, longest_path, True, emit),
+        plan_again=lambda more: None if plan is None else _plan(recipe, policy, longest_path, more, emit),
         most=MOST_TOKENS.get(device, MOST_TOKENS["cpu"]),
         longest_path=longest_path,
         pinned=recipe.train.token_budget,
-        checkpointing=recipe.train.gradient_checkpointing,
-        checkpoint=partial(_checkpoint, policy),
+        layers=layers if getattr(policy.model, "supports_gradient_checkpointing", False) else again,
+        checkpointing=again,
+        checkpoint=partial(adapters.checkpoint_activations, policy.model),
         emit=emit,
         keep=partial(write_json, run.path / RECORD),
     )
@@ -53,7 +57,7 @@ def make_budget(run: Run, recipe: Recipe, policy: Policy, *, longest_path: int, 
     return budget
 
 
-def _plan(recipe: Recipe, policy: Policy, longest_path: int, checkpointing: bool, emit: Emitter) -> MemoryPlan | None:
+def _plan(recipe: Recipe, policy: Policy, longest_path: int, checkpointing: int, emit: Emitter) -> MemoryPlan | None:
     config: dict[str, Any] = policy.config.to_dict()
     device = policy.device.type
     most = MOST_TOKENS.get(device, MOST_TOKENS["cpu"])
@@ -81,14 +85,6 @@ def fused_parts(policy: Policy) -> set[Part]:
     """The kinds of parts that are one operation each; Liger's kernels are norms and gates."""
     names = {entry.split()[-1] for entry in policy.fused}
     return {part for part in PARTS if part in names or (part != "lora" and "liger" in names)}
-
-
-def _checkpoint(policy: Policy) -> bool:
-    """Turns gradient checkpointing on; whether the model takes it."""
-    if not getattr(policy.model, "supports_gradient_checkpointing", False):
-        return False
-    adapters.checkpoint_activations(policy.model)
-    return True
 
 
 def _number(dtype: torch.dtype) -> Number:
