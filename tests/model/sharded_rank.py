@@ -22,6 +22,7 @@ def main(rank: int, port: str, kind: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     policy = make(kind)
     model = policy.model
+    policy.weighted_sum = True
     mesh = init_device_mesh("cpu", (2,))
     base = model.get_base_model() if kind == "lora" else model
     for layer in base.model.layers:

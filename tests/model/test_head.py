@@ -65,6 +65,47 @@ def test_it_is_log_softmax(
         torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk_bytes", [1 << 27, 4000])
+@pytest.mark.parametrize("config", [{}, {"final_logit_softcapping": 2.0}, {"logit_scale": 0.3}])
+@pytest.mark.parametrize(("bias", "frozen"), [(False, ""), (True, ""), (True, "weight"), (True, "bias")])
+def test_a_trained_layer_and_a_loss_that_is_a_weighted_sum(
+    monkeypatch: pytest.MonkeyPatch, bias: bool, frozen: str, config: dict[str, float], chunk_bytes: int
+) -> None:
+    """The gradients are computed in the forward pass: logits are made once."""
+    monkeypatch.setattr(head, "CHUNK_BYTES", chunk_bytes)
+    model = Small(bias=bias, trained=True, **config)
+    if frozen:
+        model.lm_head.get_parameter(frozen).requires_grad_(False)
+    chosen = ChosenHead(model, model.config)
+    hidden = torch.randn(2, 9, 16, requires_grad=True)
+    flat_N, token_N = torch.tensor([0, 3, 3, 17, 8]), torch.tensor([5, 0, 300, 7, 5])
+    weight_N = torch.tensor([1.0, 0.25, 1.0, -2.0, 0.5])
+    chosen.choose(flat_N, token_N, weight_N)
+    model.lm_head(hidden)
+    got = chosen.take()
+    after = AfterHead.of(model.config.get_text_config())
+    weight, bias_V = model.lm_head.weight, model.lm_head.bias
+    wanted = reference(weight, bias_V, hidden.reshape(-1, 16)[flat_N], token_N, after)
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
+    leaves = [hidden, *(p for p in (weight, bias_V) if p is not None and p.requires_grad)]
+    wanted_grads = torch.autograd.grad(-0.37 * (wanted * weight_N).sum(), leaves)
+    loss = -(got * weight_N).sum() * 0.37
+    grads = torch.autograd.grad(loss, leaves, retain_graph=True)
+    for one, other in zip(grads, wanted_grads, strict=True):
+        torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError, match="taken before"):
+        loss.backward()
+
+
+def test_a_loss_that_is_no_such_sum_is_not_believed() -> None:
+    model = Small(bias=False, trained=True)
+    chosen = ChosenHead(model, model.config)
+    chosen.choose(torch.tensor([0, 1]), torch.tensor([5, 6]), torch.tensor([1.0, 2.0]))
+    model.lm_head(torch.randn(1, 4, 16, requires_grad=True))
+    with pytest.raises(RuntimeError, match="not the weighted sum"):
+        (chosen.take() ** 2).sum().backward()
+
+
 @pytest.mark.parametrize("after", [AfterHead(), AfterHead(soft_cap=3.0), AfterHead(scale=0.4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_compiled_softmax_and_its_twin(

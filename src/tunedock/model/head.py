@@ -4,7 +4,9 @@ The model is called as a whole (a wrapper that shards it needs that); only `lm_h
 hidden states of the chosen places are gathered and turned into log-probabilities in chunks. A log-probability depends on one
 hidden state alone, so where the output layer is frozen its derivative, a vector as long as the hidden state, is computed in the
 forward chunk while the logits are there: whatever the objective, the backward pass is one multiplication, and nothing is computed
-twice. Where the output layer is trained, or wrapped (LoRA, sharding), a chunk's logits are computed again in the backward pass.
+twice. A trained output layer's own gradient needs to know what each log-probability weighs in the loss: where the loss is their
+weighted sum (likelihood) it is computed in the forward chunk too; for other objectives, and where the layer is wrapped (LoRA,
+sharding), a chunk's logits are computed again in the backward pass.
 
 What a model does to its logits after the head (Gemma's soft cap, Cohere's and Granite's scale) is done here, in the chunk;
 `model.policy` compares the result with plain logits when a model is loaded.
@@ -64,13 +66,16 @@ class ChosenHead:
         text = config.get_text_config()
         self._after = AfterHead.of(text)
         self._vocabulary = int(text.vocab_size)
-        self._chosen: tuple[Tensor, Tensor] | None = None
+        self._chosen: tuple[Tensor, Tensor, Tensor | None] | None = None
         self._logprobs_N: Tensor | None = None
         self._room = Room()
 
-    def choose(self, flat_N: Tensor, token_N: Tensor) -> None:
-        """Sets the places (line * T + position) and tokens of the next call."""
-        self._chosen = (flat_N, token_N)
+    def choose(self, flat_N: Tensor, token_N: Tensor, weight_N: Tensor | None = None) -> None:
+        """Sets the places (line * T + position) and tokens of the next call.
+
+        `weight_N`: for a loss that is the sum of the log-probabilities times these, and times one number that need not be known.
+        """
+        self._chosen = (flat_N, token_N, weight_N)
         self._logprobs_N = None
 
     def take(self) -> Tensor:
@@ -83,11 +88,13 @@ class ChosenHead:
     def _forward(self, hidden_BTD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._chosen is None:
             return self._plain_forward(hidden_BTD, *args, **kwargs)  # type: ignore[no-any-return]
-        flat_N, token_N = self._chosen
+        flat_N, token_N, weight_N = self._chosen
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).index_select(0, flat_N)
-        weight_VD = self._frozen_weight()
-        if weight_VD is not None:
-            self._logprobs_N = self._frozen(hidden_ND, weight_VD, token_N)
+        plain = self._is_plain()
+        if plain and not any(p.requires_grad for p in self._module.parameters()):
+            self._logprobs_N = self._frozen(hidden_ND, token_N)
+        elif plain and weight_N is not None and len(token_N) and torch.is_grad_enabled():
+            self._logprobs_N = self._weighted(hidden_ND, token_N, weight_N)
         elif len(token_N):
             self._logprobs_N = self._recomputed(hidden_ND, token_N)
         else:  # a rank without tokens still takes part: the layer's weights get a gradient of zero, as they do elsewhere
@@ -96,23 +103,30 @@ class ChosenHead:
         # What the model makes of its "logits" from here on is not read; they stay in the graph for wrappers that watch outputs.
         return self._logprobs_N.reshape(1, -1, 1)
 
-    def _frozen_weight(self) -> Tensor | None:
-        """The output layer's matrix where it is plain and frozen."""
-        if type(self._module) is not nn.Linear or any(p.requires_grad for p in self._module.parameters()):
-            return None
-        weight_VD = self._module.weight
-        return weight_VD if type(weight_VD.data) is Tensor else None
+    def _is_plain(self) -> bool:
+        """Whether the output layer is a matrix that is all here, and perhaps a bias."""
+        return type(self._module) is nn.Linear and type(self._module.weight.data) is Tensor
 
-    def _frozen(self, hidden_ND: Tensor, weight_VD: Tensor, token_N: Tensor) -> Tensor:
-        bias_V = self._module.bias
-        compute = hidden_ND.dtype
-        if torch.is_autocast_enabled(hidden_ND.device.type):
-            compute = torch.get_autocast_dtype(hidden_ND.device.type)
-        bias_V = None if bias_V is None else bias_V.detach().to(compute)  # type: ignore[operator]
+    def _frozen(self, hidden_ND: Tensor, token_N: Tensor) -> Tensor:
+        compute, (weight_VD, bias_V) = self._compute_type(hidden_ND), self._parameters()
+        bias_V = None if bias_V is None else bias_V.detach().to(compute)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             return frozen_head(
                 hidden_ND.to(compute), weight_VD.detach().to(compute), bias_V, token_N, self._after, self._room
             )
+
+    def _weighted(self, hidden_ND: Tensor, token_N: Tensor, weight_N: Tensor) -> Tensor:
+        compute, (weight_VD, bias_V) = self._compute_type(hidden_ND), self._parameters()
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            return weighted_head(hidden_ND.to(compute), weight_VD, bias_V, token_N, weight_N, self._after, self._room)
+
+    def _parameters(self) -> tuple[Tensor, Tensor | None]:
+        return self._module.weight, self._module.bias  # type: ignore[return-value]
+
+    def _compute_type(self, hidden_ND: Tensor) -> torch.dtype:
+        if torch.is_autocast_enabled(hidden_ND.device.type):
+            return torch.get_autocast_dtype(hidden_ND.device.type)
+        return hidden_ND.dtype
 
     def _recomputed(self, hidden_ND: Tensor, token_N: Tensor) -> Tensor:
         pieces: list[Tensor] = []
@@ -182,7 +196,63 @@ class FrozenHead(torch.autograd.Function):
         return slope_ND * grad_N[:, None].to(slope_ND.dtype), None, None, None, None, None
 
 
+class WeightedHead(torch.autograd.Function):
+    """Log-probabilities under a trained output layer, for a loss s * sum_n w_n logprob_n with the w known: its gradients, but for
+    the factor s, are computed in the forward chunk.
+
+    With the notation of `FrozenHead` and g_n = w_n after'(z_n) * (onehot_n - p_n): d / d h_n = W^T g_n, d / d W = sum_n g_n h_n^T.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        token_N: Tensor,
+        weight_N: Tensor,
+        after: AfterHead,
+        room: Room,
+    ) -> Tensor:
+        product_dtype = hidden_ND.dtype
+        matrix_VD = weight_VD.to(product_dtype)
+        logprobs_N = torch.empty(len(token_N), dtype=torch.float32, device=hidden_ND.device)
+        grad_hidden_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        grad_weight_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
+        grad_bias_V = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
+        for rows in _chunks(len(token_N), matrix_VD.shape[0] * matrix_VD.element_size()):
+            product_NV = torch.mm(hidden_ND[rows], matrix_VD.T, out=room.take(rows.stop - rows.start, matrix_VD))
+            if bias_V is not None:
+                product_NV += bias_V.to(product_dtype)
+            logprobs_N[rows] = softmax_of_chosen_(product_NV, token_N[rows], after, derivative=True)
+            product_NV *= weight_N[rows, None].to(product_dtype)
+            if grad_hidden_ND is not None:
+                torch.mm(product_NV, matrix_VD, out=grad_hidden_ND[rows])
+            if grad_weight_VD is not None:
+                grad_weight_VD += product_NV.T @ hidden_ND[rows]
+            if grad_bias_V is not None:
+                grad_bias_V += product_NV.sum(0, dtype=torch.float32)
+        ctx.save_for_backward(weight_N)
+        ctx.grads = grad_hidden_ND, grad_weight_VD, grad_bias_V
+        return logprobs_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
+        """Raises RuntimeError for a loss that is no such sum, and when asked for twice."""
+        (weight_N,) = ctx.saved_tensors
+        if ctx.grads is None:
+            raise RuntimeError("the gradients of this row were taken before")
+        (grads, ctx.grads) = (ctx.grads, None)
+        at = weight_N.abs().argmax()
+        factor = grad_N[at] / weight_N[at]
+        if not torch.allclose(grad_N, factor * weight_N, rtol=1e-4, atol=0.0):
+            raise RuntimeError("the loss is not the weighted sum of log-probabilities it was said to be")
+        return *(None if grad is None else grad.mul_(factor) for grad in grads), None, None, None, None
+
+
 frozen_head: Callable[..., Tensor] = FrozenHead.apply
+weighted_head: Callable[..., Tensor] = WeightedHead.apply
 
 
 def softmax_of_chosen_(product_NV: Tensor, token_N: Tensor, after: AfterHead, *, derivative: bool) -> Tensor:

@@ -56,6 +56,8 @@ class Policy:
         """Parts of the model that are computed in one operation each."""
         self.layout: Kind = "padded"
         """How samples become rows; `probe` finds the leanest that is exact."""
+        self.weighted_sum = False
+        """Whether the loss to come is a sum of the log-probabilities by their weights, which spares a trained output layer work."""
         self._head: ChosenHead | None = ChosenHead(model, self.config)
         self._plain = PlainHead()
         self._regime = regime_of(self.config.get_text_config())
@@ -103,7 +105,7 @@ class Policy:
 
     def _call(self, row: RowTensors, extra: dict[str, Any]) -> Tensor:
         if self._head is not None:
-            self._head.choose(row.flat_N, row.token_N)
+            self._head.choose(row.flat_N, row.token_N, row.weight_N if self.weighted_sum else None)
         output = self.model(
             input_ids=row.input_ids_BT,
             attention_mask=row.attention_mask_BT,

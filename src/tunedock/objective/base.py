@@ -64,6 +64,8 @@ class Objective(Protocol):
     """Whether `prepare` reads the step's log-probabilities (a pass without gradient before the training pass)."""
     whole_samples: ClassVar[bool]
     """Whether a sample's loss joins its leaves, so that `terms` must know of those in other rows."""
+    weighted_sum: ClassVar[bool]
+    """Whether the loss is minus the sum of the chosen tokens' log-probabilities times their weights."""
     needs_reference: ClassVar[bool]
     """Whether `prepare` reads the reference policy's log-probabilities."""
 

@@ -51,6 +51,7 @@ class Dpo:
     unit: ClassVar[str] = "pairs"
     needs_logprobs: ClassVar[bool] = False
     whole_samples: ClassVar[bool] = True
+    weighted_sum: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = True
 
     def count(self, samples: Sequence[Sample]) -> float:

@@ -20,6 +20,7 @@ class Sft:
     unit: ClassVar[str] = "tokens"
     needs_logprobs: ClassVar[bool] = False
     whole_samples: ClassVar[bool] = False
+    weighted_sum: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = False
 
     def count(self, samples: Sequence[Sample]) -> float:

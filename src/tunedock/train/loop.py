@@ -102,6 +102,7 @@ class Loop:
         stop_requested: Callable[[], bool],
     ) -> None:
         self._policy = policy
+        policy.weighted_sum = objective.weighted_sum
         self._objective = objective
         self.reference = reference
         self._feed = Ahead(feed, layout, course.total_steps)
