@@ -136,7 +136,9 @@ def test_loss_and_gradients_are_those_of_plain_transformers(name: str, layout: K
         given_up = policy.probe(layouts=[layout, "padded"])
         assert policy.layout == ("padded" if name == "hybrid" else layout), given_up
         assert policy.head == "chosen"
-        policy.weighted_sum = budget != 64  # the trained output layer's gradients from the forward chunk, and computed again
+        policy.weighted_sum = (
+            budget != 64
+        )  # the trained output layer's gradients from the forward chunk, and computed again
         assert backward(policy, group, budget) == pytest.approx(float(expected.detach()), rel=1e-5)
         assert_same(gradients(policy.model), wanted)
 

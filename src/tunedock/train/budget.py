@@ -32,7 +32,7 @@ LADDER = (1, *sorted({size for power in range(6, 18) for size in (1 << power, 3 
 LEAST_PLANNED = 256
 """No run begins with less; it goes lower only when memory runs out."""
 
-MOST_TOKENS: Mapping[str, int] = {"cpu": 1024, "cuda": 32768}
+MOST_TOKENS: Mapping[str, int] = {"cpu": 2048, "cuda": 32768}
 """Larger rows are no faster there."""
 
 HEADROOM = 0.8
