@@ -56,7 +56,7 @@ def test_a_piece_in_many_texts_is_tokenised_once() -> None:
     plain = pieces._encoded
     pieces._encoded = lambda texts: asked.append(len(texts)) or plain(texts)  # type: ignore[method-assign,func-returns-value]
     pieces._unproven = 0
-    pieces._words_looked_for = True
+    pieces._may_have_words = False
     pieces.encode([f"<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n{n}<|im_end|>\n" for n in range(50)])
     assert asked == [2 + 50]
 

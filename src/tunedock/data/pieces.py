@@ -170,19 +170,17 @@ class Pieces:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
-        self._cuts, self._closed = _cuts(tokenizer)
+        self._cuts, self._may_have_words = _cuts(tokenizer)
         self._unproven = PROVEN_TEXTS
-        self._words_looked_for = False
 
     def encode(self, texts: Sequence[str]) -> list[Tokenised]:
         """All texts in one call: the tokenizer runs on all cores where nothing forbids it."""
         if not texts:
             return []
         self._tokenizer("", verbose=False)  # takes back the padding, truncation and splitting others asked of it
-        if len(texts) > PROVEN_TEXTS and not self._words_looked_for and self._cuts is not None:
-            self._words_looked_for = True
-            if self._closed:
-                self._cuts, self._unproven = replace(self._cuts, words=Words.of(self._backend)), PROVEN_TEXTS
+        if len(texts) > PROVEN_TEXTS and self._may_have_words and self._cuts is not None:
+            self._may_have_words = False
+            self._cuts, self._unproven = replace(self._cuts, words=Words.of(self._backend)), PROVEN_TEXTS
         if self._unproven and self._cuts is not None:
             proof = texts[: self._unproven]
             self._unproven -= len(proof)

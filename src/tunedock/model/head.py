@@ -16,7 +16,7 @@ Shapes: B lines, T tokens a line, N chosen tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,10 +178,7 @@ class FrozenHead(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0]
         logprobs_N = torch.empty(len(token_N), dtype=torch.float32, device=hidden_ND.device)
         slope_ND = torch.empty_like(hidden_ND) if wanted else None
-        for rows in _chunks(len(token_N), weight_VD.shape[0] * weight_VD.element_size()):
-            product_NV = torch.mm(hidden_ND[rows], weight_VD.T, out=room.take(rows.stop - rows.start, weight_VD))
-            if bias_V is not None:
-                product_NV += bias_V
+        for rows, product_NV in _products(hidden_ND, weight_VD, bias_V, room):
             logprobs_N[rows] = softmax_of_chosen_(product_NV, token_N[rows], after, derivative=wanted)
             if slope_ND is not None:
                 torch.mm(product_NV, weight_VD, out=slope_ND[rows])
@@ -220,10 +217,7 @@ class WeightedHead(torch.autograd.Function):
         grad_hidden_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
         grad_weight_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
         grad_bias_V = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
-        for rows in _chunks(len(token_N), matrix_VD.shape[0] * matrix_VD.element_size()):
-            product_NV = torch.mm(hidden_ND[rows], matrix_VD.T, out=room.take(rows.stop - rows.start, matrix_VD))
-            if bias_V is not None:
-                product_NV += bias_V.to(product_dtype)
+        for rows, product_NV in _products(hidden_ND, matrix_VD, bias_V, room):
             logprobs_N[rows] = softmax_of_chosen_(product_NV, token_N[rows], after, derivative=True)
             product_NV *= weight_N[rows, None].to(product_dtype)
             if grad_hidden_ND is not None:
@@ -278,6 +272,17 @@ def softmax_of_chosen_(product_NV: Tensor, token_N: Tensor, after: AfterHead, *,
             slope_NV *= after.scale
         product_NV.copy_(slope_NV)
     return logprobs_N
+
+
+def _products(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, room: Room
+) -> Iterator[tuple[slice, Tensor]]:
+    """The output layer's product, a chunk of places after the other; each stands until the next is asked for."""
+    for rows in _chunks(len(hidden_ND), weight_VD.shape[0] * weight_VD.element_size()):
+        product_NV = torch.mm(hidden_ND[rows], weight_VD.T, out=room.take(rows.stop - rows.start, weight_VD))
+        if bias_V is not None:
+            product_NV += bias_V.to(product_NV.dtype)
+        yield rows, product_NV
 
 
 def _chunks(count: int, bytes_each: int) -> list[slice]:

@@ -97,11 +97,8 @@ class Policy:
 
     def _width(self, row: Row) -> int | None:
         """What a row is filled up to."""
-        return (
-            width_of(row.slots)
-            if row.tree is not None and self.device.type == "cpu" and self.layout == "tree"
-            else None
-        )
+        in_few_shapes = row.tree is not None and self.device.type == "cpu" and self.layout == "tree"
+        return width_of(row.slots) if in_few_shapes else None
 
     def _call(self, row: RowTensors, extra: dict[str, Any]) -> Tensor:
         if self._head is not None:

@@ -236,7 +236,7 @@ class Budget:
             peak = Need(self._plan_again(layers), self._base).peak(slots)
             if peak is None:
                 break
-            if agree_all(peak <= self._room):
+            if not agree(peak > self._room):
                 return layers
         return self._layers
 
@@ -319,11 +319,6 @@ class Budget:
 def agree(flag: bool) -> bool:
     """Whether the flag is raised on any rank. A collective call where torch.distributed is set up: every rank makes it."""
     return not least(int(not flag))
-
-
-def agree_all(flag: bool) -> bool:
-    """Whether the flag is raised on every rank. Collective as `agree` is."""
-    return bool(least(int(flag)))
 
 
 def least(value: int) -> int:

@@ -2,7 +2,7 @@
 //
 // Plain C functions over row-major memory; sizes in elements, bfloat16 as its 16 bits. The loops are written so that the compiler
 // vectorises them for whatever machine it runs on (-march=native); nothing here is specific to one instruction set. Every kernel
-// has its plain PyTorch twin in `fused.py` or `head.py`, and the tests hold one against the other.
+// has its plain PyTorch twin in `fused` or `head.py`, and the tests hold one against the other.
 
 #include <cstdint>
 #include <cstring>
