@@ -6,7 +6,8 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two test processes share the cores: an OpenMP thread that spins long while it waits keeps the other from working.
+PYTEST = GOMP_SPINCOUNT=2000 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Where plain pip would fetch gigabytes of CUDA for a machine that has no NVIDIA driver. macOS wheels have none anyway.
 CPU_WHEELS = https://download.pytorch.org/whl/cpu

@@ -8,6 +8,7 @@
     ├── RunError         5   the run directory: in use, missing, not resumable
     ├── CheckError       6   a check of a result failed: an export that differs from its run
     ├── OutOfMemoryError 7   out of memory
+    │   └── RowTooLargeError it may fit in smaller rows, but only from a new start
     ├── DiskError        8   the disk is full or not writable
     ├── DivergedError    9   the loss is not a number
     ├── DependencyError 10   an optional package is missing
@@ -74,6 +75,10 @@ class CheckError(TunedockError):
 
 class OutOfMemoryError(TunedockError):
     exit_code = 7
+
+
+class RowTooLargeError(OutOfMemoryError):
+    """Memory ran out where the step cannot be done again in smaller rows: the supervisor starts the run anew with half."""
 
 
 class DiskError(TunedockError):

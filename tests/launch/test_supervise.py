@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from memory_group import memory_group, run_in
-from tunedock.errors import InterruptedRun, OutOfMemoryError
+from tunedock.errors import InterruptedRun, OutOfMemoryError, RowTooLargeError
 from tunedock.launch.job import JobSpec
-from tunedock.launch.supervise import supervise
+from tunedock.launch.supervise import RESUMES, supervise
 
 MIB = 1 << 20
 BUDGET = ["event", "note", {"message": "token budget", "data": {"token_budget": 512}}]
@@ -32,6 +32,20 @@ def test_what_the_kernel_killed_goes_on_with_half_the_budget(run):
     assert "at most 512 tokens" in warnings[0] and "at most 256 tokens" in warnings[1]
     written = [json.loads(line) for line in run.events.read_text().splitlines()]
     assert [event["message"] for event in written if event["kind"] == "warning"] == warnings
+
+
+def test_a_row_too_large_for_a_sharded_model_goes_on_with_half_the_budget(launcher, run):
+    failure = RowTooLargeError("a row of 512 tokens does not fit").to_json()
+    events = []
+    with pytest.raises(RowTooLargeError):
+        supervise(
+            launcher(["request"], BUDGET, ["event", "failure", {"error": failure}], ["exit", 7]),
+            JobSpec("train", run.path),
+            events.append,
+        )
+    assert sum(event.get("message") == "request" for event in events) == 1 + RESUMES
+    warnings = [event["message"] for event in events if event["kind"] == "warning"]
+    assert warnings == ["a row of 512 tokens does not fit; training is resumed with rows of at most 256 tokens"] * RESUMES
 
 
 def test_what_a_person_killed_stays_dead(launcher, run):

@@ -1,7 +1,8 @@
-"""Training that the kernel killed for want of memory is resumed from its last checkpoint, with half its token budget.
+"""Training that ended for want of memory, where the worker could not mend it, is resumed with half its token budget.
 
 A worker looks at the memory that is there before each row, but another process may take it a moment later, and the kernel does not
-ask. Only such a kill is taken up again: one that a person or a scheduler sent ends the run, as they meant it to.
+ask. And the processes of a sharded model cannot do a step again in smaller rows (`RowTooLargeError`). Only such ends are taken up
+again: a kill that a person or a scheduler sent ends the run, as they meant it to.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from tunedock.errors import OutOfMemoryError
+from tunedock.errors import OutOfMemoryError, RowTooLargeError
 from tunedock.events import Emitter, Event
 from tunedock.launch.job import Job, JobSpec, Launcher
 from tunedock.launch.watch import OnEvent, watch
@@ -44,26 +45,32 @@ def supervise(launcher: Launcher, spec: JobSpec, on_event: OnEvent) -> Any:
         job = launcher.start(spec)
         try:
             return watch(job, listener)
-        except OutOfMemoryError:
-            half = _half(job, listener.token_budget)
-            if half is None or resumes == RESUMES:
+        except OutOfMemoryError as error:
+            why = _mendable(error, job)
+            half = _half(listener.token_budget)
+            if why is None or half is None or resumes == RESUMES:
                 raise
         finally:
             job.close()
-        _tell(spec, half, on_event)
+        _tell(spec, why, half, on_event)
         spec = replace(spec, request={**spec.request, "resume": True, "token_budget": half})
     raise AssertionError("the last start returns or raises")
 
 
-def _half(job: Job, token_budget: int | None) -> int | None:
-    """The budget to go on with; None where the end was no kill for memory, or came before a budget was told and mattered."""
-    if not job.killed_for_memory() or token_budget is None or token_budget < 2 * SMALLEST_BUDGET:
-        return None
-    return token_budget // 2
+def _mendable(error: OutOfMemoryError, job: Job) -> str | None:
+    """What happened, where a smaller budget is the answer."""
+    if isinstance(error, RowTooLargeError):
+        return error.message
+    return "the kernel killed the worker because memory ran out" if job.killed_for_memory() else None
 
 
-def _tell(spec: JobSpec, half: int, on_event: OnEvent) -> None:
-    message = f"the kernel killed the worker because memory ran out; it is resumed with rows of at most {half} tokens"
+def _half(token_budget: int | None) -> int | None:
+    """The budget to go on with; None where the end came before a budget was told and mattered."""
+    return None if token_budget is None or token_budget < 2 * SMALLEST_BUDGET else token_budget // 2
+
+
+def _tell(spec: JobSpec, why: str, half: int, on_event: OnEvent) -> None:
+    message = f"{why}; training is resumed with rows of at most {half} tokens"
     hint = "free memory on this machine, or give the container more"
     event: Event = {"kind": "warning", "time": time.time(), "message": message, "where": None, "hint": hint}
     if spec.run is not None:

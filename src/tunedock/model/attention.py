@@ -254,7 +254,8 @@ _own: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 def install(model: Any) -> bool:
     """Makes the model's layers call `attend`. Returns whether the model lets its attention be chosen."""
-    AttentionInterface.register(NAME, attend)
+    if NAME not in AttentionInterface().valid_keys():
+        AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, _no_mask)
     before = model.config._attn_implementation
     if before == NAME:
@@ -267,6 +268,11 @@ def install(model: Any) -> bool:
         return False
     _own[model] = before
     return True
+
+
+def leave_out_of_compiling() -> None:
+    """PyTorch's compiler goes around `attend` from here on."""
+    AttentionInterface.register(NAME, torch.compiler.disable(attend))  # type: ignore[no-untyped-call]
 
 
 def uninstall(model: Any) -> None:

@@ -48,11 +48,14 @@ class Precision:
 class Policy:
     """A causal language model and the way it is called. N chosen tokens of a row."""
 
-    def __init__(self, model: nn.Module, device: torch.device, precision: Precision) -> None:
+    def __init__(
+        self, model: nn.Module, device: torch.device, precision: Precision, *, to_compile: bool = False
+    ) -> None:
+        """`to_compile`: the layers will go through PyTorch's compiler, which on the CPU cannot look into our own parts."""
         self.model = model
         self.device = device
         self.precision = precision
-        self.fused = fuse(model) if device.type == "cpu" else fuse_with_liger(model)
+        self.fused = fuse_with_liger(model) if device.type != "cpu" else [] if to_compile else fuse(model)
         """Parts of the model that are computed in one operation each."""
         self.layout: Kind = "padded"
         """How samples become rows; `probe` finds the leanest that is exact."""

@@ -99,7 +99,7 @@ def trainable_policy(base: Base) -> Policy:
     if recipe.train.gradient_checkpointing:
         given = recipe.train.gradient_checkpointing
         adapters.checkpoint_activations(model, None if given is True else given)
-    return Policy(model, device, precision)
+    return Policy(model, device, precision, to_compile=recipe.train.torch_compile is True)
 
 
 def tuned_policy(base: Base, folder: Path, *, precision: Precision | None = None) -> Policy:

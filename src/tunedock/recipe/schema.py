@@ -186,6 +186,11 @@ class Data(Section):
     """Where tokenised data is kept; `~/.cache/tunedock` by default."""
 
 
+def _switch(value: Any) -> Any:
+    """`on` and `off`, which YAML takes for text."""
+    return {"on": True, "off": False}.get(value, value) if isinstance(value, str) else value
+
+
 class Train(Section):
     output_dir: str | None = None
     """The run directory; `runs/<time>-<objective>-<model>` by default."""
@@ -221,6 +226,11 @@ class Train(Section):
     gradient_checkpointing: bool | PositiveInt = False
     """Computes activations again in the backward pass instead of keeping them: in every layer, or in as many as the number says.
     Without it, in as few layers as memory needs, once a single sample does not fit."""
+    torch_compile: Annotated[
+        Literal["auto"] | bool, BeforeValidator(_switch, json_schema_input_type=Literal["auto", "on", "off"] | bool)
+    ] = "auto"
+    """Puts the decoder layers through PyTorch's compiler. `auto` tries it on a GPU before the first step of a longer run, and keeps
+    it where it pays; on a CPU the parts of a layer have kernels of their own, which are faster."""
     seed: Seed = 42
     token_budget: PositiveInt | None = None
     """Tokens of a row, which is what one call of the model takes; planned from the memory that is free, by default."""
@@ -313,7 +323,6 @@ NOT_BUILT: dict[str, tuple[str, ...]] = {
     "launch.limits": (),
     "serve": (),
     "train.neftune_noise_alpha": (),
-    "train.torch_compile": (),
     "train.deepspeed": (),
     "train.fsdp": (),
     "train.report_to": ("wandb", "mlflow", "swanlab", "comet_ml", "trackio", "all"),

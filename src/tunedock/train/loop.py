@@ -11,12 +11,13 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from tunedock.data.layout import Row
 from tunedock.data.sample import Sample
 from tunedock.errors import DivergedError, InterruptedRun
 from tunedock.events import Emitter
@@ -68,6 +69,16 @@ class Progress:
     last_eval: float | None = None
     skipped: int = 0
     """Steps left out because float16 gradients overflowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """A step's gradients, computed once and thrown away."""
+
+    seconds: float
+    loss: float
+    grad_norm: float
+    """Times the loss scale, in float16."""
 
 
 @dataclass(slots=True)
@@ -205,6 +216,30 @@ class Loop:
     def _out_of_patience(self) -> bool:
         patience = self._train.early_stopping_patience
         return patience is not None and self.progress.stale >= patience
+
+    @property
+    def steps_left(self) -> int:
+        return self._course.total_steps - self.progress.step
+
+    def rehearse(self, rows: tuple[Sequence[Sample], Sequence[Row]] | None = None) -> Rehearsed | None:
+        """Gradients of the next step, or of the samples in these rows, computed and thrown away; None when memory ran out.
+
+        Changes nothing: what was drawn, is drawn again.
+        """
+        before = random_states()
+        step = self.progress.step
+        samples, laid = rows or self._feed.take(step, self._budget.begin(step))
+        count = self._objective.count(samples)
+        self._policy.model.train()
+        started = time.perf_counter()
+        try:
+            sums = replace(self._gradients, stop_requested=lambda: False).accumulate(samples, laid, count)
+            if not isinstance(sums, Sums):
+                return None
+            norm = self._updater.norm()  # reading it waits for the device
+            return Rehearsed(time.perf_counter() - started, sums.loss, norm)
+        finally:
+            self._throw_away(before)
 
     # -- what it says --------------------------------------------------------------------------------------------------
 

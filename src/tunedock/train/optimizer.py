@@ -33,6 +33,10 @@ class Updater:
     def backward(self, loss: torch.Tensor) -> None:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
+    def norm(self) -> float:
+        """Of the gradients as they are, scaled where there is a scale."""
+        return float(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
+
     def clip(self) -> float:
         """Unscales and clips the gradients; returns their norm before clipping."""
         self.scaler.unscale_(self.optimizer)

@@ -20,6 +20,7 @@ from tunedock.model.adapter import load_trainable_state, parameter_counts
 from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
 from tunedock.model.session import Base, ChatFacts, find_base, trainable_policy
+from tunedock.model.sharding import is_sharded
 from tunedock.objective.registry import make as make_objective
 from tunedock.plan.steps import plan_steps
 from tunedock.recipe.schema import Dpo, Recipe
@@ -33,6 +34,7 @@ from tunedock.train.loop import Course, Loop, Progress
 from tunedock.train.machine import hardware, versions
 from tunedock.train.optimizer import make_updater
 from tunedock.train.planning import make_budget
+from tunedock.train.rehearsal import rehearse_largest_row, settle_compiling
 from tunedock.train.stream import StreamFeed, streamed_data
 
 
@@ -81,9 +83,12 @@ def train(
         loop.restore(snapshot)
         emit.note(f"resumed at step {snapshot.step}", step=snapshot.step)
     if token_budget is not None:
-        budget.lower_to(loop.progress.step, token_budget, "the run was killed because memory ran out")
+        budget.lower_to(loop.progress.step, token_budget, "memory ran out, and the run was started again")
     with _board(run, recipe), stop.deferred():
         try:
+            if is_sharded(policy.model):
+                rehearse_largest_row(policy, loop, max(budget.begin(loop.progress.step), longest))
+            settle_compiling(recipe.train.torch_compile, run, policy, loop, resume=resume, emit=emit)
             progress = loop.run()
         except InterruptedRun:
             _draw(run)
