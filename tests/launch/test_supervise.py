@@ -45,7 +45,9 @@ def test_a_row_too_large_for_a_sharded_model_goes_on_with_half_the_budget(launch
         )
     assert sum(event.get("message") == "request" for event in events) == 1 + RESUMES
     warnings = [event["message"] for event in events if event["kind"] == "warning"]
-    assert warnings == ["a row of 512 tokens does not fit; training is resumed with rows of at most 256 tokens"] * RESUMES
+    assert (
+        warnings == ["a row of 512 tokens does not fit; training is resumed with rows of at most 256 tokens"] * RESUMES
+    )
 
 
 def test_what_a_person_killed_stays_dead(launcher, run):
