@@ -52,8 +52,7 @@ def test_it_is_log_softmax(
     hidden = torch.randn(2, 9, 16, requires_grad=True)
     flat_N, token_N = torch.tensor([0, 3, 3, 17, 8]), torch.tensor([5, 0, 300, 7, 5])
     chosen.choose(flat_N, token_N)
-    model.lm_head(hidden)
-    got = chosen.take()
+    got = chosen.take(model.lm_head(hidden))
     after = AfterHead.of(model.config.get_text_config())
     weight, bias_V = model.lm_head.weight, model.lm_head.bias
     wanted = reference(weight, bias_V, hidden.reshape(-1, 16)[flat_N], token_N, after)
@@ -81,8 +80,7 @@ def test_a_trained_layer_and_a_loss_that_is_a_weighted_sum(
     flat_N, token_N = torch.tensor([0, 3, 3, 17, 8]), torch.tensor([5, 0, 300, 7, 5])
     weight_N = torch.tensor([1.0, 0.25, 1.0, -2.0, 0.5])
     chosen.choose(flat_N, token_N, weight_N)
-    model.lm_head(hidden)
-    got = chosen.take()
+    got = chosen.take(model.lm_head(hidden))
     after = AfterHead.of(model.config.get_text_config())
     weight, bias_V = model.lm_head.weight, model.lm_head.bias
     wanted = reference(weight, bias_V, hidden.reshape(-1, 16)[flat_N], token_N, after)
@@ -101,9 +99,9 @@ def test_a_loss_that_is_no_such_sum_is_not_believed() -> None:
     model = Small(bias=False, trained=True)
     chosen = ChosenHead(model, model.config)
     chosen.choose(torch.tensor([0, 1]), torch.tensor([5, 6]), torch.tensor([1.0, 2.0]))
-    model.lm_head(torch.randn(1, 4, 16, requires_grad=True))
+    output = model.lm_head(torch.randn(1, 4, 16, requires_grad=True))
     with pytest.raises(RuntimeError, match="not the weighted sum"):
-        (chosen.take() ** 2).sum().backward()
+        (chosen.take(output) ** 2).sum().backward()
 
 
 @pytest.mark.parametrize("after", [AfterHead(), AfterHead(soft_cap=3.0), AfterHead(scale=0.4)])
@@ -125,13 +123,24 @@ def test_the_compiled_softmax_and_its_twin(
     torch.testing.assert_close(compiled, plain, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-6)
 
 
+def test_gradients_come_to_the_models_output_though_nothing_is_read_of_it() -> None:
+    """What shards a model gathers weights by that."""
+    model = Small(bias=False, trained=False)
+    chosen = ChosenHead(model, model.config)
+    chosen.choose(torch.tensor([0, 1]), torch.tensor([5, 6]))
+    output = torch.tanh(model.lm_head(torch.randn(1, 4, 16, requires_grad=True)))
+    came: list[torch.Tensor] = []
+    output.register_hook(came.append)
+    chosen.take(output).sum().backward()
+    assert len(came) == 1 and not came[0].any()
+
+
 def test_asking_for_nothing_gives_nothing() -> None:
     model = Small(bias=False, trained=False)
     chosen = ChosenHead(model, model.config)
     hidden = torch.randn(1, 4, 16, requires_grad=True)
     chosen.choose(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
-    model.lm_head(hidden)
-    taken = chosen.take()
+    taken = chosen.take(model.lm_head(hidden))
     assert taken.shape == (0,)
     taken.sum().backward()
     assert hidden.grad is not None and not hidden.grad.any()

@@ -1,4 +1,5 @@
-"""A model sharded by FSDP2 over two processes gives the loss and gradients it gives whole: the head is part of its one call."""
+"""A model sharded over two processes, by FSDP2 or ZeRO-3, gives the loss and gradients it gives whole: the head is part of its one
+call."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def whole(kind: str) -> tuple[float, dict[str, float]]:
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_loss_and_gradients_of_a_sharded_model(kind: str) -> None:
+@pytest.mark.parametrize("by", ["fsdp2", "zero3"])
+def test_loss_and_gradients_of_a_sharded_model(by: str, kind: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -36,7 +38,7 @@ def test_loss_and_gradients_of_a_sharded_model(kind: str) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS / "train", TESTS / "model")))}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(script), str(rank), str(port), kind],
+            [sys.executable, "-W", "ignore", str(script), str(rank), str(port), by, kind],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -78,12 +78,15 @@ class ChosenHead:
         self._chosen = (flat_N, token_N, weight_N)
         self._logprobs_N = None
 
-    def take(self) -> Tensor:
-        """The log-probabilities [N], float32, of the call since `choose`."""
+    def take(self, output: Tensor) -> Tensor:
+        """The log-probabilities [N], float32, of the call since `choose`. `output`: what the model then made of its "logits".
+
+        It is not read, but stays in the graph: a wrapper that shards the model gathers weights when gradients come to its output.
+        """
         logprobs_N, self._logprobs_N, self._chosen = self._logprobs_N, None, None
         if logprobs_N is None:
             raise RuntimeError("the model did not call its output layer")
-        return logprobs_N
+        return _beside(logprobs_N, output)
 
     def _forward(self, hidden_BTD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._chosen is None:
@@ -100,7 +103,6 @@ class ChosenHead:
         else:  # a rank without tokens still takes part: the layer's weights get a gradient of zero, as they do elsewhere
             first = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])[:1]
             self._logprobs_N = self._recomputed(first, token_N.new_zeros(1))[:0]
-        # What the model makes of its "logits" from here on is not read; they stay in the graph for wrappers that watch outputs.
         return self._logprobs_N.reshape(1, -1, 1)
 
     def _is_plain(self) -> bool:
@@ -141,6 +143,24 @@ class ChosenHead:
         logits_NV = self._after(self._plain_forward(hidden_ND))
         logprobs_N: Tensor = logits_NV.gather(-1, token_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
         return logprobs_N
+
+
+class _Beside(torch.autograd.Function):
+    """The first tensor as it is, with a gradient of zero for the second."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, watched: Tensor) -> Tensor:
+        ctx.save_for_backward(watched)
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        (watched,) = ctx.saved_tensors
+        return grad, torch.zeros_like(watched)
+
+
+_beside: Callable[..., Tensor] = _Beside.apply
 
 
 class Room:

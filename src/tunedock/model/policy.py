@@ -114,7 +114,7 @@ class Policy:
             **extra,
         )
         if self._head is not None:
-            return self._head.take()
+            return self._head.take(output.logits)
         return self._plain(output.logits, row.flat_N, row.token_N)
 
     def autocast(self) -> AbstractContextManager[Any]:
