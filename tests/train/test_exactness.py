@@ -253,3 +253,42 @@ def test_what_a_model_does_to_its_logits_is_done_in_the_head(soft_cap: float | N
     policy = Policy(model.eval(), CPU, FLOAT32)
     assert policy.probe() == []
     assert policy.head == "chosen"
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["qwen3", "gemma", "mistral-window"])
+def test_a_step_in_bfloat16_is_as_near_to_the_truth_as_plain_transformers(name: str, layout: Kind, kind: str) -> None:
+    """The truth is float32, from the same rounded weights."""
+
+    def made(dtype: torch.dtype) -> torch.nn.Module:
+        model = make(name).to(torch.bfloat16).to(dtype)
+        model = attach(model, Lora(r=4, alpha=8) if kind == "lora" else Full(), seed=1).train()
+        torch.manual_seed(2)
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_B" in parameter_name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        return model
+
+    truth, plain, model = made(torch.float32), made(torch.bfloat16), made(torch.bfloat16)
+    group = samples(truth.config.get_text_config().vocab_size)
+    wanted = reference_loss(truth, group)
+    wanted.backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = reference_loss(plain, group)
+    rounded.backward()
+    policy = Policy(model, CPU, Precision(torch.bfloat16, torch.bfloat16))
+    policy.probe(layouts=[layout])
+    policy.weighted_sum = True
+    loss = backward(policy, group, 64)
+    allowed = 1.2 * distance(gradients(plain), gradients(truth))
+    assert distance(gradients(model), gradients(truth)) <= allowed <= 0.1
+    assert abs(loss - float(wanted.detach())) <= 2e-3 * float(wanted.detach())
+    assert abs(float((rounded - wanted).detach())) <= 2e-3 * float(wanted.detach())
+
+
+def distance(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
+    """Of all gradients as one vector, relative to its length."""
+    assert got.keys() == wanted.keys()
+    away = sum(float(((got[name] - value) ** 2).sum()) for name, value in wanted.items())
+    return (away / sum(float((value**2).sum()) for value in wanted.values())) ** 0.5
