@@ -153,7 +153,7 @@ IN_THE_RECIPE = {
         2,
         ["`adapter.kind: dora` is not built yet (today: lora, full, freeze)"],
     ),
-    "quantize-not-built": (["quantize=nf4"], 2, ["`quantize: nf4` is not built yet (today: none)"]),
+    "quantize-not-built": (["quantize=nf4"], 2, ["`quantize: nf4` is not built yet (today: none, fp8)"]),
     "launch-not-built": (["launch.on=kubernetes"], 2, ["`launch.on: kubernetes` is not built yet (today: local)"]),
 }
 WITHOUT_HINT = {

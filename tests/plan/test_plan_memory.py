@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import nn
 
+from families import tiny_model
 from tunedock.model import head
+from tunedock.model.quantize import to_fp8
 from tunedock.plan.decoder import decoder
 from tunedock.plan.memory import CHUNK_BYTES, TRUST, MemoryPlan, optimizer_bytes, plan_memory, readable
 from tunedock.recipe.schema import Freeze, Full, Lora, Train
@@ -36,6 +38,15 @@ def test_an_8b_model_under_lora() -> None:
     assert 16e9 < plan.fixed_bytes < 20e9
     assert plan.needed(1000) == plan.fixed_bytes + 1000 * plan.bytes_per_token
     assert plan.to_come_bytes < 2 << 30
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma", "phi3"])
+def test_a_base_in_eight_bits_is_as_large_as_planned(family: str) -> None:
+    model = tiny_model(family).to(torch.bfloat16)
+    to_fp8(model)
+    held = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
+    plan = plan_memory(model.config.to_dict(), adapter=Lora(), quantize="fp8")
+    assert plan.parts["base weights"] == sum(held.values())
 
 
 def test_whole_weights_and_their_states_are_held_in_float32() -> None:

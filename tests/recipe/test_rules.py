@@ -16,6 +16,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "freeze-names-nothing": {"adapter": "freeze"},
     "lora-on-random-weights": {"objective": "pretrain", "model": RANDOM, "adapter": "lora"},
     "freeze-on-random-weights": {"model": RANDOM, "adapter": {"kind": "freeze", "last_n_layers": 1}},
+    "quantized-weights-do-not-train": {"quantize": "fp8", "adapter": "full"},
     "overrides-of-a-trained-config": {"model": {"path": "a/b", "config_overrides": {"hidden_size": 8}}},
     "two-precisions": {"train": {"bf16": True, "fp16": True}},
     "split-sum": {"data": {"split": {"train": 0.9}}},

@@ -160,9 +160,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("dpo")
 
 
-@pytest.mark.parametrize(("adapter", "kept"), [("lora", "adapter switched off"), ("full", "a copy of what is trained")])
-def test_a_run_from_data_to_export(place: Path, adapter: str, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, recipe = run_of(place, adapter, f"adapter={adapter}")
+@pytest.mark.parametrize(
+    ("name", "settings", "kept"),
+    [
+        ("lora", ["adapter=lora"], "adapter switched off"),
+        ("full", ["adapter=full"], "a copy of what is trained"),
+        ("fp8", ["adapter=lora", "quantize=fp8"], "base in fp8: 14 linear layers"),
+    ],
+)
+def test_a_run_from_data_to_export(
+    place: Path, name: str, settings: list[str], kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, recipe = run_of(place, name, *settings)
     steps = [e["values"] for e in events(run, "metrics") if "loss" in e["values"]]
     assert steps[0]["loss"] == pytest.approx(math.log(2), rel=1e-6)
     assert steps[-1]["loss"] < 0.5 and steps[-1]["rewards/accuracies"] > 0.8
@@ -182,9 +191,9 @@ def test_a_run_from_data_to_export(place: Path, adapter: str, kept: str, monkeyp
     assert "loss" not in found["base"] and "exact_match" in found["base"]
     assert found["answers"][0]["reference"].startswith("There are")
     assert "Preferred as labelled" in (run.path / "eval" / "answers.html").read_text()
-    made = export(run, recipe, Emitter(None), to=place / f"export-{adapter}", form="hf")
+    made = export(run, recipe, Emitter(None), to=place / f"export-{name}", form="hf")
     assert made["checks"]["changed_tensors"] > 0
-    assert "dpo" in (place / f"export-{adapter}" / "README.md").read_text()
+    assert "dpo" in (place / f"export-{name}" / "README.md").read_text()
 
 
 def test_asked_before_gives_the_same_run(place: Path, tmp_path: Path) -> None:

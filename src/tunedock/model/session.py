@@ -18,6 +18,7 @@ from tunedock.model import load
 from tunedock.model.hub import Located
 from tunedock.model.policy import Policy, Precision
 from tunedock.model.products import use_fast_float32
+from tunedock.model.quantize import to_fp8
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import write_json
 
@@ -75,13 +76,10 @@ def find_base(recipe: Recipe, *, stop_ids: Collection[int] = ()) -> Base:
 
 
 def base_policy(base: Base, *, precision: Precision | None = None) -> Policy:
-    """The untrained model, frozen: as it was before the run."""
-    recipe = base.recipe
+    """The untrained model, frozen: as it was before the run. `precision` as for `tuned_policy`."""
     device = load.find_device()
-    chosen = precision or load.precision(recipe, device)
-    model = load.load_weights(
-        base.located.folder, recipe.model, dtype=chosen.weights, device=device, seed=recipe.train.seed
-    )
+    chosen = precision or load.precision(base.recipe, device)
+    model = _base_weights(base, chosen, device, quantise=precision is None)
     return Policy(model.requires_grad_(False), device, chosen)
 
 
@@ -92,9 +90,7 @@ def trainable_policy(base: Base) -> Policy:
     precision = load.precision(recipe, device)
     if precision.compute == torch.float32:
         use_fast_float32(device)
-    model = load.load_weights(
-        base.located.folder, recipe.model, dtype=precision.weights, device=device, seed=recipe.train.seed
-    )
+    model = _base_weights(base, precision, device, quantise=True)
     model = adapters.attach(model, recipe.adapter, seed=recipe.train.seed)
     if recipe.train.gradient_checkpointing:
         given = recipe.train.gradient_checkpointing
@@ -103,15 +99,34 @@ def trainable_policy(base: Base) -> Policy:
 
 
 def tuned_policy(base: Base, folder: Path, *, precision: Precision | None = None) -> Policy:
-    """The result of a run: the base with its adapter, or its whole weights."""
+    """The result of a run: the base with its adapter, or its whole weights.
+
+    `precision`: this one instead of the recipe's, and the base's weights whole where the recipe quantises them.
+    """
     device = load.find_device()
     chosen = precision or load.precision(base.recipe, device)
     if adapters.is_adapter(folder):
-        frozen = load.load_weights(
-            base.located.folder, base.recipe.model, dtype=chosen.weights, device=device, seed=base.recipe.train.seed
-        )
+        frozen = _base_weights(base, chosen, device, quantise=precision is None)
         model: torch.nn.Module = adapters.load_adapter(frozen, folder)
     else:
         whole = base.recipe.model.model_copy(update={"init": "pretrained", "config_overrides": {}})
         model = load.load_weights(folder, whole, dtype=chosen.weights, device=device)
     return Policy(model.eval(), device, chosen)
+
+
+def _base_weights(base: Base, precision: Precision, device: torch.device, *, quantise: bool) -> torch.nn.Module:
+    """The base's weights, quantised as the recipe says before they are on the device."""
+    recipe = base.recipe
+    narrow = quantise and recipe.quantize == "fp8"
+    model = load.load_weights(
+        base.located.folder,
+        recipe.model,
+        dtype=precision.weights,
+        device=torch.device("cpu") if narrow else device,
+        seed=recipe.train.seed,
+    )
+    if not narrow:
+        return model
+    to_fp8(model)
+    moved: torch.nn.Module = model.to(device)
+    return moved

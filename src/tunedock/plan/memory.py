@@ -28,6 +28,9 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 NUMBER_BYTES: Mapping[Number, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
+QUANTIZED_BYTES: Mapping[str, int] = {"fp8": 1}
+"""A number of a linear layer that `quantize` speaks of."""
+
 MASTER_BYTES = 4
 """Trained weights and their gradients are held in float32, whatever the base is held in."""
 
@@ -99,6 +102,7 @@ def plan_memory(
     optim_args: str | None = None,
     weights: Number = "bfloat16",
     compute: Number = "bfloat16",
+    quantize: str = "none",
     gradient_checkpointing: bool | int = False,
     longest_path: int = 2048,
     chunk_bytes: int = CHUNK_BYTES,
@@ -107,8 +111,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """The plan for a model's config.json under a recipe's adapter and optimizer.
 
-    `gradient_checkpointing`: all layers, or how many; `longest_path` in tokens, for attention that materialises its scores;
-    `fused`: the parts of the model that are. Raises ModelError where the config says too little.
+    `quantize`: the recipe's; `gradient_checkpointing`: all layers, or how many; `longest_path` in tokens, for attention that
+    materialises its scores; `fused`: the parts of the model that are. Raises ModelError where the config says too little.
     """
     shape = decoder(config)
     w, c = NUMBER_BYTES[weights], NUMBER_BYTES[compute]
@@ -116,7 +120,7 @@ def plan_memory(
     in_base = 0 if isinstance(adapter, Lora) else trained
     parts = {
         "runtime": RUNTIME_BYTES.get(device, RUNTIME_BYTES["cpu"]),
-        "base weights": (shape.size - in_base) * w + in_base * MASTER_BYTES,
+        "base weights": (shape.size - in_base) * w + in_base * MASTER_BYTES - _narrowed(shape, quantize, w),
         "adapter weights": (trained - in_base) * MASTER_BYTES,
         "gradients": trained * MASTER_BYTES,
         "optimizer": math.ceil(trained * optimizer_bytes(optim, optim_args)),
@@ -128,6 +132,14 @@ def plan_memory(
     largest = sum(kept[again:]) + again * shape.hidden * w + max(kept[:again], default=0)
     held = ALLOCATOR.get(device, ALLOCATOR["cpu"])
     return MemoryPlan(parts, math.ceil((largest + working) * held), shape.known)
+
+
+def _narrowed(shape: Decoder, quantize: str, w: int) -> int:
+    """Bytes that linear layers, all but the head, need less. A scale in float32 comes with each output."""
+    if quantize == "none":
+        return 0
+    linears = [linear for linear in shape.linears if linear.name != "lm_head"]
+    return sum(linear.outputs * (linear.inputs * (w - QUANTIZED_BYTES[quantize]) - 4) for linear in linears)
 
 
 def trained_size(shape: Decoder, adapter: Adapter) -> int:

@@ -75,6 +75,13 @@ RULES: tuple[Rule, ...] = (
         hint="use `adapter: full`, or drop `model.init: random`",
     ),
     Rule(
+        name="quantized-weights-do-not-train",
+        keys=("quantize", "adapter.kind"),
+        broken=lambda r: r.quantize != "none" and r.adapter.kind != "lora",
+        message="quantized weights stay as they are, and without a LoRA they are what would train",
+        hint="use `adapter: lora`, or `quantize: none`",
+    ),
+    Rule(
         name="overrides-of-a-trained-config",
         keys=("model.config_overrides", "model.init"),
         broken=lambda r: bool(r.model.config_overrides) and r.model.init != "random",

@@ -280,7 +280,9 @@ class Recipe(Section):
     model: Annotated[Model, _shorthand("path", Model)]
     objective: Objective = Sft()
     adapter: Adapter = Lora()
-    quantize: Literal["none"] = "none"
+    quantize: Literal["none", "fp8"] = "none"
+    """What the frozen linear layers under a LoRA are held in. `fp8` halves their memory, and GPUs with float8 products (Ada, Hopper
+    and later) compute in it too."""
     data: Data
     train: Train = Train()
     eval: Eval = Eval()
@@ -315,7 +317,7 @@ NOT_BUILT: dict[str, tuple[str, ...]] = {
     "adapter.use_dora": (),
     "adapter.use_rslora": (),
     "adapter.modules_to_save": (),
-    "quantize": ("nf4", "int8", "fp8"),
+    "quantize": ("nf4", "int8"),
     "launch.on": ("docker", "compose", "kubernetes"),
     "launch.nodes": (),
     "launch.gpus": (),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -18,10 +19,12 @@ from tunedock.events import Emitter, EventReader
 from tunedock.model import adapter as adapters
 from tunedock.model.adapter import load_trainable_state, parameter_counts
 from tunedock.model.policy import Policy
+from tunedock.model.quantize import quantised
 from tunedock.model.reference import Reference
 from tunedock.model.session import Base, ChatFacts, find_base, trainable_policy
 from tunedock.model.sharding import is_sharded
 from tunedock.objective.registry import make as make_objective
+from tunedock.plan.memory import readable
 from tunedock.plan.steps import plan_steps
 from tunedock.recipe.schema import Dpo, Recipe
 from tunedock.run.record import Run, read_json, write_json
@@ -57,6 +60,16 @@ def train(
     feed, validation, about = _data(base, recipe, emit)
     _same_data(run, about, resume, emit)
     policy = trainable_policy(base)
+    if (narrow := quantised(policy.model)) is not None:
+        how = (
+            "products are made in float8"
+            if narrow.products
+            else "they are widened for each product: less memory, not less time"
+        )
+        emit.note(
+            f"base in {recipe.quantize}: {narrow.layers} linear layers, {readable(narrow.size_bytes)}; {how}",
+            **asdict(narrow),
+        )
     torch.manual_seed(recipe.train.seed)
     for given_up in policy.probe():
         emit.warning(given_up, where=str(base.located.folder))
