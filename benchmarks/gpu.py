@@ -1,6 +1,7 @@
-"""SFT of a model of 8B shape on one GPU: tunedock beside TRL with the best kernels installed, LoRA and full.
+"""SFT of a model of 8B shape on one GPU: tunedock beside TRL with the best kernels installed, LoRA and full; tunedock's LoRA also
+with compiled layers and on a base in float8.
 
-    python -m benchmarks.gpu [--steps 10] [--batch 16] [--sides tunedock-lora,trl-lora,tunedock-full,trl-full] [--repeats 3]
+    python -m benchmarks.gpu [--steps 10] [--batch 16] [--sides tunedock-lora,trl-lora,...] [--repeats 3]
 
 Weights are random and made on the device (Qwen3-8B's shape; `--model tiny` tries the program out, on a CPU too). Both sides train
 on the same rows in bfloat16: lognormal lengths up to 4,096 tokens, 29.5 % of them with loss. TRL packs rows and uses
@@ -36,7 +37,7 @@ SHAPES = {
     ),
     **models.SHAPES,
 }  # fmt: skip
-SIDES = ("tunedock-lora", "trl-lora", "tunedock-full", "trl-full")
+SIDES = ("tunedock-lora", "tunedock-lora-compiled", "tunedock-lora-fp8", "trl-lora", "tunedock-full", "trl-full")
 MAX_LENGTH = 4096
 LORA_R = 16
 NOMINAL = 989e12
@@ -70,7 +71,11 @@ class Job:
 
     @property
     def full(self) -> bool:
-        return self.side.endswith("full")
+        return _is_full(self.side)
+
+
+def _is_full(side: str) -> bool:
+    return side.endswith("full")
 
 
 def main(arguments: list[str]) -> int:
@@ -135,7 +140,7 @@ def table(found: Sequence[Measured], shape: Shape, nominal: float) -> str:
 
 
 def _needed(one: Measured, shape: Shape) -> float:
-    lora_r = None if one.side.endswith("full") else LORA_R
+    lora_r = None if _is_full(one.side) else LORA_R
     return sum(
         operations.training_operations(shape, lengths, trained, lora_r=lora_r)
         for lengths, trained in zip(one.lengths, one.trained, strict=True)
@@ -215,7 +220,9 @@ def _ours(job: Job) -> Measured:
     from tunedock.data.chat import Chat
     from tunedock.data.formats import detect, parse
     from tunedock.model.adapter import attach
+    from tunedock.model.compiling import compile_layers
     from tunedock.model.policy import Policy, Precision
+    from tunedock.model.quantize import quantised, to_fp8
     from tunedock.recipe.schema import Full, Lora, Source, Train
     from tunedock.train.optimizer import make_updater
 
@@ -230,9 +237,16 @@ def _ours(job: Job) -> Measured:
     samples = [made.sample for outcome in chat.encode(examples) for made in outcome]  # type: ignore[union-attr]
     bf16 = torch.bfloat16
     adapter = Full() if job.full else Lora(r=LORA_R, alpha=2 * LORA_R)
-    model = attach(_fresh_model(job), adapter, seed=SEED)
-    policy = Policy(model, _device(), Precision(torch.float32 if job.full else bf16, bf16))
+    base = _fresh_model(job)
+    if job.side.endswith("fp8"):
+        to_fp8(base)
+    compiled = job.side.endswith("compiled")
+    precision = Precision(torch.float32 if job.full else bf16, bf16)
+    policy = Policy(attach(base, adapter, seed=SEED), _device(), precision, to_compile=compiled)
     policy.probe()
+    policy.weighted_sum = True
+    if compiled:
+        compile_layers(policy.model)
     optim = "adamw_8bit" if job.full and importlib.util.find_spec("bitsandbytes") else "adamw_torch_fused"
     train = Train(learning_rate=1e-4, lr_scheduler_type="constant", optim=optim, bf16=True)
     updater = make_updater(policy.trainable, train, total_steps=job.steps, device=policy.device)
@@ -253,6 +267,8 @@ def _ours(job: Job) -> Measured:
         losses.append(float(loss))
         seconds.append(_now() - started)
     about = {"layout": policy.layout, "optimizer": optim, "fused": " ".join(policy.fused) or "nothing"}
+    if (narrow := quantised(base)) is not None:
+        about["products"] = "float8" if narrow.products else "widened"
     return _answer(job, seconds, losses, about)
 
 
