@@ -56,8 +56,7 @@ def _heading(report: Report) -> str:
     bf16 = "with" if machine.bf16 else "without"
     return (
         f"Measured on {report.date}: {machine.cpu}, {machine.cores} cores, {machine.memory_gib} GiB, {bf16} bf16 dot "
-        f"products; torch {machine.torch}, {machine.threads} threads; tunedock {report.tunedock}. Medians"
-        f" of {report.options.get('repeats', 1)} run(s)."
+        f"products; torch {machine.torch}, {machine.threads} threads; tunedock {report.tunedock}. Medians."
     )
 
 
@@ -71,6 +70,7 @@ def _sides(group: Sequence[Summary]) -> str:
                 f"**{summary.name}**" if summary is ours else summary.name,
                 f"{summary.tokens_per_second:,.0f}",
                 f"{summary.low:,.0f} to {summary.high:,.0f}",
+                str(summary.runs),
                 ratio,
                 f"{summary.above_imports_bytes / 1e9:.2f}",
                 f"{summary.first_step_s:.1f}",
@@ -82,6 +82,7 @@ def _sides(group: Sequence[Summary]) -> str:
         "",
         "tokens/s",
         "range",
+        "runs",
         "ours is",
         "peak above imports, GB",
         "first step after, s",

@@ -14,7 +14,7 @@ import argparse
 import datetime
 import importlib.metadata
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks import data, models, peak, preprocess, startup
@@ -122,6 +122,7 @@ def jobs(options: Options) -> Iterator[Job]:
 def train_all(options: Options, report: Report) -> None:
     round_ = list(jobs(options))
     failed: set[Job] = set()
+    keep_like_ones(report, round_)
     for number in range(options.repeats):
         start = number * len(round_) // options.repeats
         for job in (*round_[start:], *round_[:start]):
@@ -139,6 +140,12 @@ def train_all(options: Options, report: Report) -> None:
             report.write(RESULTS)  # an hour's figures do not depend on the last run's end
             _tell(f"{number + 1}/{options.repeats} {what}: {tokens_per_second(measured):,.0f} tokens/s")
     report.disagreements = disagreements(report.runs)
+
+
+def keep_like_ones(report: Report, jobs: Sequence[Job]) -> None:
+    """Leaves out of a report that is added to what was measured on more or fewer rows: medians are of like runs."""
+    rows = {(job.model_name, job.objective): job.batch_size * job.steps for job in jobs}
+    report.runs = [run for run in report.runs if rows.get((run.model_name, run.objective), run.rows) == run.rows]
 
 
 def main(arguments: list[str]) -> int:

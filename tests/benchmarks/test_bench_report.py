@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.protocol import Measured, Step
+from benchmarks.protocol import Job, Measured, Step
 from benchmarks.report import BEGIN, END, PAGE, into_page, markdown, table
 from benchmarks.results import Failure, Machine, Peak, Preparing, Report, StartUp
+from benchmarks.run import keep_like_ones
 from benchmarks.stats import Summary
 from benchmarks.targets import verdicts
 
@@ -71,8 +72,8 @@ def report() -> Report:
 def test_the_tables_hold_every_part_and_its_verdict():
     said = markdown(report())
     for line in (
-        "| **tunedock** | 1,000 | 1,000 to 1,000 | 1.00x |",
-        "| trl default | 100 | 100 to 100 | 10.00x |",
+        "| **tunedock** | 1,000 | 1,000 to 1,000 | 1 | 1.00x |",
+        "| trl default | 100 | 100 to 100 | 1 | 10.00x |",
         "| preparing, rows/s against llamafactory | 8.89 | at least 8 | met |",
         "| command to first step against the bare import | 1.20 | at most 1.25 | met |",
         "| share of the bf16 matmul peak, SFT small | 0.40 | at least 0.5 | missed |",
@@ -106,3 +107,13 @@ def test_tables_go_between_the_marks_and_nowhere_else():
 
 def test_the_page_of_the_documentation_has_its_marks():
     assert "new" in into_page(PAGE.read_text(encoding="utf-8"), "new\n")
+
+
+def test_runs_of_more_rows_do_not_mix_with_what_was_measured_before():
+    before = report()
+    keep_like_ones(before, [Job("trl", "default", "dpo", "tiny", "", "", "", steps=9)])
+    assert len(before.runs) == 2
+    keep_like_ones(before, [Job("trl", "default", "sft", "tiny", "", "", "", steps=4)])
+    assert len(before.runs) == 2
+    keep_like_ones(before, [Job("trl", "default", "sft", "tiny", "", "", "", steps=5)])
+    assert before.runs == []
