@@ -29,8 +29,9 @@ from tunedock.events import Emitter
 from tunedock.model.adapter import checkpoint_activations, checkpointable
 from tunedock.model.policy import Policy
 from tunedock.plan.memory import MemoryPlan
+from tunedock.plan.rungs import LADDER
 from tunedock.recipe.schema import Lora
-from tunedock.train.budget import LADDER, Budget, Need, agree, least
+from tunedock.train.budget import Budget, Need, agree, least
 from tunedock.train.checkpoint import Checkpoints
 from tunedock.train.loop import Loop
 from tunedock.train.memory import HostMemory, Peak, is_out_of_memory, memory_of

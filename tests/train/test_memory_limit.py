@@ -11,7 +11,7 @@ import pytest
 
 from families import save_tiny
 from memory_group import memory_group, run_in
-from tunedock.train.budget import MOST_TOKENS
+from tunedock.plan.rungs import MOST_TOKENS
 
 pytestmark = pytest.mark.long
 MIB = 1 << 20

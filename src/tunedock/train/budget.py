@@ -24,19 +24,8 @@ from tunedock.data.sample import Sample
 from tunedock.errors import OutOfMemoryError
 from tunedock.events import Emitter
 from tunedock.plan.memory import TRUST, MemoryPlan, readable
+from tunedock.plan.rungs import HEADROOM, LADDER, LEAST_PLANNED, at_least, at_most
 from tunedock.train.memory import Memory, Peak
-
-LADDER = (1, *sorted({size for power in range(6, 18) for size in (1 << power, 3 << (power - 1))} - {3 << 16}))
-"""64, 96, 128, 192, ... 131072: a power of two, and one and a half times it; at the bottom 1, every path in a row of its own."""
-
-LEAST_PLANNED = 256
-"""No run begins with less; it goes lower only when memory runs out."""
-
-MOST_TOKENS: Mapping[str, int] = {"cpu": 2048, "cuda": 32768}
-"""Larger rows are no faster there."""
-
-HEADROOM = 0.8
-"""The share of what is free that is planned for: other processes grow, allocators fragment."""
 
 REVIEWED_STEPS = 3
 """The first steps of a run, whose peaks correct the plan. Optimizer states appear with the second."""
@@ -159,8 +148,8 @@ class Budget:
     def _first(self, longest_path: int) -> tuple[int, str]:
         fitting = self.need.largest(self._room)
         planned = None if fitting is None else least(fitting)
-        tokens = max(LEAST_PLANNED, min(_at_most(self._most), planned or self._most))
-        longest = _at_least(longest_path)
+        tokens = max(LEAST_PLANNED, min(at_most(self._most), planned or self._most))
+        longest = at_least(longest_path)
         if tokens >= longest:
             return tokens, "planned from the memory that is free" if planned else "no plan for this model"
         if planned is not None and planned < longest:
@@ -280,7 +269,7 @@ class Budget:
         if fitting < self.tokens and large:
             self._change(step + 1, max(fitting, LEAST_PLANNED), "the first steps took more than planned")
         elif telling and step == REVIEWED_STEPS - 1:
-            wanted = min(fitting, _at_most(self._most), 2 * self.tokens)
+            wanted = min(fitting, at_most(self._most), 2 * self.tokens)
             if wanted > self.tokens and wanted not in self._failed:
                 self._change(step + 1, wanted, "the first steps took less than planned")
 
@@ -302,7 +291,7 @@ class Budget:
         self._most = tokens
         before = self._record[-1]
         self._now = before
-        self._change(step, min(_at_most(tokens), before.tokens), why, checkpointing=before.checkpointing)
+        self._change(step, min(at_most(tokens), before.tokens), why, checkpointing=before.checkpointing)
 
     def _change(self, step: int, tokens: int, why: str, *, checkpointing: int = 0) -> None:
         change = Change(step, tokens, why, max(checkpointing, self._now.checkpointing))
@@ -329,16 +318,6 @@ def least(value: int) -> int:
     values = torch.tensor(value, dtype=torch.int64, device="cuda" if on_gpu else "cpu")
     torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MIN)
     return int(values.item())
-
-
-def _at_most(tokens: int) -> int:
-    """The highest rung that is no more; the lowest when none is."""
-    return max((rung for rung in LADDER if rung <= tokens), default=LADDER[0])
-
-
-def _at_least(tokens: int) -> int:
-    """The lowest rung that is no less; the number itself above the ladder."""
-    return next((rung for rung in LADDER if rung >= tokens), tokens)
 
 
 def _figures(shortage: Shortage | None) -> str:

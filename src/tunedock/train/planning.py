@@ -13,9 +13,10 @@ from tunedock.model import adapter as adapters
 from tunedock.model.head import CHUNK_BYTES
 from tunedock.model.policy import Policy
 from tunedock.plan.memory import PARTS, MemoryPlan, Number, Part, plan_memory, readable
+from tunedock.plan.rungs import MOST_TOKENS
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run, read_json, write_json
-from tunedock.train.budget import MOST_TOKENS, Budget
+from tunedock.train.budget import Budget
 from tunedock.train.memory import memory_of
 
 RECORD = "budget.json"
