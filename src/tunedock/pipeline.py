@@ -20,6 +20,10 @@ from tunedock.launch.job import JobSpec, Launcher
 from tunedock.launch.local import LocalLauncher
 from tunedock.launch.supervise import supervise
 from tunedock.launch.watch import OnEvent, watch
+from tunedock.plan.cards import Target
+from tunedock.plan.outlook import Outlook, Rows, Spread, outlook
+from tunedock.plan.shapes import find_shape
+from tunedock.plan.steps import split_sizes
 from tunedock.recipe.load import load
 from tunedock.recipe.resolve import Resolved, resolve
 from tunedock.recipe.schema import Recipe
@@ -143,6 +147,32 @@ def data_show(
         )
     request = {"recipe": _plain(resolve_recipe(files, overrides).recipe), "row": row}
     return _run(JobSpec("data-show", None, request), on_event, launcher)
+
+
+def plan(
+    files: Sequence[Path],
+    overrides: Sequence[str] = (),
+    *,
+    target: Target,
+    spread: Spread,
+    rows: int | None = None,
+    on_event: OnEvent = ignore,
+    launcher: Launcher | None = None,
+) -> Outlook:
+    """What a run by the recipe will take on `target`. `rows`: of the data, before the split; they are counted by default."""
+    resolved = resolve_recipe(files, overrides)
+    recipe = resolved.recipe
+    shape = find_shape(recipe.model)
+    batch_size = (recipe.train.batch_size or 1) * (
+        target.devices if "per_device" in resolved.origins["train.batch_size"] else 1
+    )
+    if rows is not None:
+        counted = Rows(rows, *split_sizes(rows, recipe.data.split))
+    elif recipe.data.streaming:
+        counted = None  # nobody knows before the end
+    else:
+        counted = Rows(**_run(JobSpec("data-count", None, {"recipe": _plain(recipe)}), on_event, launcher))
+    return outlook(recipe, shape, target, rows=counted, spread=spread, batch_size=batch_size)
 
 
 def create_run(resolved: Resolved) -> Run:

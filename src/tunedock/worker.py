@@ -119,11 +119,18 @@ def _data_show(call: Call) -> None:
     call.emit.result(show(call.recipe(), row=str(call.request["row"])))
 
 
+def _data_count(call: Call) -> None:
+    from tunedock.data.count import count
+
+    call.emit.result(count(call.recipe(), call.emit))
+
+
 STAGES: dict[str, Callable[[Call], None]] = {
     "train": _train,
     "eval": _eval,
     "export": _export,
     "chat": _chat,
+    "data-count": _data_count,
     "data-check": _data_check,
     "data-show": _data_show,
 }

@@ -5,18 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunedock.data.split import SIDES, assign, place, side_of, wanted
+from tunedock.data.split import SIDES, assign, place, side_of
 from tunedock.errors import DataError
 from tunedock.recipe.schema import Split
-
-
-def test_the_often_quoted_figures() -> None:
-    """2876 rows with 15 % validation leave 2444 for training."""
-    assert wanted(2876, Split(train=0.85, validation=0.15, test=0.0)) == {"train": 2444, "validation": 432, "test": 0}
-
-
-def test_a_share_that_is_whole_but_for_floating_point_is_not_rounded_up() -> None:
-    assert wanted(2880, Split(train=0.85, validation=0.15, test=0.0))["validation"] == 432
 
 
 @given(st.lists(st.text(max_size=4), min_size=20, max_size=200), st.integers(0, 2**31))

@@ -9,7 +9,6 @@ to train on.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -17,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunedock.errors import DataError
+from tunedock.plan.steps import split_sizes
 from tunedock.recipe.schema import Split
 
 Side = Literal["train", "validation", "test"]
 SIDES: tuple[Side, ...] = ("train", "validation", "test")
-_MARGIN = 1e-9  # 0.15 * 2880 is 432.00000000000006 in floating point; that is not one row more
 
 
 def place(key: str, seed: int) -> float:
@@ -32,20 +31,13 @@ def place(key: str, seed: int) -> float:
     return int.from_bytes(digest.digest(), "big") / 2**64
 
 
-def wanted(rows: int, split: Split) -> dict[Side, int]:
-    """Rows of each side: validation and test rounded up, training the rest."""
-    validation = math.ceil(rows * split.validation - _MARGIN)
-    test = math.ceil(rows * split.test - _MARGIN)
-    return {"train": rows - validation - test, "validation": validation, "test": test}
-
-
 def assign(keys: Sequence[str], split: Split) -> dict[Side, NDArray[np.int64]]:
     """Indices of the rows of each side, ascending.
 
     Rows with the same key stay together, so a side may be larger or smaller than asked for by part of a group.
     Raises DataError when nothing is left to train on.
     """
-    sizes = wanted(len(keys), split)
+    sizes = dict(zip(SIDES, split_sizes(len(keys), split), strict=True))
     groups: dict[str, list[int]] = {}
     for index, key in enumerate(keys):
         groups.setdefault(key, []).append(index)

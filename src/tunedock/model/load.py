@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from tunedock.errors import ModelError
 from tunedock.model.hub import Located, locate
 from tunedock.model.policy import Precision
+from tunedock.plan.cards import cpu_has_bf16
 from tunedock.recipe.schema import Model, Recipe
 
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
@@ -36,12 +37,7 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        capabilities = (
-            Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-            if Path("/proc/cpuinfo").exists()
-            else ""
-        )
-        return any(flag in capabilities for flag in ("avx512_bf16", "amx_bf16", " bf16 "))
+        return cpu_has_bf16()
     return False
 
 

@@ -10,7 +10,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tunedock.recipe.schema import Split
+
 _ROUNDING = 1e-9  # 0.1 epochs of 30 steps is 3.0000000000000004 in floating point; that is not a fourth step
+
+
+def split_sizes(rows: int, split: Split) -> tuple[int, int, int]:
+    """Rows to train on, for validation, for the test: the latter two rounded up, as `train_test_split` does."""
+    validation = math.ceil(rows * split.validation - _ROUNDING)
+    test = math.ceil(rows * split.test - _ROUNDING)
+    return rows - validation - test, validation, test
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +50,10 @@ def plan_steps(examples: int, batch_size: int, num_train_epochs: float, max_step
     return StepPlan(per_epoch, total, seen, seen / examples)
 
 
-def floor_steps(examples: int, batch_size: int, num_train_epochs: float) -> StepPlan:
+def floor_steps(examples: int, batch_size: int, num_train_epochs: float, max_steps: int = -1) -> StepPlan:
     """The same where only whole batches count, and at least one step is made an epoch: LLaMA-Factory's arithmetic."""
     per_epoch = max(1, examples // batch_size)
-    total = math.ceil(num_train_epochs * per_epoch - _ROUNDING)
+    total = max_steps if max_steps > 0 else math.ceil(num_train_epochs * per_epoch - _ROUNDING)
     seen = total * min(batch_size, examples)
     return StepPlan(per_epoch, total, seen, seen / examples)
 

@@ -1,0 +1,280 @@
+"""What a run will take, before a weight is loaded: steps, memory by part and by device, whether it fits, what would make it fit.
+
+Spreading over devices follows ZeRO: stage 1 divides the optimizer's states, 2 the gradients too, 3 the weights too, of which one
+layer at a time stands whole on each device. Source: arXiv 1910.02054.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tunedock.plan.cards import Target
+from tunedock.plan.decoder import Decoder, decoder
+from tunedock.plan.memory import CHUNK_BYTES, NUMBER_BYTES, MemoryPlan, Number, plan_memory, trained_size
+from tunedock.plan.rungs import HEADROOM, LADDER, MOST_TOKENS, at_most
+from tunedock.plan.shapes import Shape
+from tunedock.plan.steps import StepPlan, floor_steps, plan_steps
+from tunedock.recipe.schema import Recipe
+
+WEIGHT_BITS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4, "int2": 2}
+
+CARD_SHARE = 0.95
+"""Of a card's memory; the rest is the driver's and the display's."""
+
+GATHERED_LAYERS = 2
+"""Under ZeRO-3: the layer at work and the next one, on its way."""
+
+EFFICIENCY: Mapping[str, float] = {"cpu": 0.35, "cuda": 0.4}
+"""Share of the peak that training reaches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Training rows of a recipe."""
+
+    read: int
+    train: int
+    validation: int
+    test: int
+    mean_tokens: float | None = None
+    """Of a training row; estimated from its characters."""
+    mean_trained: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How what is held is divided."""
+
+    zero: int = 0
+    offload: bool = False
+    """Optimizer states in main memory."""
+
+
+WHOLE = Spread()
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes on one device."""
+
+    parts: Mapping[str, int]
+    bytes_per_token: int
+    host_bytes: int = 0
+
+    def at(self, tokens: int) -> int:
+        return sum(self.parts.values()) + self.bytes_per_token * tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A change that needs less."""
+
+    change: str
+    """As on the command line."""
+    needed_bytes: int
+    fits: bool
+    cost: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    target: Target
+    parameters: int
+    trained: int
+    known_family: bool
+    shape_source: str
+    need: Need
+    room_bytes: int
+    """What may be used of a device."""
+    longest: int
+    """Tokens of the longest sample, which is the smallest a row can be planned for."""
+    row_tokens: int | None
+    """The largest row that fits; None when not even the longest sample does."""
+    weights: Mapping[str, int]
+    """Bytes of all weights, by how a number is held."""
+    batch_size: int
+    rows: Rows | None = None
+    steps: StepPlan | None = None
+    floor: StepPlan | None = None
+    seconds: float | None = None
+    ways: Sequence[Way] = field(default_factory=tuple)
+
+    @property
+    def fits(self) -> bool:
+        return self.row_tokens is not None
+
+
+def outlook(
+    recipe: Recipe,
+    shape: Shape,
+    target: Target,
+    *,
+    rows: Rows | None = None,
+    spread: Spread = WHOLE,
+    batch_size: int | None = None,
+) -> Outlook:
+    """`batch_size`: examples of a step over all devices; the recipe's by default.
+
+    Raises ModelError for a config that says too little.
+    """
+    model = decoder(shape.config)
+    need = _need(recipe, shape, model, target, spread)
+    room = _room(target)
+    longest = min(recipe.data.max_length, recipe.train.token_budget or recipe.data.max_length)
+    batch = batch_size or recipe.train.batch_size or 1
+    steps = floor = None
+    if rows is not None and rows.train > 0:
+        steps = plan_steps(rows.train, batch, recipe.train.num_train_epochs, recipe.train.max_steps)
+        floor = floor_steps(rows.train, batch, recipe.train.num_train_epochs, recipe.train.max_steps)
+    row = _largest_row(recipe, need, room, longest, target)
+    return Outlook(
+        target=target,
+        parameters=model.size,
+        trained=trained_size(model, recipe.adapter),
+        known_family=model.known,
+        shape_source=shape.source,
+        need=need,
+        room_bytes=room,
+        longest=longest,
+        row_tokens=row,
+        weights={name: model.size * bits // 8 for name, bits in WEIGHT_BITS.items()},
+        batch_size=batch,
+        rows=rows,
+        steps=steps,
+        floor=floor,
+        seconds=_seconds(recipe, model, target, rows, steps),
+        ways=() if row is not None else tuple(_ways(recipe, shape, model, target, spread, longest)),
+    )
+
+
+def numbers(recipe: Recipe, *, bf16: bool) -> tuple[Number, Number]:
+    """What weights are held in and products are made in, as the work plane will decide (`model.load.precision`)."""
+    train = recipe.train
+    compute: Number = "float32"
+    if train.fp16:
+        compute = "float16"
+    elif train.bf16 or (train.bf16 is None and bf16):
+        compute = "bfloat16"
+    return (compute if recipe.adapter.kind == "lora" else "float32"), compute
+
+
+def _plan(recipe: Recipe, shape: Shape, target: Target) -> MemoryPlan:
+    weights, compute = numbers(recipe, bf16=target.bf16)
+    vocabulary = decoder(shape.config).vocabulary
+    return plan_memory(
+        shape.config,
+        adapter=recipe.adapter,
+        optim=recipe.train.optim,
+        optim_args=recipe.train.optim_args,
+        weights=weights,
+        compute=compute,
+        quantize=recipe.quantize,
+        gradient_checkpointing=recipe.train.gradient_checkpointing,
+        longest_path=recipe.data.max_length,
+        chunk_bytes=min(CHUNK_BYTES, NUMBER_BYTES["float32"] * vocabulary * MOST_TOKENS[target.kind]),
+        fused=("lora", "norm", "gate") if target.kind == "cpu" else (),
+        device=target.kind,
+    )
+
+
+def _need(recipe: Recipe, shape: Shape, model: Decoder, target: Target, spread: Spread) -> Need:
+    plan = _plan(recipe, shape, target)
+    parts = dict(plan.parts)
+    shares = {"optimizer": 1, "gradients": 2, "base weights": 3, "adapter weights": 3}
+    gathered = GATHERED_LAYERS * parts["base weights"] // max(model.layers, 1)
+    for part, stage in shares.items():
+        if spread.zero >= stage:
+            parts[part] = -(-parts[part] // target.devices)
+    if spread.zero >= 3:
+        parts["gathered layers"] = gathered
+    host = 0
+    if spread.offload:
+        host = parts.pop("optimizer") * target.devices
+    return Need(parts, plan.bytes_per_token, host)
+
+
+def _room(target: Target) -> int:
+    return int(target.memory_bytes * (CARD_SHARE if target.kind == "cuda" else HEADROOM))
+
+
+def _largest_row(recipe: Recipe, need: Need, room: int, longest: int, target: Target) -> int | None:
+    if need.at(longest) > room:
+        return None
+    if recipe.train.token_budget is not None:
+        return recipe.train.token_budget
+    most = max(at_most(MOST_TOKENS[target.kind]), longest)
+    return max((rung for rung in LADDER if rung <= most and need.at(rung) <= room and rung >= longest), default=longest)
+
+
+def _seconds(recipe: Recipe, model: Decoder, target: Target, rows: Rows | None, steps: StepPlan | None) -> float | None:
+    """Operations over what the devices do; None where a figure is missing."""
+    if rows is None or steps is None or rows.mean_tokens is None or target.teraflops is None:
+        return None
+    head = model.vocabulary * model.hidden
+    body = sum(linear.size for linear in model.linears if linear.name != "lm_head")
+    each = 4 if recipe.adapter.kind == "lora" else 6
+    trained = rows.mean_trained if rows.mean_trained is not None else rows.mean_tokens
+    again = 1.33 if recipe.train.gradient_checkpointing else 1.0
+    operations = each * steps.examples_seen * (body * rows.mean_tokens * again + head * trained)
+    return operations / (target.teraflops * 1e12 * EFFICIENCY[target.kind] * target.devices)
+
+
+def _ways(recipe: Recipe, shape: Shape, model: Decoder, target: Target, spread: Spread, longest: int) -> Iterator[Way]:
+    """Each change alone, then all that keep the method together; those that need no less are left out."""
+    before = _need(recipe, shape, model, target, spread).at(longest)
+    together: dict[str, Any] = {}
+    for keys, cost in _changes(recipe, target):
+        changed = _with(recipe, keys)
+        after = _need(changed, shape, model, target, spread).at(min(longest, changed.data.max_length))
+        if after < before:
+            yield Way(_said(keys), after, after <= _room(target), cost)
+            if "adapter" not in keys and "data.max_length" not in keys:
+                together |= keys
+    for stage, offload, cost in _spreads(recipe, target, spread):
+        after = _need(recipe, shape, model, target, Spread(stage, offload)).at(longest)
+        if after < before:
+            yield Way(f"--zero {stage}" + (" --offload" if offload else ""), after, after <= _room(target), cost)
+    if len(together) > 1:
+        changed = _with(recipe, together)
+        after = _need(changed, shape, model, target, spread).at(longest)
+        yield Way(_said(together), after, after <= _room(target), "these together")
+
+
+def _changes(recipe: Recipe, target: Target) -> Iterator[tuple[dict[str, Any], str]]:
+    if recipe.train.gradient_checkpointing is not True:
+        yield {"train.gradient_checkpointing": True}, "a third more time: each layer is computed twice"
+    if recipe.adapter.kind != "lora":
+        yield {"adapter": "lora"}, "a few thousandths of the weights are trained; most tasks learn as well"
+        if not recipe.train.optim.endswith("8bit") and target.kind == "cuda":
+            yield {"train.optim": "adamw_8bit"}, "optimizer states of one byte; needs bitsandbytes"
+    elif recipe.quantize == "none":
+        yield {"quantize": "fp8"}, "the base's linear layers are rounded to three bits of mantissa"
+    half = recipe.data.max_length // 2
+    if half >= 256:
+        yield {"data.max_length": half}, "longer samples are dropped, or cut with `data.over_length: truncate`"
+
+
+def _spreads(recipe: Recipe, target: Target, spread: Spread) -> Iterator[tuple[int, bool, str]]:
+    if target.devices > 1:
+        for stage in range(spread.zero + 1, 4):
+            told = ("optimizer states", "gradients", "weights")[stage - 1]
+            yield stage, spread.offload, f"{told} are divided over the devices; more to send between them"
+    if not spread.offload and target.kind == "cuda" and recipe.adapter.kind != "lora":
+        yield spread.zero, True, "optimizer states in main memory; each step waits for it"
+
+
+def _with(recipe: Recipe, keys: Mapping[str, Any]) -> Recipe:
+    values = recipe.model_dump()
+    for key, value in keys.items():
+        *sections, name = key.split(".")
+        place = values
+        for section in sections:
+            place = place[section]
+        place[name] = value
+    return Recipe.model_validate(values)
+
+
+def _said(keys: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in keys.items())
