@@ -16,11 +16,13 @@ from typing import Any, Literal
 
 from tunedock.errors import BugError, DiskError, InterruptedRun, RecipeError, RunError, TunedockError
 from tunedock.events import Event
+from tunedock.launch.doctor import examine
 from tunedock.launch.job import JobSpec, Launcher
 from tunedock.launch.local import LocalLauncher
 from tunedock.launch.supervise import supervise
 from tunedock.launch.watch import OnEvent, watch
 from tunedock.plan.cards import Target
+from tunedock.plan.machine.check import Check
 from tunedock.plan.outlook import Outlook, Rows, Spread, outlook
 from tunedock.plan.shapes import find_shape
 from tunedock.plan.steps import split_sizes
@@ -173,6 +175,11 @@ def plan(
     else:
         counted = Rows(**_run(JobSpec("data-count", None, {"recipe": _plain(recipe)}), on_event, launcher))
     return outlook(recipe, shape, target, rows=counted, spread=spread, batch_size=batch_size)
+
+
+def doctor(*, on_event: OnEvent = ignore, launcher: Launcher | None = None) -> list[Check]:
+    """The machine's checks. A worker that cannot load torch, dies or hangs is a failed check, not an error."""
+    return examine(launcher or LocalLauncher(), on_event)
 
 
 def create_run(resolved: Resolved) -> Run:

@@ -125,6 +125,12 @@ def _data_count(call: Call) -> None:
     call.emit.result(count(call.recipe(), call.emit))
 
 
+def _doctor(call: Call) -> None:
+    from tunedock.train.doctor import examine
+
+    call.emit.result([check.to_json() for check in examine(call.emit)])
+
+
 STAGES: dict[str, Callable[[Call], None]] = {
     "train": _train,
     "eval": _eval,
@@ -133,6 +139,7 @@ STAGES: dict[str, Callable[[Call], None]] = {
     "data-count": _data_count,
     "data-check": _data_check,
     "data-show": _data_show,
+    "doctor": _doctor,
 }
 
 
