@@ -349,3 +349,20 @@ def save_tiny(family: str, folder: Path, *, seed: int = 0, **overrides: Any) -> 
     model.save_pretrained(folder)
     tokenizer(family).save_pretrained(folder)
     return folder
+
+
+def quantised_model(folder: Path, family: str, kind: str) -> Any:
+    """A tiny model in bfloat16 whose linear layers are held as a recipe's `quantize: kind` has them, read from a folder."""
+    from tunedock.model import load
+    from tunedock.model.quantize import bits_and_bytes, keep_gradients, to_fp8
+    from tunedock.recipe.schema import Model
+
+    tiny_model(family).save_pretrained(folder)
+    quantization = None if kind == "fp8" else bits_and_bytes(kind, torch.bfloat16)
+    model = load.load_weights(
+        folder, Model(path=str(folder)), dtype=torch.bfloat16, device=torch.device("cpu"), quantization=quantization
+    )
+    if kind == "fp8":
+        to_fp8(model)
+    keep_gradients(model)
+    return model

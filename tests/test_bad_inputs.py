@@ -153,7 +153,10 @@ IN_THE_RECIPE = {
         2,
         ["`adapter.kind: dora` is not built yet (today: lora, full, freeze)"],
     ),
-    "quantize-not-built": (["quantize=nf4"], 2, ["`quantize: nf4` is not built yet (today: none, fp8)"]),
+    "quantize-unknown": (["quantize=int3"], 2, ["`quantize: int3` should be none, nf4, int8 or fp8"]),
+    "qlora-by-its-name": (["adapter=qlora"], 2, ["has no `qlora`", "`adapter: lora` with `quantize: nf4`"]),
+    "awq-by-its-name": (["quantize=awq"], 2, ["give it as `model`"]),
+    "quantized-and-full": (["quantize=nf4", "adapter=full"], 2, ["quantized weights stay as they are"]),
     "launch-not-built": (["launch.on=kubernetes"], 2, ["`launch.on: kubernetes` is not built yet (today: local)"]),
 }
 WITHOUT_HINT = {
@@ -161,7 +164,6 @@ WITHOUT_HINT = {
     "learning-rate-negative",
     "objective-not-built",
     "adapter-not-built",
-    "quantize-not-built",
     "launch-not-built",
     "missing-template",
 }

@@ -90,7 +90,8 @@ def test_a_model_keeps_its_head_and_embeddings_and_an_adapter_is_float32() -> No
     to_fp8(model)
     found = quantised(model)
     assert found is not None and found.layers == len(linears) and not found.products
-    assert found.size_bytes == found.numbers + 4 * sum(model.get_submodule(name).out_features for name in linears)
+    layers = [model.get_submodule(name) for name in linears]
+    assert found.size_bytes == sum(m.out_features * (m.in_features + 4) for m in layers)
     narrowed = {name for name, p in model.named_parameters() if p.dtype == torch.uint8}
     assert narrowed == {f"{name}.weight" for name in linears}
     assert all(p.dtype == before[name] for name, p in model.named_parameters() if name not in narrowed)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from families import tiny_model
+from families import quantised_model
 from tunedock.model import head
-from tunedock.model.quantize import to_fp8
+from tunedock.model.quantize import quantised
 from tunedock.plan.decoder import decoder
 from tunedock.plan.memory import CHUNK_BYTES, TRUST, MemoryPlan, optimizer_bytes, plan_memory, readable
 from tunedock.recipe.schema import Freeze, Full, Lora, Train
@@ -40,13 +40,18 @@ def test_an_8b_model_under_lora() -> None:
     assert plan.to_come_bytes < 2 << 30
 
 
+@pytest.mark.parametrize("kind", ["fp8", "int8", "nf4"])
 @pytest.mark.parametrize("family", ["qwen3", "gemma", "phi3"])
-def test_a_base_in_eight_bits_is_as_large_as_planned(family: str) -> None:
-    model = tiny_model(family).to(torch.bfloat16)
-    to_fp8(model)
-    held = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
-    plan = plan_memory(model.config.to_dict(), adapter=Lora(), quantize="fp8")
-    assert plan.parts["base weights"] == sum(held.values())
+def test_a_base_in_fewer_bits_is_as_large_as_planned(tmp_path: Path, family: str, kind: str) -> None:
+    model = quantised_model(tmp_path, family, kind)
+    linear = quantised(model)
+    assert linear is not None
+    narrow = {id(p) for p in model.parameters() if p.dtype in (torch.uint8, torch.int8)}
+    others = {p.data_ptr(): p.nbytes for p in model.parameters() if id(p) not in narrow}
+    plan = plan_memory(model.config.to_dict(), adapter=Lora(), quantize=kind)
+    held = linear.size_bytes + sum(others.values())
+    # Four bits are packed in blocks, the last of which may be part empty.
+    assert plan.parts["base weights"] == pytest.approx(held, rel=0.005 if kind == "nf4" else 0)
 
 
 def test_whole_weights_and_their_states_are_held_in_float32() -> None:

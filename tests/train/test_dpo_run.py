@@ -166,6 +166,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("lora", ["adapter=lora"], "adapter switched off"),
         ("full", ["adapter=full"], "a copy of what is trained"),
         ("fp8", ["adapter=lora", "quantize=fp8"], "base in fp8: 14 linear layers"),
+        ("nf4", ["adapter=lora", "quantize=nf4"], "base in nf4: 14 linear layers"),
+        ("int8", ["adapter=lora", "quantize=int8"], "base in int8: 14 linear layers"),
     ],
 )
 def test_a_run_from_data_to_export(

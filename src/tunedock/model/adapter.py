@@ -16,6 +16,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tunedock.errors import ModelError
+from tunedock.model.quantize import numbers_in
 from tunedock.recipe.schema import Adapter, Freeze, Lora
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
@@ -127,6 +128,6 @@ def load_trainable_state(model: nn.Module, state: dict[str, torch.Tensor]) -> No
 
 
 def parameter_counts(model: nn.Module) -> dict[str, Any]:
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(numbers_in(p) for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"parameters": total, "trained": trained, "trained_share": trained / max(total, 1)}

@@ -92,8 +92,13 @@ def load_tokenizer(folder: Path, model: Model) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_weights(folder: Path, model: Model, *, dtype: torch.dtype, device: torch.device, seed: int = 0) -> nn.Module:
-    """The causal language model of a folder, in eval mode. Safetensors only: other weight files can run code."""
+def load_weights(
+    folder: Path, model: Model, *, dtype: torch.dtype, device: torch.device, seed: int = 0, quantization: Any = None
+) -> nn.Module:
+    """The causal language model of a folder, in eval mode. Safetensors only: other weight files can run code.
+
+    `quantization`: transformers' configuration of it, for weights that are to be held in fewer bits.
+    """
     require_config(folder)
     if model.init != "random":
         _require_whole_weights(folder)
@@ -112,6 +117,7 @@ def load_weights(folder: Path, model: Model, *, dtype: torch.dtype, device: torc
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # told below, by name
                 output_loading_info=True,
+                **({} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}),
             )
             _require_all_loaded(folder, report)
     except (torch.OutOfMemoryError, ModelError):
@@ -122,8 +128,8 @@ def load_weights(folder: Path, model: Model, *, dtype: torch.dtype, device: torc
             where=str(folder),
             hint="the folder needs config.json and *.safetensors of a causal language model",
         ) from error
-    moved: nn.Module = made.to(device).eval()
-    return moved
+    moved: nn.Module = made if quantization is not None else made.to(device)
+    return moved.eval()
 
 
 def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -18,7 +18,7 @@ from tunedock.model import load
 from tunedock.model.hub import Located
 from tunedock.model.policy import Policy, Precision
 from tunedock.model.products import use_fast_float32
-from tunedock.model.quantize import to_fp8
+from tunedock.model.quantize import bits_and_bytes, keep_gradients, to_fp8
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import write_json
 
@@ -115,18 +115,20 @@ def tuned_policy(base: Base, folder: Path, *, precision: Precision | None = None
 
 
 def _base_weights(base: Base, precision: Precision, device: torch.device, *, quantise: bool) -> torch.nn.Module:
-    """The base's weights, quantised as the recipe says before they are on the device."""
+    """The base's weights, in the bits the recipe says before they are on the device."""
     recipe = base.recipe
-    narrow = quantise and recipe.quantize == "fp8"
+    kind = recipe.quantize if quantise else "none"
+    quantization = bits_and_bytes(kind, precision.compute) if kind in ("nf4", "int8") else None
     model = load.load_weights(
         base.located.folder,
         recipe.model,
         dtype=precision.weights,
-        device=torch.device("cpu") if narrow else device,
+        device=torch.device("cpu") if kind == "fp8" else device,
         seed=recipe.train.seed,
+        quantization=quantization,
     )
-    if not narrow:
-        return model
-    to_fp8(model)
-    moved: torch.nn.Module = model.to(device)
-    return moved
+    if kind == "fp8":
+        to_fp8(model)
+        model = model.to(device)
+    keep_gradients(model)
+    return model

@@ -28,8 +28,14 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 NUMBER_BYTES: Mapping[Number, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-QUANTIZED_BYTES: Mapping[str, int] = {"fp8": 1}
-"""A number of a linear layer that `quantize` speaks of."""
+QUANTIZED_BYTES: Mapping[str, tuple[float, int]] = {
+    "fp8": (1, 4),
+    "int8": (1, 4),
+    "nf4": (0.5 + 1 / 64 + 4 / (64 * 256), 0),
+}
+"""By `quantize`: bytes of a number of a linear layer, and of what comes with each output.
+
+nf4 has a scale of one byte for 64 numbers, and one of four for 256 of those."""
 
 MASTER_BYTES = 4
 """Trained weights and their gradients are held in float32, whatever the base is held in."""
@@ -135,11 +141,12 @@ def plan_memory(
 
 
 def _narrowed(shape: Decoder, quantize: str, w: int) -> int:
-    """Bytes that linear layers, all but the head, need less. A scale in float32 comes with each output."""
+    """Bytes that linear layers, all but the head, need less."""
     if quantize == "none":
         return 0
+    number, output = QUANTIZED_BYTES[quantize]
     linears = [linear for linear in shape.linears if linear.name != "lm_head"]
-    return sum(linear.outputs * (linear.inputs * (w - QUANTIZED_BYTES[quantize]) - 4) for linear in linears)
+    return round(sum(linear.outputs * (linear.inputs * (w - number) - output) for linear in linears))
 
 
 def trained_size(shape: Decoder, adapter: Adapter) -> int:

@@ -251,6 +251,7 @@ def _changes(recipe: Recipe, target: Target) -> Iterator[tuple[dict[str, Any], s
             yield {"train.optim": "adamw_8bit"}, "optimizer states of one byte; needs bitsandbytes"
     elif recipe.quantize == "none":
         yield {"quantize": "fp8"}, "the base's linear layers are rounded to three bits of mantissa"
+        yield {"quantize": "nf4"}, "QLoRA: the base in four bits, somewhat slower; needs bitsandbytes"
     half = recipe.data.max_length // 2
     if half >= 256:
         yield {"data.max_length": half}, "longer samples are dropped, or cut with `data.over_length: truncate`"

@@ -17,7 +17,7 @@ from tunedock.recipe.document import ABSENT, Key, at, read
 from tunedock.recipe.explain import choices, explain
 from tunedock.recipe.merge import Merge, Origin
 from tunedock.recipe.problems import Problem, error_of
-from tunedock.recipe.schema import NOT_BUILT, Recipe
+from tunedock.recipe.schema import NOT_BUILT, SAID_ELSEWHERE, Recipe
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,13 @@ def load(files: Sequence[Path], overrides: Sequence[str] = ()) -> Loaded:
 
 
 def _not_built(values: dict[str, Any], merge: Merge) -> Iterator[Problem]:
+    key: Key
+    for name, said in SAID_ELSEWHERE.items():
+        key = tuple(name.split("."))
+        if (hint := said.get(str(at(values, key)))) is not None:
+            yield Problem(f"`{name}` has no `{at(values, key)}`", str(merge.origin(key)), hint, key=key)
     for name, refused in NOT_BUILT.items():
-        key: Key = tuple(name.split("."))
+        key = tuple(name.split("."))
         value = at(values, key)
         if value is ABSENT:
             continue

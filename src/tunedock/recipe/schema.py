@@ -280,9 +280,9 @@ class Recipe(Section):
     model: Annotated[Model, _shorthand("path", Model)]
     objective: Objective = Sft()
     adapter: Adapter = Lora()
-    quantize: Literal["none", "fp8"] = "none"
-    """What the frozen linear layers under a LoRA are held in. `fp8` halves their memory, and GPUs with float8 products (Ada, Hopper
-    and later) compute in it too."""
+    quantize: Literal["none", "nf4", "int8", "fp8"] = "none"
+    """What the frozen linear layers under a LoRA are held in. `nf4` (QLoRA) takes a quarter of 16 bits' memory, `int8` and `fp8`
+    half; the first two need bitsandbytes. GPUs with float8 products (Ada, Hopper and later) compute in `fp8` too."""
     data: Data
     train: Train = Train()
     eval: Eval = Eval()
@@ -313,11 +313,10 @@ NOT_BUILT: dict[str, tuple[str, ...]] = {
     "objective.f_divergence_type": (),
     "objective.ld_alpha": (),
     "objective.use_weighting": (),
-    "adapter.kind": ("dora", "pissa", "qlora", "rslora", "lora+", "loha", "lokr", "oft", "vera"),
+    "adapter.kind": ("dora", "pissa", "rslora", "lora+", "loha", "lokr", "oft", "vera"),
     "adapter.use_dora": (),
     "adapter.use_rslora": (),
     "adapter.modules_to_save": (),
-    "quantize": ("nf4", "int8"),
     "launch.on": ("docker", "compose", "kubernetes"),
     "launch.nodes": (),
     "launch.gpus": (),
@@ -330,3 +329,12 @@ NOT_BUILT: dict[str, tuple[str, ...]] = {
     "train.report_to": ("wandb", "mlflow", "swanlab", "comet_ml", "trackio", "all"),
 }
 """What the design names and this version refuses by name: a key's values, or () for the key itself."""
+
+SAID_ELSEWHERE: dict[str, dict[str, str]] = {
+    "adapter.kind": {"qlora": "a QLoRA is `adapter: lora` with `quantize: nf4`"},
+    "quantize": {
+        "gptq": "a GPTQ checkpoint says so itself: give it as `model`, and leave `quantize` out",
+        "awq": "an AWQ checkpoint says so itself: give it as `model`, and leave `quantize` out",
+    },
+}
+"""Values that people write for a key, and how tunedock has it said."""

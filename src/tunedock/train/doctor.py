@@ -81,11 +81,12 @@ def build(found: cards.Cards) -> Check:
     """The build against the cards: a card does nothing under a build for CPUs."""
     import torch
 
-    return judge_build(torch.version.cuda, torch.version.hip, found)
+    return judge_build(torch.version.cuda, torch.version.hip, found, answers=torch.cuda.is_available())
 
 
-def judge_build(cuda: str | None, hip: str | None, found: cards.Cards) -> Check:
-    """`cuda` and `hip`: the versions of the build; None for those it lacks."""
+def judge_build(cuda: str | None, hip: str | None, found: cards.Cards, *, answers: bool) -> Check:
+    """`cuda` and `hip`: the versions of the build, None for those it lacks. `answers`: whether torch sees a card, which it may do
+    where a container hides it from everyone else."""
     words, nvidia, amd = _build_words(cuda, hip), found.of("NVIDIA"), found.of("AMD")
     if nvidia and cuda is None:
         held = f"{words}, and this machine has {_named(nvidia)}: training would not use it"
@@ -93,7 +94,7 @@ def judge_build(cuda: str | None, hip: str | None, found: cards.Cards) -> Check:
     if amd and not nvidia and hip is None:
         held = f"{words}, and this machine has {_named(amd)}: training would not use it"
         return warning(GROUP, "build", held, f"see {INDEX} for a ROCm build; tunedock is not tested on it")
-    if cuda is not None and not nvidia:
+    if cuda is not None and not nvidia and not answers:
         return Check(GROUP, "build", f"{words}, and no NVIDIA card was found: training runs on the CPU")
     return Check(GROUP, "build", words)
 

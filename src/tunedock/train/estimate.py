@@ -12,6 +12,7 @@ import time
 import torch
 
 from tunedock.model.policy import Policy
+from tunedock.model.quantize import numbers_in
 
 EFFICIENCY = 0.35
 SIDE = 1024
@@ -34,7 +35,7 @@ def estimate_seconds(policy: Policy, tokens: int, trained_tokens: int, *, full: 
     """Seconds for a run over `tokens`, of which `trained_tokens` go through the head."""
     head = policy.model.get_output_embeddings().weight.numel()  # type: ignore[operator]
     embedding = policy.model.get_input_embeddings().weight.numel()  # type: ignore[operator]
-    total = sum(parameter.numel() for parameter in policy.model.parameters())
+    total = sum(numbers_in(parameter) for parameter in policy.model.parameters())
     tied = policy.model.get_output_embeddings().weight is policy.model.get_input_embeddings().weight  # type: ignore[operator]
     body = total - embedding - (0 if tied else head)
     a_weight = 6 if full else 4

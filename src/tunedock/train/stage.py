@@ -61,11 +61,7 @@ def train(
     _same_data(run, about, resume, emit)
     policy = trainable_policy(base)
     if (narrow := quantised(policy.model)) is not None:
-        how = (
-            "products are made in float8"
-            if narrow.products
-            else "they are widened for each product: less memory, not less time"
-        )
+        how = "products are made in it" if narrow.products else "widened for each product: less memory, not less time"
         emit.note(
             f"base in {recipe.quantize}: {narrow.layers} linear layers, {readable(narrow.size_bytes)}; {how}",
             **asdict(narrow),
