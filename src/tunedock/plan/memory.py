@@ -132,6 +132,7 @@ def plan_memory(
         "optimizer": math.ceil(trained * optimizer_bytes(optim, optim_args)),
         "compute copies": _copies(shape, in_base, w, c),
         "head": chunk_bytes * CHUNK_COPIES,
+        "widened layer": max(linear.inputs * linear.outputs for linear in shape.linears) * c if quantize != "none" else 0,
     }
     kept, working = _activations(shape, adapter, w, c, longest_path, fused)
     again = shape.layers if gradient_checkpointing is True else min(gradient_checkpointing, shape.layers)
