@@ -36,10 +36,20 @@ def examine(
     Raises InterruptedRun when the user stops it.
     """
     here: list[Check] = []
-    looking = threading.Thread(target=lambda: here.extend(look()), name="survey", daemon=True)
+    broken: list[BaseException] = []
+
+    def around() -> None:
+        try:
+            here.extend(look())
+        except BaseException as error:  # noqa: BLE001 - policy: carried to the caller's thread, where it is raised
+            broken.append(error)
+
+    looking = threading.Thread(target=around, name="survey", daemon=True)
     looking.start()
     there = _worker(launcher, on_event, worker_s)
     looking.join(LIMIT_S + 1.0)
+    if broken:
+        raise broken[0]
     order = {name: place for place, name in enumerate(GROUPS)}
     return sorted([*here, *there], key=lambda check: order.get(check.group, len(order)))
 

@@ -36,6 +36,9 @@ BOUNDS: dict[str, Bounds] = {
     "accelerate": Bounds("version", "1.10"),
     "safetensors": Bounds("version", "0.5"),
     "huggingface-hub": Bounds("version", "1.0"),
+    "bitsandbytes": Bounds("version", recommended="0.49"),
+    "deepspeed": Bounds("version", recommended="0.19"),
+    "modelscope": Bounds("version", recommended="1.20"),
     "cores": Bounds("count", 1, 2),
     "memory": Bounds("bytes", 4 * GIB, 16 * GIB),
     "free memory": Bounds("bytes", 1 * GIB, 4 * GIB),
@@ -50,6 +53,7 @@ BOUNDS: dict[str, Bounds] = {
     "compute capability": Bounds("version", "5.0", "8.0"),  # from 8.0 on: bfloat16 and flash attention
     "docker daemon": Bounds("version", "20.10", "23.0"),
     "docker client": Bounds("version", "20.10", "23.0"),
+    "images": Bounds("bytes", recommended=40 * GIB),
     "compose": Bounds("version", "2.0", "2.20"),
     "container toolkit": Bounds("version", "1.12", "1.14"),
 }

@@ -85,7 +85,7 @@ def find(
 def checks(found: Cards, environment: Mapping[str, str] | None = None, proc: Path = Path("/proc")) -> list[Check]:
     """The cards, the driver, and cards hidden from this process."""
     environment = os.environ if environment is None else environment
-    made = [_card(index, card) for index, card in enumerate(found.of("NVIDIA"))]
+    made = [check for index, card in enumerate(found.of("NVIDIA")) for check in _card(index, card)]
     made += [_other(card) for card in found.cards if card.vendor != "NVIDIA"]
     if not found.cards and not found.trouble:
         return [
@@ -101,24 +101,24 @@ def checks(found: Cards, environment: Mapping[str, str] | None = None, proc: Pat
     return made
 
 
-def _card(index: int, card: Card) -> Check:
+def _card(index: int, card: Card) -> list[Check]:
     name = f"gpu {index}"
     if card.memory_bytes is None:
-        return Check(GROUP, name, card.name)
-    found = f"{card.name}, {bytes_text(card.memory_bytes)}"
-    small = "take a smaller model, `quantize: nf4`, or `adapter: lora`"
-    made = measured(GROUP, name, card.memory_bytes, found=found, way_out=small, bounds=BOUNDS["gpu memory"])
-    if card.capability is None:
-        return made
-    found = f"{found}, compute capability {card.capability}"
-    level = judge(card.capability, BOUNDS["compute capability"])
-    if level == "failure":
-        return failure(
-            GROUP, name, found, "today's PyTorch has no kernels for this card: hide it by CUDA_VISIBLE_DEVICES"
-        )
-    if level == "warning" and made.verdict == "ok":
-        return warning(GROUP, name, found, "a card before Ampere computes no bfloat16: set `train.fp16: true`")
-    return Check(GROUP, name, found, made.verdict, made.minimum, made.recommended, made.way_out)
+        made = [Check(GROUP, name, card.name)]
+    else:
+        found = f"{card.name}, {bytes_text(card.memory_bytes)}"
+        small = "take a smaller model, `quantize: nf4`, or `adapter: lora`"
+        made = [measured(GROUP, name, card.memory_bytes, found=found, way_out=small, bounds=BOUNDS["gpu memory"])]
+    if card.capability is not None:
+        known = BOUNDS["compute capability"]
+        if judge(card.capability, known) == "failure":
+            way_out = "today's PyTorch has no kernels for this card: hide it by CUDA_VISIBLE_DEVICES"
+        else:
+            way_out = (
+                "a card before Ampere computes no bfloat16: training takes float32, or float16 by `train.fp16: true`"
+            )
+        made.append(measured(GROUP, f"{name} compute capability", card.capability, way_out=way_out, bounds=known))
+    return made
 
 
 def _other(card: Card) -> Check:

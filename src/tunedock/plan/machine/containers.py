@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tunedock.plan.machine.bounds import measured
+from tunedock.plan.machine.bounds import bytes_text, measured
 from tunedock.plan.machine.check import Check, absent, warning
 from tunedock.plan.machine.command import Ran, Runner, run
 from tunedock.plan.machine.symptoms import known_way_out
@@ -28,6 +29,8 @@ def checks(has_card: bool, runner: Runner = run, cdi_folders: tuple[Path, ...] =
     ran = runner(["docker", "version", "--format", "{{json .}}"])
     if ran is None:
         return [absent(GROUP, "docker client", "not installed", INSTALL)]
+    if ran.code is None:
+        return [warning(GROUP, "docker daemon", ran.trouble, "restart it: `sudo systemctl restart docker`")]
     versions = _object(ran.out)
     client = versions.get("Client") or {}
     made = [_client(ran, client), _compose(runner)]
@@ -39,6 +42,7 @@ def checks(has_card: bool, runner: Runner = run, cdi_folders: tuple[Path, ...] =
     info = runner(["docker", "info", "--format", "{{json .}}"])
     told = _object(info.out) if info is not None else {}
     made.insert(1, _daemon(server, told))
+    made += _images(told)
     made.append(_toolkit(has_card, told, runner, cdi_folders))
     return made
 
@@ -84,6 +88,23 @@ def _compose(runner: Runner) -> Check:
             "`apt-get install docker-compose-plugin`, or the plugin's file from github.com/docker/compose",
         )
     return absent(GROUP, "compose", "no plugin", "for `docker compose`: `apt-get install docker-compose-plugin`")
+
+
+def _images(info: Mapping[str, Any]) -> list[Check]:
+    """Room for images, where the daemon is on this machine."""
+    folder = Path(str(info.get("DockerRootDir") or ""))
+    try:
+        free = shutil.disk_usage(folder).free if folder.is_absolute() else None
+    except OSError:  # the daemon is elsewhere, or its folder is closed to us
+        free = None
+    if free is None:
+        return []
+    found = f"{bytes_text(free)} free for {folder}"
+    return [
+        measured(
+            GROUP, "images", free, found=found, way_out="`docker system prune`, or move `data-root` to another disk"
+        )
+    ]
 
 
 def _toolkit(has_card: bool, info: Mapping[str, Any], runner: Runner, cdi_folders: tuple[Path, ...]) -> Check:

@@ -6,12 +6,12 @@ import email.utils
 import http.client
 import os
 import re
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -29,7 +29,10 @@ OTHER_HUBS = {"https://hf-mirror.com": "hub: https://hf-mirror.com", "https://mo
 """Tried when Hugging Face does not answer -> how a recipe names it."""
 
 ANSWER_S = 4.0
-"""Seconds a hub may take to answer; looking its name up may take as long again, which no time limit reaches."""
+"""Seconds a hub may take for each step of its answer."""
+
+WAIT_S = 5.5
+"""Seconds for the whole of it. Looking a name up has no time limit of its own, so those who ask are threads that may be left."""
 
 TRUE = {"1", "on", "yes", "true"}
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -62,7 +65,8 @@ def ask(url: str) -> Answer:
         with error:
             return Answer(error.code, time.monotonic() - began, str(error.reason), _time(error.headers.get("Date")))
     except urllib.error.URLError as error:
-        return Answer(None, time.monotonic() - began, str(error.reason) or "no answer")
+        reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error.reason))
+        return Answer(None, time.monotonic() - began, reason or "no answer")
     except (OSError, ValueError, http.client.HTTPException) as error:
         return Answer(None, time.monotonic() - began, str(error) or type(error).__name__)
 
@@ -78,7 +82,7 @@ def checks(
         way_out = f"`unset {off}` to fetch models"
         return [absent(GROUP, "hub", f"not asked: {off} is set, only what the cache holds is used", way_out), *others]
     endpoint = environment.get("HF_ENDPOINT", "").rstrip("/") or HUGGING_FACE
-    answer = _asked(asking, endpoint)
+    (answer,) = _ask_all(asking, [endpoint])
     return [hub(endpoint, answer, asking), clock(answer, now()), *others]
 
 
@@ -92,11 +96,8 @@ def hub(endpoint: str, answer: Answer, asking: Ask) -> Check:
     if answer.status is not None:
         trouble = f"answers {answer.status} {trouble}"
     candidates = [url for url in (HUGGING_FACE, *OTHER_HUBS) if url != endpoint]
-    with ThreadPoolExecutor(len(candidates)) as pool:
-        answers = list(pool.map(lambda url: _asked(asking, url), candidates))
-    reached = [
-        url for url, other in zip(candidates, answers, strict=True) if other.status is not None and other.status < 400
-    ]
+    answers = zip(candidates, _ask_all(asking, candidates), strict=True)
+    reached = [url for url, other in answers if other.status is not None and other.status < 400]
     if reached and reached[0] == HUGGING_FACE:
         way_out = "`unset HF_ENDPOINT`: Hugging Face itself answers"
     elif reached:
@@ -148,6 +149,23 @@ def token(environment: Mapping[str, str], home: Path) -> Check:
 def without_password(address: str) -> str:
     """`http://user:secret@proxy:3128` -> `http://…@proxy:3128`."""
     return re.sub(r"(^|//)[^/@\s]*@", r"\1…@", address)
+
+
+def _ask_all(asking: Ask, endpoints: Sequence[str], wait_s: float = WAIT_S) -> list[Answer]:
+    """The answer of each, asked side by side."""
+    answers: dict[str, Answer] = {}
+
+    def keep(endpoint: str) -> None:
+        answers[endpoint] = _asked(asking, endpoint)
+
+    threads = [threading.Thread(target=keep, args=(endpoint,), daemon=True) for endpoint in endpoints]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + wait_s
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    silent = Answer(None, wait_s, f"no answer within {wait_s:.0f} s")
+    return [answers.get(endpoint, silent) for endpoint in endpoints]
 
 
 def _asked(asking: Ask, endpoint: str) -> Answer:

@@ -6,7 +6,7 @@ import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tunedock.plan.machine.bounds import measured
+from tunedock.plan.machine.bounds import BOUNDS, measured
 from tunedock.plan.machine.check import Check, absent, failure
 
 GROUP = "packages"
@@ -26,7 +26,7 @@ class Addition:
 
 
 OPTIONAL = (
-    Addition("bitsandbytes", "optimizers with 8-bit states, bases in 4 and 8 bits", True),
+    Addition("bitsandbytes", "bases in 4 and 8 bits, optimizers with 8-bit states", install="pip install 'tunedock[quantize]'"),
     Addition("deepspeed", "ZeRO: a model sharded over several cards", True),
     Addition("flash-attn", "attention kernels; PyTorch 2.10 brings its own for packed rows", True),
     Addition("liger-kernel", "faster norms, rotary embeddings and gates", True),
@@ -57,15 +57,22 @@ def required(version: Version = installed) -> list[Check]:
 
 
 def optional(has_card: bool, version: Version = installed) -> list[Check]:
-    """Never a warning: each is a choice."""
+    """Each is a choice, so none of them fails; one that is older than tunedock knows is a warning."""
     made = []
     for package in OPTIONAL:
         found = version(package.name)
         install = package.install or f"pip install {package.name}"
         if found is not None:
-            made.append(Check(GROUP, package.name, f"{found}: {package.adds}"))
+            made.append(_there(package, found, install))
         elif package.needs_card and not has_card:
             made.append(absent(GROUP, package.name, f"not installed; for NVIDIA cards: {package.adds}"))
         else:
             made.append(absent(GROUP, package.name, f"not installed; adds {package.adds}", f"`{install}`"))
     return made
+
+
+def _there(package: Addition, found: str, install: str) -> Check:
+    words, newer = f"{found}: {package.adds}", f"`{install.replace('install', 'install --upgrade', 1)}`"
+    if package.name not in BOUNDS:
+        return Check(GROUP, package.name, words)
+    return measured(GROUP, package.name, found, found=words, way_out=newer)
