@@ -1,0 +1,111 @@
+"""Evaluation, warm-up, batches and checkpoints of a LLaMA-Factory file: keys that hang together."""
+
+from __future__ import annotations
+
+from tunedock.recipe.importers_sections import DEFAULT, by_table
+from tunedock.recipe.importers_words import Draft
+
+
+def training(draft: Draft) -> None:
+    """What the file says of them, and LLaMA-Factory's defaults where it says nothing."""
+    _evaluation(draft)
+    _warmup(draft)
+    _generation(draft)
+    if draft.version == "v1":
+        _batch_of_v1(draft)
+        _checkpoints_of_v1(draft)
+        _devices_of_v1(draft)
+
+
+def _evaluation(draft: Draft) -> None:
+    strategy = None
+    for word in ("eval_strategy", "evaluation_strategy"):
+        if draft.has(word) and (given := draft.get(word, "strategy")) is not None:
+            strategy = given
+            draft.put("train.eval_strategy", strategy, word)
+    if strategy is None and draft.training:
+        draft.put("train.eval_strategy", "no", "eval_strategy", DEFAULT, default=True)
+    if draft.has("eval_steps") and strategy != "steps":
+        draft.leave("eval_steps", "it counts only with `eval_strategy: steps`")
+    elif draft.has("eval_steps"):
+        by_table(draft, "eval_steps", {"to": "train.eval_steps", "type": "int"})
+    elif strategy == "steps":
+        every = draft.get("logging_steps", "int") or 500
+        draft.put("train.eval_steps", every, "eval_steps", f"{DEFAULT}: as `logging_steps`", default=True)
+
+
+def _warmup(draft: Draft) -> None:
+    steps, share = draft.get("warmup_steps", "number"), draft.get("warmup_ratio", "number")
+    if steps:
+        draft.put("train.warmup_steps", steps, "warmup_steps")
+    elif steps is not None:
+        draft.leave("warmup_steps", "0 is the default here too")
+    if share is None:
+        return
+    if steps:
+        draft.leave("warmup_ratio", "`warmup_steps` goes before it")
+    elif not 0 <= share < 1:
+        draft.refuse("warmup_ratio", "it is a share of all steps", "give a number from 0 to below 1")
+    else:
+        draft.put("train.warmup_steps", share, "warmup_ratio", "below 1 it is a share of all steps")
+
+
+def _generation(draft: Draft) -> None:
+    sampled = draft.get("do_sample", "bool")
+    if sampled is False:
+        draft.put("eval.temperature", 0.0, "do_sample", "0 is greedy")
+    elif sampled:
+        draft.leave("do_sample", "`eval.temperature` above 0 samples")
+    if draft.has("temperature") and sampled is False:
+        draft.leave("temperature", "`do_sample: false` is greedy")
+    elif draft.has("temperature"):
+        by_table(draft, "temperature", {"to": "eval.temperature", "type": "number"})
+
+
+def _batch_of_v1(draft: Draft) -> None:
+    whole = draft.get("global_batch_size", "int")
+    if whole is not None:
+        draft.put("train.batch_size", whole, "global_batch_size")
+        if draft.has("micro_batch_size"):
+            draft.leave("micro_batch_size", "what is computed at once is planned from the memory")
+    elif draft.has("micro_batch_size"):
+        by_table(draft, "micro_batch_size", {"to": "train.per_device_train_batch_size", "type": "int"})
+    elif draft.training:
+        draft.put("train.per_device_train_batch_size", 1, "micro_batch_size", DEFAULT, default=True)
+    if draft.training:
+        draft.put("train.lr_scheduler_type", "constant", "lr_scheduler_config", DEFAULT, default=True)
+        draft.put("train.weight_decay", 0.01, "optim_config", f"{DEFAULT}: PyTorch's AdamW", default=True)
+
+
+def _checkpoints_of_v1(draft: Draft) -> None:
+    epochs = draft.get("save_epochs", "number")
+    if epochs is not None and draft.has("save_steps"):
+        draft.refuse("save_epochs", "`save_steps` says something else", "keep one of the two")
+    elif epochs == 1:
+        draft.put("train.save_strategy", "epoch", "save_epochs")
+    elif epochs is not None:
+        draft.refuse(
+            "save_epochs", "a checkpoint comes every epoch, or every so many steps", "use `save_steps`", built=False
+        )
+    elif draft.training and not draft.has("save_steps"):
+        draft.put(
+            "train.save_strategy",
+            "no",
+            "save_steps",
+            f"{DEFAULT}; a run that keeps checkpoints can be resumed",
+            default=True,
+        )
+    if draft.has("save_steps"):
+        by_table(draft, "save_steps", {"to": "train.save_steps", "type": "int"})
+
+
+def _devices_of_v1(draft: Draft) -> None:
+    name = draft.get("dist_config.name", "text")
+    if name is None:
+        return
+    if name == "deepspeed" and draft.has("dist_config.config_file"):
+        draft.leave("dist_config.name", "`dist_config.config_file` says it")
+    elif name == "deepspeed":
+        draft.put("train.deepspeed", name, "dist_config.name", "on one device leave it out")
+    else:
+        draft.put("train.fsdp", name, "dist_config.name", "on one device leave it out")
