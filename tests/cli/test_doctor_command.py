@@ -77,6 +77,20 @@ def test_json_is_one_document_with_the_error_in_it(tunedock, machine):
     assert (code, "error" in json.loads(out)) == (0, False)
 
 
+def test_a_terminal_without_utf8_is_told_so_and_not_met_with_a_traceback(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "PYTHON"))}
+    environment |= {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "HF_HUB_OFFLINE": "1"}
+    environment |= {"HTTPS_PROXY": "http://me:secret@代理:3128"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tunedock", "doctor"], capture_output=True, timeout=60, env=environment, cwd=tmp_path
+    )
+    out = done.stdout.decode("ascii")
+    assert b"Traceback" not in done.stderr
+    assert "(>= 3.11)" in out
+    assert "-> `export LANG=C.UTF-8`" in out
+    assert "secret" not in out
+
+
 def test_help_loads_nothing_heavy():
     command = [sys.executable, "-X", "importtime", "-m", "tunedock", "doctor", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

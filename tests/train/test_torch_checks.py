@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tunedock.events import Emitter
 from tunedock.plan.machine.cards import Card, Cards
-from tunedock.train import doctor
-from tunedock.train.doctor import install_for, judge_build, openmp, runs_on
+from tunedock.train import card_checks, doctor
+from tunedock.train.card_checks import install_for, judge_build, runs_on
+from tunedock.train.doctor import openmp
 
 RECORDED = Path(__file__).parents[1] / "plan" / "machine" / "doctor"
 H200 = Cards((Card("NVIDIA", "NVIDIA H200", 143771 << 20, "9.0"),), "580.159.03")
@@ -90,9 +93,72 @@ def test_every_check_of_this_process_is_told_as_it_is_made():
         assert names["cuda"].verdict == "not applicable"
 
 
+class FakeCuda:
+    """A card stands in where there is none: what torch says of it, not what it computes."""
+
+    def __init__(self, monkeypatch, *, available, warned=None, levels=(), capability=(9, 0)):
+        def is_available():
+            if warned:
+                warnings.warn(warned, stacklevel=1)
+            return available
+
+        properties = SimpleNamespace(name="NVIDIA H200", major=capability[0], minor=capability[1])
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        for name, answer in (
+            ("is_available", is_available),
+            ("device_count", lambda: 1),
+            ("get_device_properties", lambda _index: properties),
+            ("get_arch_list", lambda: list(levels)),
+            ("mem_get_info", lambda _index: (100 << 30, 140 << 30)),
+            ("is_bf16_supported", lambda **_options: True),
+        ):
+            monkeypatch.setattr(torch.cuda, name, answer)
+
+
+def test_a_card_torch_cannot_use_says_why(monkeypatch):
+    FakeCuda(
+        monkeypatch,
+        available=False,
+        warned="CUDA initialization: The NVIDIA driver on your system is too old (found 12040)",
+    )
+    (check,) = card_checks.devices(H200)
+    assert check.verdict == "failure"
+    assert "too old" in check.found
+    assert "update the NVIDIA driver" in check.way_out
+    (driver,) = card_checks.driver(H200)
+    assert (driver.name, driver.verdict, driver.minimum) == ("driver for cuda", "ok", "580.65.06")
+    old = Cards(H200.cards, "570.86.15")
+    assert card_checks.driver(old)[0].verdict == "failure"
+    assert "cu126" in card_checks.driver(old)[0].way_out
+
+
+def test_a_card_the_build_has_no_kernels_for(monkeypatch):
+    FakeCuda(monkeypatch, available=True, levels=["sm_100", "sm_120"])
+    (check,) = card_checks.devices(H200)
+    assert (check.name, check.verdict) == ("cuda:0", "failure")
+    assert "sm_90: this build has kernels for sm_100, sm_120 only" in check.found
+
+
+def test_a_card_whose_product_is_tried(monkeypatch):
+    FakeCuda(monkeypatch, available=True, levels=BUILD_13)
+    monkeypatch.setattr(card_checks, "_wrong_product", lambda _device: None)
+    (check,) = card_checks.devices(H200)
+    assert (check.verdict, check.found) == (
+        "ok", "NVIDIA H200, sm_90, bfloat16, 100 GiB of 140 GiB free; a product comes out right",
+    )  # fmt: skip
+    monkeypatch.setattr(card_checks, "_wrong_product", lambda _device: "Error 802: system not yet initialized")
+    (check,) = card_checks.devices(H200)
+    assert check.verdict == "failure"
+    assert "fabricmanager" in check.way_out
+
+
+def test_a_product_of_ones_comes_out_right_here():
+    assert card_checks._wrong_product(torch.device("cpu")) is None
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_device_is_tried_by_a_product():
-    assert doctor.devices(Cards())[0].found.endswith("a product comes out right")
+    assert card_checks.devices(Cards())[0].found.endswith("a product comes out right")
 
 
 def test_a_check_that_raises_is_a_finding(monkeypatch):

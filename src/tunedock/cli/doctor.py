@@ -22,6 +22,10 @@ MARKS = {
 """Verdict -> how it stands in the table, and its colour."""
 
 
+PLAIN = str.maketrans({"≥": ">=", "≤": "<=", "→": "->", "…": "..."})
+"""For a terminal without UTF-8."""
+
+
 def doctor(as_json: Json = False) -> None:
     """Check this machine: Python, PyTorch, GPU, memory, disk, packages, Docker, the hub.
 
@@ -68,7 +72,6 @@ def _print(checks: Sequence[Check]) -> None:
 
     from tunedock.cli.results import add_row, table
     from tunedock.cli.show import console
-    from tunedock.cli.text import one_line
     from tunedock.plan.machine.check import count, overall
 
     out = console()
@@ -82,12 +85,12 @@ def _print(checks: Sequence[Check]) -> None:
             if group:
                 made.add_row("")
             group = check.group
-            add_row(made, "", Text(one_line(group), style="bold"))
+            add_row(made, "", Text(_line(group), style="bold"))
         word, style = MARKS[check.verdict]
-        found = Text.assemble(one_line(check.found), (_wanted(check), "dim"))
-        add_row(made, Text(word, style=style), Text(f"  {one_line(check.name)}"), found)
+        found = Text.assemble(_line(check.found), (_line(_wanted(check)), "dim"))
+        add_row(made, Text(word, style=style), Text(f"  {_line(check.name)}"), found)
         if check.way_out:
-            add_row(made, "", "", Text(f"→ {one_line(check.way_out)}", style="cyan"))
+            add_row(made, "", "", Text(_line(f"→ {check.way_out}"), style="cyan"))
     out.print(made)
     counts = count(checks)
     told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in counts if counts[verdict])
@@ -95,11 +98,25 @@ def _print(checks: Sequence[Check]) -> None:
     out.print(Text.assemble("\nverdict: ", (worst, MARKS[worst][1]), f" ({told})"))
 
 
-def _wanted(check: Check) -> str:
-    """`  (≥ 4 GiB, better 16 GiB)`; empty for a check without bounds."""
+def _line(text: str) -> str:
+    """One line that this terminal can show: one without UTF-8 is what this command may be asked about, and it must not fail there."""
+    import sys
+
     from tunedock.cli.text import one_line
 
-    least, better = (one_line(text or "") for text in (check.minimum, check.recommended))
+    lead = text[: len(text) - len(text.lstrip(" "))]
+    encoding = sys.stdout.encoding or "ascii"
+    line = lead + one_line(text)
+    try:
+        line.encode(encoding)
+    except UnicodeEncodeError:
+        line = line.translate(PLAIN).encode(encoding, errors="replace").decode(encoding)
+    return line
+
+
+def _wanted(check: Check) -> str:
+    """`  (≥ 4 GiB, better 16 GiB)`; empty for a check without bounds."""
+    least, better = check.minimum or "", check.recommended or ""
     parts = [least if least.startswith("≤") else f"≥ {least}"] if least else []
     parts += [f"better {better}"] if better and better != least else []
     return f"  ({', '.join(parts)})" if parts else ""

@@ -64,6 +64,13 @@ def test_a_client_that_speaks_no_json():
     assert made["docker daemon"].verdict == "warning"
 
 
+def test_podman_in_the_place_of_docker():
+    podman = Ran(
+        0, json.dumps({"Client": {"APIVersion": "4.9.3", "Version": "4.9.3"}}), "Emulate Docker CLI using podman."
+    )
+    assert "podman" in asked(False, docker_version=podman)["docker daemon"].found
+
+
 def test_compose_plugin_and_the_old_program():
     plugin = asked(False, docker_version=VERSION, docker_info=INFO, docker_compose_version=Ran(0, "v2.29.1\n"))
     assert (plugin["compose"].found, plugin["compose"].verdict) == ("v2.29.1", "ok")

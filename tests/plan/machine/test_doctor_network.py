@@ -132,6 +132,9 @@ def test_a_real_server_that_does_not_answer(server, monkeypatch):
 
 def test_what_is_no_address():
     assert ask("file:///etc/passwd").status is None
+    assert "https://" in ask("hub.test/api").trouble
+    assert ask("http://[nonsense/").status is None
+    assert ask("http://a b/").status is None
     assert ask("http://127.0.0.1:1/").status is None
     made, _ = run({}, {"HF_ENDPOINT": "nonsense"})
     assert made["hub"].verdict == "warning"

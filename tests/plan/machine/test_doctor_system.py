@@ -9,7 +9,7 @@ import pytest
 from machine_recordings import RecordedRunner, recorded
 
 from tunedock.plan.control_group import Group
-from tunedock.plan.machine import packages, room, system
+from tunedock.plan.machine import openmp, packages, room, system
 from tunedock.plan.machine.check import Check
 from tunedock.plan.machine.command import Ran, run
 from tunedock.plan.machine.survey import survey
@@ -76,7 +76,7 @@ def test_a_compiler_or_none():
     ],
 )
 def test_variables_that_hurt(environment, said):
-    check = system.openmp_variables(environment, cores=8)
+    check = openmp.variables(environment, cores=8)
     assert check.verdict == ("warning" if said else "ok")
     if said:
         assert said in check.found
@@ -122,6 +122,14 @@ def test_disks_that_can_and_cannot_be_written(tmp_path):
     assert (in_the_way.verdict, in_the_way.way_out) == ("failure", "set another")
     sealed = room.disk("runs", Path("/proc/here"), "set another")  # writable to nobody, root or not
     assert sealed.verdict == "failure"
+    assert room.disk("hub cache", Path("/proc/here"), "set another").verdict == "warning"  # it can still be read
+
+
+def test_a_user_without_a_home(monkeypatch):
+    monkeypatch.setattr(room, "home_folder", lambda: None)
+    (check,) = room.disks()
+    assert (check.name, check.verdict) == ("home", "failure")
+    assert "HOME" in check.way_out
 
 
 def test_folders_follow_the_environment():

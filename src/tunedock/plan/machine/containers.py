@@ -36,7 +36,7 @@ def checks(has_card: bool, runner: Runner = run, cdi_folders: tuple[Path, ...] =
     made = [_client(ran, client), _compose(runner)]
     server = versions.get("Server") or {}
     if not server.get("Version"):
-        trouble = ran.trouble
+        trouble = "the client names no daemon (podman in the place of Docker?)" if ran.ok else ran.trouble
         made.insert(1, warning(GROUP, "docker daemon", trouble, known_way_out(trouble) or "is the daemon running?"))
         return made
     info = runner(["docker", "info", "--format", "{{json .}}"])

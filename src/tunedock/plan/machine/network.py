@@ -20,6 +20,7 @@ from pathlib import Path
 from tunedock import __version__
 from tunedock.plan.machine.bounds import measured
 from tunedock.plan.machine.check import Check, absent, warning
+from tunedock.plan.machine.room import home_folder
 from tunedock.plan.machine.symptoms import known_way_out
 
 GROUP = "network"
@@ -55,10 +56,10 @@ Ask = Callable[[str], Answer]
 def ask(url: str) -> Answer:
     """The answer to a HEAD request, redirects followed, through the environment's proxies."""
     began = time.monotonic()
-    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": f"tunedock/{__version__}"})  # noqa: S310
-    if request.type not in ("http", "https"):
-        return Answer(None, 0.0, f"`{request.type}:` is no address of a hub")
+    if not url.startswith(("http://", "https://")):
+        return Answer(None, 0.0, "the address of a hub begins with https://")
     try:
+        request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": f"tunedock/{__version__}"})  # noqa: S310
         with urllib.request.urlopen(request, timeout=ANSWER_S) as response:  # noqa: S310 - http and https only
             return Answer(response.status, time.monotonic() - began, time=_time(response.headers.get("Date")))
     except urllib.error.HTTPError as error:
@@ -77,7 +78,7 @@ def checks(
     """The hub, the clock, proxies and the token."""
     environment = os.environ if environment is None else environment
     off = next((name for name in OFFLINE if environment.get(name, "").lower() in TRUE), None)
-    others = [proxies(environment), token(environment, Path.home())]
+    others = [proxies(environment), token(environment, home_folder() or Path("/"))]
     if off:
         way_out = f"`unset {off}` to fetch models"
         return [absent(GROUP, "hub", f"not asked: {off} is set, only what the cache holds is used", way_out), *others]

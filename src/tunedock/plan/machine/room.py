@@ -104,11 +104,16 @@ def places(environment: Mapping[str, str], cwd: Path, home: Path) -> dict[str, t
     }
 
 
+ESSENTIAL = ("runs", "temporary files")
+"""Without the others training works: a cache that cannot be written can still be read, and kernels have a substitute."""
+
+
 def disk(name: str, folder: Path, way_out: str) -> Check:
     """Free space of the disk a folder is on, or would be, and whether it can be written."""
+    broken = failure if name in ESSENTIAL else warning
     there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
     if not there.is_dir():
-        return failure(DISK, name, f"{there} is a file, so {folder} cannot be made", way_out)
+        return broken(DISK, name, f"{there} is a file, so {folder} cannot be made", way_out)
     try:
         with tempfile.TemporaryFile(
             dir=there
@@ -116,7 +121,7 @@ def disk(name: str, folder: Path, way_out: str) -> Check:
             file.write(b"\0")
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return failure(DISK, name, f"{there}: {error.strerror}", f"free disk space, or {way_out}" if full else way_out)
+        return broken(DISK, name, f"{there}: {error.strerror}", f"free disk space, or {way_out}" if full else way_out)
     free = shutil.disk_usage(there).free
     return measured(
         DISK, name, free, found=f"{bytes_text(free)} free for {folder}", way_out=f"free disk space, or {way_out}"
@@ -124,7 +129,23 @@ def disk(name: str, folder: Path, way_out: str) -> Check:
 
 
 def disks() -> list[Check]:
-    return [disk(name, *place) for name, place in places(os.environ, Path.cwd(), Path.home()).items()]
+    home = home_folder()
+    if home is None:
+        way_out = "`export HOME=` a folder you may write; in a container run by any user id: `-e HOME=/tmp`"
+        return [failure(DISK, "home", "this user has no home directory, so there is no cache", way_out)]
+    try:
+        here = Path.cwd()
+    except OSError:
+        return [failure(DISK, "runs", "the current folder is gone", "`cd` to one that is there")]
+    return [disk(name, *place) for name, place in places(os.environ, here, home).items()]
+
+
+def home_folder() -> Path | None:
+    """None for a user the system does not know, such as a container's that runs under any id."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
 
 
 def open_files() -> Check:

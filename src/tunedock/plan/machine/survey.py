@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
-from tunedock.plan.machine import cards, containers, network, packages, room, system
+from tunedock.plan.machine import cards, containers, network, openmp, packages, room, system
 from tunedock.plan.machine.check import Check, failure
 
 LIMIT_S = 15.0
@@ -30,7 +30,7 @@ def sources() -> dict[str, Source]:
     return {
         "system: python and platform": lambda: [system.python(), system.platform_(), system.cores(), system.wsl()],
         "system: text": lambda: [system.utf8()],
-        "system: compiler": lambda: [system.compiler(), system.openmp_variables()],
+        "system: compiler": lambda: [system.compiler(), openmp.variables()],
         "memory": lambda: [*room.memory(room.memory_now()), room.shared_memory()],
         "disk": lambda: [*room.disks(), room.open_files()],
         "gpu": lambda: cards.checks(found()),
