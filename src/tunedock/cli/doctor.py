@@ -99,7 +99,7 @@ def _print(checks: Sequence[Check]) -> None:
 
 
 def _line(text: str) -> str:
-    """One line that this terminal can show: one without UTF-8 is what this command may be asked about, and it must not fail there."""
+    """One line this terminal can show: one without UTF-8 is what this command may be asked about, and it must not fail there."""
     import sys
 
     from tunedock.cli.text import one_line
