@@ -20,7 +20,7 @@ from families import tiny_model
 from tunedock.data.layout import padded, step_indices
 from tunedock.data.sample import Sample, single
 from tunedock.events import Emitter
-from tunedock.model.adapter import attach
+from tunedock.model.adapter import attach, checkpoint_activations
 from tunedock.model.policy import Policy, Precision
 from tunedock.objective.likelihood import Sft
 from tunedock.recipe.schema import Adapter, Lora, Train
@@ -71,6 +71,8 @@ def build(
     stop: Callable[[], bool] = lambda: False,
     samples: Sequence[Sample] | None = None,
     validation: Sequence[Sample] = (),
+    probed: bool = False,
+    to_compile: bool = False,
     **train: Any,
 ) -> tuple[Loop, Policy, io.StringIO]:
     folder.mkdir(exist_ok=True, parents=True)
@@ -79,15 +81,19 @@ def build(
     )
     compute = torch.bfloat16 if settings.bf16 else torch.float16 if settings.fp16 else torch.float32
     model = attach(tiny_model("qwen3"), adapter or Lora(r=4, alpha=8, dropout=0.1), seed=3)
+    if settings.gradient_checkpointing:
+        checkpoint_activations(model)
+    policy = Policy(model, CPU, Precision(torch.float32, compute), to_compile=to_compile)
+    if probed:
+        policy.probe()
     torch.manual_seed(settings.seed)
-    policy = Policy(model, CPU, Precision(torch.float32, compute))
     stream = io.StringIO()
     loop = Loop(
         policy=policy,
         objective=Sft(),
         feed=MemoryFeed(samples or data()),
         validation=validation,
-        layout=padded,
+        layout=policy.rows if probed else padded,
         budget=Budget(memory=HostMemory(), plan=None, most=4096, pinned=budget, emit=Emitter(stream)),
         updater=make_updater(policy.trainable, settings, total_steps=steps, device=CPU),
         checkpoints=Checkpoints(folder, keep=settings.save_total_limit),

@@ -175,7 +175,8 @@ def test_a_run_from_data_to_export(
 ) -> None:
     run, recipe = run_of(place, name, *settings)
     steps = [e["values"] for e in events(run, "metrics") if "loss" in e["values"]]
-    assert steps[0]["loss"] == pytest.approx(math.log(2), rel=1e-6)
+    rounding = 1e-3 if name == "int8" else 1e-6  # a last digit of a state, and it rounds to another of 255 steps
+    assert steps[0]["loss"] == pytest.approx(math.log(2), rel=rounding)
     assert steps[-1]["loss"] < 0.5 and steps[-1]["rewards/accuracies"] > 0.8
     evaluated = [e["values"] for e in events(run, "metrics") if "eval_loss" in e["values"]]
     assert evaluated[-1]["eval_rewards/margins"] > 0 and evaluated[-1]["eval_pairs"] > 0
@@ -188,7 +189,7 @@ def test_a_run_from_data_to_export(
     )  # type: ignore[func-returns-value]
     found = evaluate(run, recipe, Emitter(None), side="validation", options=recipe.eval)
     assert layouts == ["tree"]  # of the base, which prefers nothing to itself, nothing is measured
-    assert found["tuned"]["loss"] == pytest.approx(evaluated[-1]["eval_loss"], rel=1e-4)
+    assert found["tuned"]["loss"] == pytest.approx(evaluated[-1]["eval_loss"], rel=max(1e-4, 10 * rounding))
     assert found["tuned"]["pairs"] == evaluated[-1]["eval_pairs"]
     assert "loss" not in found["base"] and "exact_match" in found["base"]
     assert found["answers"][0]["reference"].startswith("There are")

@@ -10,7 +10,8 @@ Shapes: T tokens (all leading dimensions as one), K inputs, N outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -84,6 +85,25 @@ class _Product(torch.autograd.Function):
 
 _product: Callable[..., Tensor] = _Product.apply
 
+_products_in_float8 = True
+
+
+def leave_out_of_compiling() -> None:
+    """PyTorch's compiler goes around the products from here on."""
+    global _product
+    _product = torch.compiler.disable(_Product.apply)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def widened_products() -> Iterator[None]:
+    """While it holds, weights are widened everywhere: what is compared then differs by no rounding of the other factor."""
+    global _products_in_float8
+    before, _products_in_float8 = _products_in_float8, False
+    try:
+        yield
+    finally:
+        _products_in_float8 = before
+
 
 def rounded(wide: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Float8 numbers and a scale [..., 1], float32, for each row (the last dimension), the row's largest made the format's largest.
@@ -98,7 +118,8 @@ def rounded(wide: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]
 def in_float8(layer: nn.Linear, device: torch.device) -> bool:
     """Whether products of this layer are made in float8."""
     aligned = layer.in_features % ALIGNED == 0 and layer.out_features % ALIGNED == 0
-    return aligned and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return _products_in_float8 and aligned and nvidia and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def _widened(float8_NK: Tensor, scale_N1: Tensor, dtype: torch.dtype) -> Tensor:
@@ -109,7 +130,7 @@ def _float8_product(wide_TK: Tensor, float8_NK: Tensor, scale_1N: Tensor, before
     """wide float8^T in the type of the first; scale_1N multiplies the result's columns."""
     narrow_TK, scale_T1 = _rounded_on(wide_TK.device.type)(wide_TK, before_N)
     made_TN = torch._scaled_mm(  # the operation under torch.nn.functional.scaled_mm, and older
-        narrow_TK,
+        narrow_TK.contiguous(),
         float8_NK.T,
         scale_a=scale_T1,
         scale_b=scale_1N.contiguous(),

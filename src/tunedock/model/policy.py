@@ -23,6 +23,7 @@ from tunedock.data.sample import Sample, Segment, single
 from tunedock.errors import ModelError
 from tunedock.model import attention
 from tunedock.model.blocks import width_of
+from tunedock.model.fp8 import widened_products
 from tunedock.model.fused import fuse, fuse_with_liger
 from tunedock.model.head import ChosenHead, PlainHead
 from tunedock.model.rope import regime_of
@@ -55,8 +56,10 @@ class Policy:
         self.model = model
         self.device = device
         self.precision = precision
-        self.fused = fuse_with_liger(model) if device.type != "cpu" else [] if to_compile else fuse(model)
+        self.fused: list[str] = []
         """Parts of the model that are computed in one operation each."""
+        if device.type != "cpu" or not to_compile:
+            self.fuse()
         self.layout: Kind = "padded"
         """How samples become rows; `probe` finds the leanest that is exact."""
         self.weighted_sum = False
@@ -72,6 +75,10 @@ class Policy:
     @property
     def head(self) -> str:
         return "chosen" if self._head else "plain"
+
+    def fuse(self) -> None:
+        """Replaces parts of the model by what computes them in one operation each."""
+        self.fused = fuse(self.model) if self.device.type == "cpu" else fuse_with_liger(self.model)
 
     def rows(self, samples: Sequence[Sample], budget_tokens: int) -> list[Row]:
         """The step's samples as rows of at most `budget_tokens` slots; a single path may be longer."""
@@ -154,15 +161,19 @@ class Policy:
         training = self.model.training
         self.model.eval()
         try:
-            samples = _made_up(int(self.config.get_text_config().vocab_size))
-            with self.plain():
-                alone = [self._alone(sample.path(leaf)[0]) for sample in samples for leaf in sample.leaves()]
-                wanted_N, leaked_N = torch.cat(alone), self._leaked(samples)
-                leak = float((wanted_N - leaked_N).abs().mean())
-                said = self._probe_head(samples, wanted_N, leak)
-            return said + self._probe_layout(samples, wanted_N, leak, layouts)
+            with widened_products():
+                return self._probe(layouts)
         finally:
             self.model.train(training)
+
+    def _probe(self, layouts: Sequence[Kind]) -> list[str]:
+        samples = _made_up(int(self.config.get_text_config().vocab_size))
+        with self.plain():
+            alone = [self._alone(sample.path(leaf)[0]) for sample in samples for leaf in sample.leaves()]
+            wanted_N, leaked_N = torch.cat(alone), self._leaked(samples)
+            leak = float((wanted_N - leaked_N).abs().mean())
+            said = self._probe_head(samples, wanted_N, leak)
+        return said + self._probe_layout(samples, wanted_N, leak, layouts)
 
     def _probe_head(self, samples: Sequence[Sample], wanted_N: Tensor, leak: float) -> list[str]:
         """The first path alone in a row, so that only the head can be at fault."""

@@ -67,10 +67,9 @@ def to_fp8(model: nn.Module) -> None:
     Weights that are no linear layer's (embeddings, fused experts) stay.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
-    for parent in list(model.modules()):
-        for name, plain in list(parent.named_children()):
-            if type(plain) is nn.Linear and plain is not head:
-                setattr(parent, name, Fp8Linear(plain))
+    for parent in [module for module in model.modules() if type(module) is not nn.Linear]:
+        for name in [name for name, child in parent.named_children() if type(child) is nn.Linear and child is not head]:
+            setattr(parent, name, Fp8Linear(parent.get_submodule(name)))  # type: ignore[arg-type]
 
 
 def quantised(model: nn.Module) -> Quantised | None:

@@ -64,6 +64,15 @@ class Reference:
         """Samples whose figures are known."""
         return len(self._known)
 
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """What is asked while it holds is not remembered."""
+        known = dict(self._known)
+        try:
+            yield
+        finally:
+            self._known = known
+
     def leaf_logprobs(self, samples: Sequence[Sample], rows: Sequence[Row]) -> Tensor:
         """Weighted sums [S, L] of the log-probabilities of each leaf's trained tokens, without gradient; 0 past a sample's leaves.
 

@@ -132,13 +132,20 @@ def plan_memory(
         "optimizer": math.ceil(trained * optimizer_bytes(optim, optim_args)),
         "compute copies": _copies(shape, in_base, w, c),
         "head": chunk_bytes * CHUNK_COPIES,
-        "widened layer": max(linear.inputs * linear.outputs for linear in shape.linears) * c if quantize != "none" else 0,
+        "widened layer": _widened(shape, c) if quantize != "none" else 0,
     }
     kept, working = _activations(shape, adapter, w, c, longest_path, fused)
     again = shape.layers if gradient_checkpointing is True else min(gradient_checkpointing, shape.layers)
     largest = sum(kept[again:]) + again * shape.hidden * w + max(kept[:again], default=0)
     held = ALLOCATOR.get(device, ALLOCATOR["cpu"])
     return MemoryPlan(parts, math.ceil((largest + working) * held), shape.known)
+
+
+def _widened(shape: Decoder, c: int) -> int:
+    """A layer's weights on their way from few bits to the compute type, by way of float32."""
+    return max(linear.inputs * linear.outputs for linear in shape.linears if linear.name != "lm_head") * (
+        c + MASTER_BYTES
+    )
 
 
 def _narrowed(shape: Decoder, quantize: str, w: int) -> int:

@@ -10,20 +10,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tunedock.data.layout import Row
 from tunedock.data.sample import Sample
-from tunedock.errors import DivergedError, InterruptedRun
+from tunedock.errors import DivergedError, InterruptedRun, RowTooLargeError
 from tunedock.events import Emitter
 from tunedock.model.adapter import load_trainable_state, trainable_state
 from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
+from tunedock.model.sharding import is_sharded
 from tunedock.objective.base import Objective
 from tunedock.objective.evaluate import measure
 from tunedock.recipe.schema import Train
@@ -40,6 +42,8 @@ from tunedock.train.feed import Ahead, Feed
 from tunedock.train.machine import usage
 from tunedock.train.optimizer import Updater
 from tunedock.train.step import Gradients, Stopped, Sums
+
+SHARDED = "training starts again with smaller rows; `train.gradient_checkpointing: true` needs less memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,6 @@ class Rehearsed:
     seconds: float
     loss: float
     grad_norm: float
-    """Times the loss scale, in float16."""
 
 
 @dataclass(slots=True)
@@ -113,6 +116,7 @@ class Loop:
         stop_requested: Callable[[], bool],
     ) -> None:
         self._policy = policy
+        self._sharded = is_sharded(policy.model)
         policy.weighted_sum = objective.weighted_sum
         self._objective = objective
         self.reference = reference
@@ -170,8 +174,12 @@ class Loop:
         self._policy.model.train()
         with self._budget.watching(step, rows):
             sums = self._gradients.accumulate(samples, rows, count)
-            while agree(not isinstance(sums, Sums)):
+            while agree(not isinstance(sums, Sums)) if not self._sharded else not isinstance(sums, Sums):
                 shortage = None if isinstance(sums, Sums) else sums
+                if self._sharded:
+                    raise RowTooLargeError(
+                        f"a row of {max(row.slots for row in rows)} tokens does not fit", hint=SHARDED
+                    )
                 self._throw_away(before)
                 rows = self._budget.smaller(step, samples, rows, self._layout, shortage)
                 sums = self._gradients.accumulate(samples, rows, count)
@@ -224,16 +232,21 @@ class Loop:
     def rehearse(self, rows: tuple[Sequence[Sample], Sequence[Row]] | None = None) -> Rehearsed | None:
         """Gradients of the next step, or of the samples in these rows, computed and thrown away; None when memory ran out.
 
-        Changes nothing: what was drawn, is drawn again.
+        Changes nothing: what was drawn, is drawn again. Raises Stopped when asked to stop.
         """
         before = random_states()
         step = self.progress.step
         samples, laid = rows or self._feed.take(step, self._budget.begin(step))
         count = self._objective.count(samples)
         self._policy.model.train()
+        unscaled = replace(
+            self._updater, scaler=torch.amp.GradScaler(enabled=False)
+        )  # a scale may be too large at first
+        forgetting = nullcontext() if self.reference is None else self.reference.forgetting()
         started = time.perf_counter()
         try:
-            sums = replace(self._gradients, stop_requested=lambda: False).accumulate(samples, laid, count)
+            with forgetting:
+                sums = replace(self._gradients, updater=unscaled).accumulate(samples, laid, count)
             if not isinstance(sums, Sums):
                 return None
             norm = self._updater.norm()  # reading it waits for the device

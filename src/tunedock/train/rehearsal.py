@@ -7,24 +7,32 @@ A rehearsal computes gradients and throws them away (`Loop.rehearse`); the run i
 from __future__ import annotations
 
 import math
+import sys
+import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, Protocol
 
-import numpy as np
+import torch
 
 from tunedock.data.layout import Row
-from tunedock.data.sample import Sample, single
-from tunedock.errors import RowTooLargeError
+from tunedock.data.sample import Sample
+from tunedock.errors import OutOfMemoryError, RowTooLargeError, TunedockError
 from tunedock.events import Emitter
 from tunedock.model.compiling import compile_layers, run_uncompiled
 from tunedock.model.policy import Policy
 from tunedock.run.record import Run, read_json, write_json
 from tunedock.train.budget import agree
-from tunedock.train.loop import Rehearsed
+from tunedock.train.loop import SHARDED, Rehearsed
+from tunedock.train.step import Stopped
+
+NO_MEMORY = "there was no memory for a trial"
 
 RECORD = "compile.json"
 """In the run directory: whether the layers are compiled, and why. A resumed run follows it: the two differ in the last bits."""
+
+LEAST_STEPS = 100
+"""Of a run that is worth a trial, which is two or three of its steps."""
 
 WORTH_TRYING_S = 600.0
 """A run that has less to go by the uncompiled steps' pace is not worth a minute of compiling."""
@@ -60,12 +68,16 @@ class Verdict:
 def settle_compiling(asked: Switch, run: Run, policy: Policy, loop: Rehearses, *, resume: bool, emit: Emitter) -> None:
     """Compiles the layers where the recipe or a trial says so, and records it."""
     if resume and (run.path / RECORD).is_file():
-        if read_json(run.path / RECORD)["compiled"]:
-            compile_layers(policy.model)
+        _follow(bool(read_json(run.path / RECORD)["compiled"]), policy, loop, emit)
         return
     if asked is False or (asked == "auto" and policy.device.type != "cuda"):
         return
-    verdict = _tried(asked, policy, loop, loop.steps_left)
+    try:
+        verdict = _tried(asked, policy, loop)
+    except Stopped:
+        return  # the loop stops at once, and a resumed run tries again
+    if not verdict.compiled:
+        _plain_again(policy)
     if asked is True and not verdict.compiled:
         emit.warning(f"the layers are not compiled: {verdict.why}", where="train.torch_compile")
     else:
@@ -74,34 +86,66 @@ def settle_compiling(asked: Switch, run: Run, policy: Policy, loop: Rehearses, *
     write_json(run.path / RECORD, asdict(verdict))
 
 
-def _tried(asked: Switch, policy: Policy, loop: Rehearses, steps_left: int) -> Verdict:
+def _follow(compiled: bool, policy: Policy, loop: Rehearses, emit: Emitter) -> None:
+    """What the run's beginning found holds; but another machine's compiler may fail where that one's did not."""
+    if compiled and compile_layers(policy.model):
+        made = _compiling(loop)
+        if not isinstance(made, str):
+            return
+        emit.warning(
+            f"the layers were compiled when this run began, and are not now: {made}",
+            where=RECORD,
+            hint="training goes on; its last digits are others",
+        )
+    _plain_again(policy)
+
+
+def _plain_again(policy: Policy) -> None:
+    run_uncompiled(policy.model)
+    if not policy.fused:
+        policy.fuse()
+
+
+def _tried(asked: Switch, policy: Policy, loop: Rehearses) -> Verdict:
     """Leaves the layers compiled where the verdict says so."""
+    if asked == "auto" and loop.steps_left < LEAST_STEPS:
+        return Verdict(False, "the run is too short for a trial")
     loop.rehearse()  # the first call of anything is slow
     plain = loop.rehearse()
     if agree(plain is None) or plain is None:
-        return Verdict(False, "there was no memory for a trial")
-    if asked == "auto" and not agree(plain.seconds * steps_left >= WORTH_TRYING_S):
+        return Verdict(False, NO_MEMORY)
+    if asked == "auto" and agree(plain.seconds * loop.steps_left < WORTH_TRYING_S):
         return Verdict(False, "the run is too short for it", plain_s=plain.seconds)
     if not compile_layers(policy.model):
         return Verdict(False, "the model has no layers that can be taken one by one", plain_s=plain.seconds)
-    first = loop.rehearse()
-    compiled = loop.rehearse()
-    if agree(first is None or compiled is None) or first is None or compiled is None:
-        verdict = Verdict(False, "there was no memory for a trial", plain_s=plain.seconds)
+    made = _compiling(loop)
+    if isinstance(made, str):
+        verdict = Verdict(False, made, plain_s=plain.seconds)
     else:
         compute = str(policy.precision.compute).removeprefix("torch.")
-        verdict = judge(asked, plain, first, compiled, steps_left=steps_left, same=SAME[compute])
-    if agree(not verdict.compiled):
-        run_uncompiled(policy.model)
-        if verdict.compiled:
-            return Verdict(False, "another process found that it does not pay", plain_s=plain.seconds)
+        verdict = judge(asked, plain, *made, same=SAME[compute])
+    if agree(not verdict.compiled) and verdict.compiled:
+        return Verdict(False, "another process found that it does not pay", plain_s=plain.seconds)
     return verdict
 
 
-def judge(
-    asked: Switch, plain: Rehearsed, first: Rehearsed, compiled: Rehearsed, *, steps_left: int, same: float
-) -> Verdict:
-    """Whether compiled layers give the same, and for `auto`, whether they pay. `first` is the step in which they were compiled."""
+def _compiling(loop: Rehearses) -> tuple[Rehearsed, Rehearsed] | str:
+    """The step in which the layers are compiled, and the next; or why there are none."""
+    try:
+        first, second = loop.rehearse(), loop.rehearse()
+    except (Stopped, TunedockError):
+        raise
+    except Exception as error:  # noqa: BLE001 - policy: whatever a compiler raises only means: not compiled
+        traceback.print_exception(error, file=sys.stderr)
+        return f"the compiler fails ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}); more is in the log"
+    return NO_MEMORY if first is None or second is None else (first, second)
+
+
+def judge(asked: Switch, plain: Rehearsed, first: Rehearsed, compiled: Rehearsed, *, same: float) -> Verdict:
+    """Whether compiled layers give the same, and for `auto`, whether they are faster.
+
+    `first`: the step in which they were compiled, which is paid.
+    """
     compiling = max(first.seconds - compiled.seconds, 0.0)
     figures = {"plain_s": plain.seconds, "compiled_s": compiled.seconds, "compiling_s": compiling}
     for name, before, after in (
@@ -113,28 +157,49 @@ def judge(
     told = (
         f"a step takes {compiled.seconds:.3g} s instead of {plain.seconds:.3g} s, after {compiling:.0f} s of compiling"
     )
-    saved = (plain.seconds - compiled.seconds) * steps_left
-    pays = plain.seconds >= GAIN * compiled.seconds and saved > compiling
-    return Verdict(asked is True or pays, told, **figures)
+    return Verdict(asked is True or plain.seconds >= GAIN * compiled.seconds, told, **figures)
 
 
-def rehearse_largest_row(policy: Policy, loop: Rehearses, slots: int) -> None:
+def rehearse_largest_row(
+    policy: Policy, loop: Rehearses, sample: Sample, slots: int, *, to_come_bytes: int = 0
+) -> None:
     """For a sharded model, whose ranks wait for each other in the middle of a row: running out of memory there cannot be mended by
-    doing the step again. So the largest row there can be is computed once, and where it does not fit, every rank starts anew.
+    doing the step again. So the largest row there can be is computed once; a rank on which it does not fit ends, and its launcher
+    starts all of them anew.
 
-    Raises RowTooLargeError.
+    `sample`: the longest there is, of which the row is made; `to_come_bytes`: what the device will hold on top from the first
+    update on. Raises RowTooLargeError, or OutOfMemoryError where smaller rows are no way out.
     """
-    sample = _longest(slots, int(policy.config.get_text_config().vocab_size))
-    done = loop.rehearse(([sample], policy.rows([sample], slots)))
-    if agree(done is None):
-        raise RowTooLargeError(
-            f"a row of {slots} tokens does not fit into the memory of a device",
-            hint="training starts again with smaller rows; `train.token_budget` sets them, and activations computed again "
-            "(`train.gradient_checkpointing: true`) need less",
-        )
+    rows = _filled(policy, sample, slots)
+    largest = max(row.slots for row in rows[1])
+    held = None
+    try:
+        held = torch.empty(to_come_bytes, dtype=torch.uint8, device=policy.device)
+        done = loop.rehearse(rows)
+    except torch.OutOfMemoryError:
+        done = None
+    except Stopped:
+        return  # the loop stops at once
+    finally:
+        del held
+    if done is not None:
+        return
+    if largest > sample.longest_path:
+        raise RowTooLargeError(f"a row of {largest} tokens does not fit into the memory of a device", hint=SHARDED)
+    raise OutOfMemoryError(
+        f"a sample of {sample.longest_path} tokens does not fit into the memory of a device",
+        where=sample.row_id,
+        hint="set `train.gradient_checkpointing: true`, lower `data.max_length`, or divide the model over more devices",
+    )
 
 
-def _longest(slots: int, vocabulary: int) -> Sample:
-    """One path of as many tokens, all of them trained."""
-    tokens_T = np.random.Generator(np.random.Philox(key=[7, 8])).integers(0, vocabulary, slots).astype(np.int32)
-    return single("rehearsal", tokens_T, np.ones(slots, np.float32))
+def _filled(policy: Policy, sample: Sample, slots: int) -> tuple[list[Sample], list[Row]]:
+    """A row of as many copies of the sample as go into it, each with another first token, so that no two share a beginning."""
+    vocabulary = int(policy.config.get_text_config().vocab_size)
+    root = sample.segments[0]
+    copies = []
+    for number in range(max(1, slots // sample.tokens)):
+        tokens_T = root.tokens_T.copy()
+        tokens_T[0] = (int(tokens_T[0]) + number) % vocabulary
+        copies.append(replace(sample, segments=(replace(root, tokens_T=tokens_T), *sample.segments[1:])))
+    return copies, policy.rows(copies, max(slots, sample.tokens))

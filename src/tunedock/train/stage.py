@@ -24,7 +24,7 @@ from tunedock.model.reference import Reference
 from tunedock.model.session import Base, ChatFacts, find_base, trainable_policy
 from tunedock.model.sharding import is_sharded
 from tunedock.objective.registry import make as make_objective
-from tunedock.plan.memory import readable
+from tunedock.plan.memory import optimizer_bytes, readable
 from tunedock.plan.steps import plan_steps
 from tunedock.recipe.schema import Dpo, Recipe
 from tunedock.run.record import Run, read_json, write_json
@@ -96,7 +96,7 @@ def train(
     with _board(run, recipe), stop.deferred():
         try:
             if is_sharded(policy.model):
-                rehearse_largest_row(policy, loop, max(budget.begin(loop.progress.step), longest))
+                _rehearse(policy, loop, recipe, feed, budget)
             settle_compiling(recipe.train.torch_compile, run, policy, loop, resume=resume, emit=emit)
             progress = loop.run()
         except InterruptedRun:
@@ -218,6 +218,17 @@ def _loop(
         emit=emit,
         stop_requested=stop.asked,
     )
+
+
+def _rehearse(policy: Policy, loop: Loop, recipe: Recipe, feed: Feed, budget: Budget) -> None:
+    """The largest row of a sharded model, its optimizer's states counted in."""
+    step = loop.progress.step
+    seen = feed.samples if isinstance(feed, StoreFeed) else feed.step(step)
+    at = int(feed.samples.lengths.argmax()) if isinstance(feed, StoreFeed) else 0
+    sample = seen[at] if isinstance(feed, StoreFeed) else max(seen, key=lambda one: one.longest_path)
+    held = sum(p.numel() for _, p in policy.trainable)  # of a sharded parameter, this rank's part
+    states = int(held * optimizer_bytes(recipe.train.optim, recipe.train.optim_args))
+    rehearse_largest_row(policy, loop, sample, budget.begin(step), to_come_bytes=0 if step else states)
 
 
 def _ask_reference(

@@ -70,7 +70,7 @@ def fuse_gate(module: Any, compiled: Kernels) -> bool:
 
 def _is_gated(module: Any) -> bool:
     """Whether the module computes down(act(gate(x)) * up(x)), in the type of its weights."""
-    weight = next(module.parameters())
+    weight = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
     size = module.gate_proj.in_features
     x = made_up(2, int(size)).to(weight.device, weight.dtype)
     with torch.no_grad():
