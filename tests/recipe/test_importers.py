@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunedock.data.columns import OPTIONAL
+from tunedock.data.columns import OPTIONAL, check_columns
 from tunedock.data.formats import CHOSEN, COMPLETION, LABEL, REJECTED, TEXT, TURNS, parse
+from tunedock.data.sources import read_rows
 from tunedock.data.turns import ROLES
 from tunedock.errors import DiskError, NotBuiltError, RecipeError
 from tunedock.recipe.document import parse as parse_yaml
@@ -104,6 +105,23 @@ def test_what_is_written_loads_again_or_is_refused_by_its_names(file: Path, tmp_
 def test_the_yaml_is_the_values(file: Path) -> None:
     found = import_llamafactory(file, cwd=FOLDER)
     assert parse_yaml(found.text, "text").value == found.values
+
+
+@pytest.mark.parametrize("file", TRAINING, ids=lambda file: file.stem)
+def test_the_data_layer_reads_every_row_of_the_sources(file: Path) -> None:
+    data = import_llamafactory(file, cwd=FOLDER).values["data"]
+    for entry in [*data["train"], *data.get("validation", [])]:
+        source = Source.model_validate({**entry, "path": str(FOLDER / entry["path"])})
+        if not Path(source.path).exists():
+            assert entry["path"].startswith("some/"), "a hub id"
+            continue
+        rows = [row.value for row in read_rows(source)]
+        check_columns(source, rows)
+        assert len(rows) == 4
+        for row in rows:
+            example = parse(row, source.format, source.columns)
+            assert "never read" not in str(example)
+            assert "not for training" not in str(example)
 
 
 def test_the_words_of_sft() -> None:
@@ -617,6 +635,18 @@ def test_an_export_and_an_inference_file_are_parts_of_a_recipe(tmp_path: Path) -
     found = made(tmp_path, "model_name_or_path: a/b\neval_dataset: identity\ndo_predict: true\n")
     assert found.purpose == "evaluate"
     assert [source["format"] for source in found.values["data"]["test"]] == ["alpaca"]
+    found = made(
+        tmp_path, "model_name_or_path: a/b\neval_dataset: identity\noutput_dir: saves/predict\nmax_samples: 2\n"
+    )
+    assert "train" not in found.values
+    assert found.values["data"]["test"][0]["num_samples"] == 2
+
+
+def test_a_text_file_is_one_document(tmp_path: Path) -> None:
+    (tmp_path / "wiki.txt").write_text("one\ntwo\n")
+    found = data_set(tmp_path, {"file_name": "wiki.txt", "columns": {"prompt": "text"}}, "stage: pt\n")
+    found.check()
+    assert "each line for one" in str(line(found, "dataset_info.json: mine.file_name").note)
 
 
 def test_v1() -> None:
@@ -689,12 +719,15 @@ def test_v1_rewards_and_quantised_bases(tmp_path: Path) -> None:
     assert made(tmp_path, V1, None).values["objective"]["kind"] == "dpo", "its data are pairs"
 
 
-VALUES = st.one_of(
+PLAIN = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-3, 5000),
-    st.floats(0, 2),
-    st.sampled_from(["all", "no", "steps", "x", "lora"]),
+    st.sampled_from([10**400, 2**70, float("inf"), 0.5, 1.5]),
+    st.sampled_from(["all", "no", "steps", "x", "lora", "sft", "a,b", "", ",", "1e-4", "../x", "\0", "[", "é"]),
+)
+VALUES = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
 )
 
 
@@ -711,7 +744,11 @@ def test_no_key_vanishes(tmp_path_factory: pytest.TempPathFactory, version: str,
     values = words.draw(st.dictionaries(names, VALUES, max_size=12))
     values["model_name_or_path" if version == "v0" else "model"] = "a/b"
     tmp_path = tmp_path_factory.mktemp("import")
-    found = made(tmp_path, json.dumps(values))
+    try:
+        found = made(tmp_path, json.dumps(values).replace("Infinity", ".inf"))
+    except RecipeError as error:
+        assert "theirs.yaml" in str(error.where), "the file as a whole"
+        return
     told = {entry.key: entry for entry in found.lines if entry.outcome != "default"}
     assert set(values) <= set(told)
     for word in values:
@@ -723,3 +760,53 @@ def test_no_key_vanishes(tmp_path_factory: pytest.TempPathFactory, version: str,
             assert entry.note
     if not found.problems:
         assert parse_yaml(found.text, "text").value in (found.values, None)
+
+
+ENTRY_KEYS = st.sampled_from([*tables()["dataset_info"]["keys"], "odd"])
+NAMED = st.dictionaries(
+    st.sampled_from([*tables()["dataset_info"]["columns"], *tables()["dataset_info"]["tags"], "odd"]),
+    VALUES,
+    max_size=5,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    entry=st.dictionaries(ENTRY_KEYS, VALUES, max_size=6),
+    named=st.dictionaries(st.sampled_from(["columns", "tags"]), NAMED),
+    stage=st.sampled_from(["pt", "sft", "rm", "dpo", "kto"]),
+)
+def test_no_key_of_a_data_set_vanishes(
+    tmp_path_factory: pytest.TempPathFactory, entry: dict[str, Any], named: dict[str, Any], stage: str
+) -> None:
+    entry |= named
+    found = data_set(tmp_path_factory.mktemp("entry"), entry, f"stage: {stage}\n")
+    told = {line.key.removeprefix("dataset_info.json: mine.") for line in found.lines}
+    for key, value in entry.items():
+        if value is None:
+            continue
+        inside = (
+            {f"{key}.{name}" for name, inner in value.items() if inner is not None}
+            if isinstance(value, dict)
+            else set()
+        )
+        if not found.problems:
+            assert (
+                inside <= told if key in ("columns", "tags") and inside else key in told or key in ("columns", "tags")
+            )
+        else:
+            found.error()
+
+
+@pytest.mark.parametrize("name", ["from-llamafactory", "from-trl-and-axolotl"])
+def test_keys_in_the_guides_exist(name: str) -> None:
+    known = {f"{section}.{key}".lstrip(".") for section, keys in sections().items() for key in keys} | set(NOT_BUILT)
+    guides = Path(__file__).parents[2] / "docs" / "guides"
+    english, chinese = (
+        re.findall(
+            r"`((?:model|objective|adapter|data|train|eval)\.[a-z_0-9.]*[a-z_0-9])", (guides / file).read_text("utf-8")
+        )
+        for file in (f"{name}.md", f"{name}.zh.md")
+    )
+    assert set(english) == set(chinese)
+    assert set(english) <= known

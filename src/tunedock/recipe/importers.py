@@ -174,6 +174,8 @@ def _simple(draft: Draft) -> None:
             continue
         if value is None and _known(draft, word):
             draft.leave(word, "null is its default")
+        elif word == "output_dir" and not draft.training:
+            draft.leave(word, "results stand in the run's directory")
         elif word in becomes:
             sections.by_table(draft, word, becomes[word])
         elif word in without:

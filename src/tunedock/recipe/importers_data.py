@@ -100,7 +100,8 @@ def _local(entry: Entry, key: str, value: str) -> None:
         return
     there = Path(os.path.normpath(entry.base / value))
     path = str(there) if Path(value).is_absolute() else os.path.relpath(there, entry.draft.folder)
-    entry.put(key, "path", path, None if there.exists() else "it is not there now")
+    lines = "the file is one document; LLaMA-Factory takes each line for one" if there.suffix == ".txt" else None
+    entry.put(key, "path", path, lines if there.exists() else "it is not there now")
 
 
 def _parts(entry: Entry, *, on_hub: bool) -> None:

@@ -45,7 +45,7 @@ def of_entry(info: Mapping[str, Any], kind: str, seen: frozenset[str] | None) ->
     """An entry of dataset_info.json. `kind` is the objective's, `seen` the columns its rows have, None where they are not known."""
     found = Columns()
     formatting = info.get("formatting") or "alpaca"
-    if formatting not in _FORMATS:
+    if not isinstance(formatting, str) or formatting not in _FORMATS:
         hint = nearest(str(formatting), list(_FORMATS))
         found.refuse("formatting", f"LLaMA-Factory has {', '.join(_FORMATS)}, not {shown(formatting)}", hint)
         return found
@@ -97,7 +97,7 @@ def of_converter(info: Mapping[str, Any], seen: frozenset[str] | None) -> Column
             built=False,
         )
         return found
-    if converter not in converters:
+    if not isinstance(converter, str) or converter not in converters:
         found.refuse(
             "converter",
             f"tunedock knows {', '.join(converters)}",

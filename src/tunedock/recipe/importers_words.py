@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -134,7 +135,7 @@ def is_off(value: Any, off: list[Any]) -> bool:
         try:
             if coerce(value, kind) in off:
                 return True
-        except ValueError:
+        except (ValueError, OverflowError):
             continue
     return False
 
@@ -149,12 +150,12 @@ def _boolean(value: Any) -> bool:
 def _number(value: Any, *, whole: bool) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError
+    if isinstance(value, int):
+        return value
     number = float(value)
-    if number.is_integer() and not isinstance(value, float):
-        return int(number)
-    if whole and not number.is_integer():
+    if not math.isfinite(number) or (whole and not number.is_integer()):
         raise ValueError
-    return int(number) if whole else number
+    return int(number) if whole or (isinstance(value, str) and value.strip().isdigit()) else number
 
 
 def _names(value: Any) -> list[str]:
