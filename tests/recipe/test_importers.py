@@ -606,6 +606,27 @@ def load_text(tmp_path: Path, found: Imported) -> Any:
     return load([path])
 
 
+def test_packed_rows_are_not_samples(tmp_path: Path) -> None:
+    for text, counts in {
+        "packing: true": True,
+        "neat_packing: true": True,
+        "packing: false": False,
+        "stage: pt\ndataset: books": True,
+        "stage: pt\npacking: false\ndataset: books": False,
+        "": False,
+    }.items():
+        head = "model_name_or_path: a/b\n" if "dataset" in text else HEAD
+        found = made(tmp_path, f"{head}{text}\n")
+        found.check()
+        notes = [str(entry.note) for entry in found.lines if entry.key in ("packing", "neat_packing")]
+        assert any("raise `train.batch_size`" in note for note in notes) == counts, text
+
+
+def test_a_precision_that_is_not_named_is_told(tmp_path: Path) -> None:
+    assert "the type it was saved in" in str(line(made(tmp_path, HEAD), "bf16").note)
+    assert line(made(tmp_path, HEAD + "fp16: true\n"), "fp16").to_value is True
+
+
 def test_words_of_yaml_1_1(tmp_path: Path) -> None:
     """LLaMA-Factory reads `yes` and `1e-4` as its YAML 1.1 does."""
     found = made(tmp_path, HEAD + "bf16: yes\nlearning_rate: '1e-4'\nsave_strategy: false\nuse_dora: off\n")
@@ -684,6 +705,11 @@ V1_PROBLEMS = {
         "{x: {path: a/b, converter: alpaca}}",
         "peft_config: {name: lora, rank: 3}\n",
         "`peft_config.r`",
+    ),
+    "batches of tokens": (
+        "{x: {path: a/b, converter: alpaca}}",
+        "batching_strategy: dynamic_batching\n",
+        "`batching_strategy: dynamic_batching`",
     ),
     "epochs": ("{x: {path: a/b, converter: alpaca}}", "save_epochs: 0.5\n", "`save_epochs: 0.5`"),
     "v0's word": ("{x: {path: a/b, converter: alpaca}}", "lora_rank: 3\n", "a word of LLaMA-Factory's v0"),

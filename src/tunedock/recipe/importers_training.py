@@ -11,7 +11,10 @@ def training(draft: Draft) -> None:
     _evaluation(draft)
     _warmup(draft)
     _generation(draft)
-    if draft.version == "v1":
+    if draft.version == "v0":
+        _packing(draft)
+        _precision(draft)
+    else:
         _batch_of_v1(draft)
         _checkpoints_of_v1(draft)
         _devices_of_v1(draft)
@@ -60,6 +63,30 @@ def _generation(draft: Draft) -> None:
         draft.leave("temperature", "`do_sample: false` is greedy")
     elif draft.has("temperature"):
         by_table(draft, "temperature", {"to": "eval.temperature", "type": "number"})
+
+
+def _packing(draft: Draft) -> None:
+    """Rows packed full are what a batch of LLaMA-Factory counts then; a step counts samples here. Pretraining packs unasked."""
+    note = "rows are always laid out without padding, each sample apart from the others"
+    neat, given = draft.get("neat_packing", "bool"), draft.get("packing", "bool")
+    packed = neat or (draft.kind == "pretrain" if given is None else given)
+    if packed:
+        note += (
+            "; LLaMA-Factory's batch counted full rows, a step here counts samples: raise `train.batch_size` to match"
+        )
+    for word in ("packing", "neat_packing"):
+        if draft.has(word) and not draft.told(word):
+            draft.leave(word, note)
+    if packed and draft.training and not (draft.has("packing") or draft.has("neat_packing")):
+        draft.leave("packing", f"on for `stage: pt`; {note}")
+
+
+def _precision(draft: Draft) -> None:
+    if draft.training and not any(draft.has(word) for word in ("bf16", "fp16", "pure_bf16")):
+        why = (
+            "LLaMA-Factory loads the model in the type it was saved in; tunedock takes bfloat16 where the device has it"
+        )
+        draft.leave("bf16", f"not in the file: {why}")
 
 
 def _batch_of_v1(draft: Draft) -> None:
