@@ -358,6 +358,13 @@ def test_what_is_no_mapping_of_plain_values_is_refused(tmp_path: Path, text: str
     assert "theirs.yaml" in str(caught.value.where)
 
 
+def test_a_file_without_a_model(tmp_path: Path) -> None:
+    assert "`model_name_or_path`: it is missing" in said(made(tmp_path, "dataset: identity\n"))
+    (tmp_path / "data.yaml").write_text("x: {path: a/b, converter: alpaca}\n")
+    found = made(tmp_path, "train_dataset: data.yaml\n", None)
+    assert found.values["model"]["path"].startswith("Qwen/"), "v1 has a default"
+
+
 def test_an_alias_bomb_is_refused(tmp_path: Path) -> None:
     bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)

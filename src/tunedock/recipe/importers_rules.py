@@ -35,6 +35,12 @@ def _evaluates(draft: Draft) -> bool:
 
 CONTRADICTIONS: tuple[Contradiction, ...] = (
     Contradiction(
+        ("model_name_or_path",),
+        lambda d: d.version == "v0" and not d.has("model_name_or_path"),
+        "it is missing, and LLaMA-Factory has no default for it",
+        "name the model: a hub id or a folder",
+    ),
+    Contradiction(
         ("train_on_prompt", "mask_history"),
         lambda d: _on(d, "train_on_prompt") and _on(d, "mask_history"),
         "one trains every token, the other the last answer alone",
