@@ -6,7 +6,7 @@
     ├── DataError        3   a source, a format, the accounting
     ├── ModelError       4   weights, tokenizer, chat template
     ├── RunError         5   the run directory: in use, missing, not resumable
-    ├── CheckError       6   a check of a result failed: an export that differs from its run
+    ├── CheckError       6   a check failed: an export that differs from its run, a machine `doctor` finds wanting
     ├── OutOfMemoryError 7   out of memory
     │   └── RowTooLargeError it may fit in smaller rows, but only from a new start
     ├── DiskError        8   the disk is full or not writable

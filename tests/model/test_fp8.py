@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from families import tiny_model
 from tunedock.model import fp8
+from tunedock.model.compiling import compile_layers
 from tunedock.model.fp8 import FLOAT8, Fp8Linear, rounded
 from tunedock.model.policy import Policy, Precision
 from tunedock.model.quantize import quantised, to_fp8
@@ -126,3 +129,26 @@ def test_products_on_a_gpu(dtype: torch.dtype) -> None:
     for got, wanted in ((y, x.float() @ wide.T + narrow.bias), (grad, up @ wide)):
         assert got.dtype == dtype
         assert float((got.float() - wanted).norm() / wanted.norm()) < 0.06
+
+
+def test_the_compiler_goes_around_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced by the compiler's front end; what it would make of the rest is its own business."""
+    monkeypatch.setattr(fp8, "in_float8", lambda layer, device: True)
+    monkeypatch.setattr(fp8, "_product", fp8._product)  # put back at the end
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    model = tiny_model("qwen3").train()
+    to_fp8(model)
+    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    ids = torch.randint(1, 90, (1, 12))
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        model(ids).logits.square().mean().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    plain = gradients()
+    counters.clear()
+    assert compile_layers(model) == 2
+    for got, wanted in zip(gradients(), plain, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+    assert counters["stats"]["unique_graphs"] > 1

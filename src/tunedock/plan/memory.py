@@ -124,17 +124,19 @@ def plan_memory(
     w, c = NUMBER_BYTES[weights], NUMBER_BYTES[compute]
     trained = trained_size(shape, adapter)
     in_base = 0 if isinstance(adapter, Lora) else trained
+    first = _first_thawed(shape, adapter)
     parts = {
         "runtime": RUNTIME_BYTES.get(device, RUNTIME_BYTES["cpu"]),
         "base weights": (shape.size - in_base) * w + in_base * MASTER_BYTES - _narrowed(shape, quantize, w),
         "adapter weights": (trained - in_base) * MASTER_BYTES,
         "gradients": trained * MASTER_BYTES,
         "optimizer": math.ceil(trained * optimizer_bytes(optim, optim_args)),
-        "compute copies": _copies(shape, in_base, w, c),
+        "compute copies": _copies(shape, in_base, first, w, c),
         "head": chunk_bytes * CHUNK_COPIES,
         "widened layer": _widened(shape, c) if quantize != "none" else 0,
     }
     kept, working = _activations(shape, adapter, w, c, longest_path, fused)
+    kept = [0 if layer < first else size for layer, size in enumerate(kept)]
     again = shape.layers if gradient_checkpointing is True else min(gradient_checkpointing, shape.layers)
     largest = sum(kept[again:]) + again * shape.hidden * w + max(kept[:again], default=0)
     held = ALLOCATOR.get(device, ALLOCATOR["cpu"])
@@ -217,10 +219,28 @@ def _thawed(name: str, layers: int, freeze: Freeze) -> bool:
     return in_last or any(word in name for word in freeze.trainable_modules)
 
 
-def _copies(shape: Decoder, trained: int, w: int, c: int) -> int:
-    """Weights cast for a product are kept for its backward pass: all of them where they are wider than the compute type."""
+def _first_thawed(shape: Decoder, adapter: Adapter) -> int:
+    """The first layer through which gradients go: below it nothing is kept for them."""
+    if not isinstance(adapter, Freeze):
+        return 0
+    thawed = [name for name in shape.parameters if _thawed(name, shape.layers, adapter)]
+    if any("embed_tokens" in name for name in thawed):
+        return 0
+    return min((_layer_of(name) for name in thawed), default=0)
+
+
+def _layer_of(name: str) -> int:
+    """Layers of parameters that are in none, norm and head, come after the last."""
+    found = re.match(r"model\.layers\.(\d+)\.", name)
+    return int(found.group(1)) if found else 1 << 30
+
+
+def _copies(shape: Decoder, trained: int, first: int, w: int, c: int) -> int:
+    """Weights cast for a product are kept for its backward pass: all that gradients go through where they are wider than the type
+    of the products."""
     if w > c:
-        return shape.size * c
+        through = (size for name, size in shape.parameters.items() if _layer_of(name) >= first)
+        return (shape.size if first == 0 else sum(through)) * c
     return trained * c if c < MASTER_BYTES else 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tunedock.plan.cards import Target
 from tunedock.plan.decoder import Decoder, decoder
-from tunedock.plan.memory import CHUNK_BYTES, NUMBER_BYTES, MemoryPlan, Number, plan_memory, trained_size
+from tunedock.plan.memory import CHUNK_BYTES, NUMBER_BYTES, MemoryPlan, Number, Part, plan_memory, trained_size
 from tunedock.plan.rungs import HEADROOM, LADDER, MOST_TOKENS, at_most
 from tunedock.plan.shapes import Shape
 from tunedock.plan.steps import StepPlan, floor_steps, plan_steps
@@ -174,9 +174,16 @@ def _plan(recipe: Recipe, shape: Shape, target: Target) -> MemoryPlan:
         gradient_checkpointing=recipe.train.gradient_checkpointing,
         longest_path=recipe.data.max_length,
         chunk_bytes=min(CHUNK_BYTES, NUMBER_BYTES["float32"] * vocabulary * MOST_TOKENS[target.kind]),
-        fused=("lora", "norm", "gate") if target.kind == "cpu" else (),
+        fused=_fused(recipe, target),
         device=target.kind,
     )
+
+
+def _fused(recipe: Recipe, target: Target) -> tuple[Part, ...]:
+    """What `model.fused` will make one operation of: on a CPU with a compiler; LoRA only on plain linear layers."""
+    if target.kind != "cpu" or recipe.train.torch_compile is True:
+        return ()
+    return ("lora", "norm", "gate") if recipe.quantize == "none" else ("norm", "gate")
 
 
 def _need(recipe: Recipe, shape: Shape, model: Decoder, target: Target, spread: Spread) -> Need:
