@@ -2,26 +2,40 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from tunedock.launch.local import LocalLauncher
+from tunedock.launch.job import JobSpec
+from tunedock.launch.local import LocalJob, LocalLauncher
 from tunedock.run.record import Run, RunState
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 
 
+class ClosingLauncher(LocalLauncher):
+    """Remembers its jobs, so that no log stays open for a later test to be warned of."""
+
+    jobs: ClassVar[list[LocalJob]] = []
+
+    def start(self, spec: JobSpec) -> LocalJob:
+        job = super().start(spec)
+        self.jobs.append(job)
+        return job
+
+
 @pytest.fixture
-def launcher() -> Callable[..., LocalLauncher]:
+def launcher() -> Iterator[Callable[..., LocalLauncher]]:
     """A launcher whose workers do the given steps."""
 
     def make(*steps: list[Any]) -> LocalLauncher:
-        return LocalLauncher([sys.executable, str(FAKE_WORKER), json.dumps(steps)])
+        return ClosingLauncher([sys.executable, str(FAKE_WORKER), json.dumps(steps)])
 
-    return make
+    yield make
+    while ClosingLauncher.jobs:
+        ClosingLauncher.jobs.pop().close()
 
 
 @pytest.fixture

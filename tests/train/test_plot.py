@@ -91,7 +91,7 @@ def test_smoothing_keeps_levels_and_lines_and_calms_noise() -> None:
 
 
 @pytest.mark.parametrize("title", ["loss of $x", r"$\frac{", "50% $ and $ more", "<b>&amp;</b> -- -->", "\\"])
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_a_title_is_text_and_no_formula(tmp_path: Path, title: str) -> None:
     svg, _ = plot_losses([metrics(1, loss=1.0)], tmp_path, title)
     assert "<b>" not in re.sub(r"<!--.*?-->", "", svg.read_text("utf-8"), flags=re.DOTALL)
