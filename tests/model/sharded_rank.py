@@ -85,6 +85,7 @@ def main(rank: int, port: str, by: str, kind: str) -> None:
     norms = {name: float(grad.norm()) for name, p in named.items() if (grad := whole(p)) is not None}
     print(json.dumps({"loss": float(total), "norms": norms}), flush=True)
     torch.distributed.destroy_process_group()
+    os._exit(0)  # threads of DeepSpeed's may still run when the interpreter takes itself apart, which then aborts
 
 
 if __name__ == "__main__":
