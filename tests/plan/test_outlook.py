@@ -8,8 +8,8 @@ import pytest
 
 from tunedock.errors import RecipeError
 from tunedock.plan.cards import Target, card, card_names, this_machine
-from tunedock.plan.memory import plan_memory
-from tunedock.plan.outlook import Outlook, Rows, Spread, numbers, outlook
+from tunedock.plan.memory import numbers, plan_memory
+from tunedock.plan.outlook import Outlook, Rows, Spread, outlook
 from tunedock.plan.rungs import LADDER
 from tunedock.plan.shapes import find_shape
 from tunedock.plan.steps import floor_steps, plan_steps, split_sizes

@@ -16,6 +16,7 @@ from tunedock.errors import ModelError
 from tunedock.model.hub import Located, locate
 from tunedock.model.policy import Precision
 from tunedock.plan.cards import cpu_has_bf16
+from tunedock.plan.memory import numbers
 from tunedock.recipe.schema import Model, Recipe
 
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
@@ -42,18 +43,9 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def precision(recipe: Recipe, device: torch.device) -> Precision:
-    """What weights are held in and what products are computed in.
-
-    Weights that are trained stay in float32; a frozen base under an adapter is held in the compute type.
-    """
-    train = recipe.train
-    if train.fp16:
-        compute = torch.float16
-    elif train.bf16 or (train.bf16 is None and has_bf16(device)):
-        compute = torch.bfloat16
-    else:
-        compute = torch.float32
-    return Precision(weights=compute if recipe.adapter.kind == "lora" else torch.float32, compute=compute)
+    """What weights are held in and what products are computed in (`plan.memory.numbers`)."""
+    weights, compute = numbers(recipe, bf16=has_bf16(device))
+    return Precision(weights=getattr(torch, weights), compute=getattr(torch, compute))
 
 
 def locate_base(recipe: Recipe) -> Located:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import shutil
-import subprocess
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -19,9 +17,9 @@ import psutil
 
 from tunedock.errors import RecipeError
 from tunedock.plan import control_group
+from tunedock.plan.machine.bounds import MIB
+from tunedock.plan.machine.cards import find
 
-MIB = 1 << 20
-SMI_TIMEOUT_S = 10
 BF16_SINCE = 8.0
 """Compute capability of the first cards with bfloat16 products."""
 
@@ -61,13 +59,13 @@ def card_names() -> list[str]:
 
 def this_machine(devices: int | None = None) -> Target:
     """Its NVIDIA cards where nvidia-smi finds some (the smallest of those used counts), else its main memory."""
-    found = _cards_here()
+    found = [card for card in find().of("NVIDIA") if card.memory_bytes]
     if found:
-        used = found[: devices or len(found)]
-        smallest = min(used, key=lambda one: one[1])
-        row = next((row for row in _table().values() if row["name"] == smallest[0]), None)
+        smallest = min(found[:devices], key=lambda card: card.memory_bytes or 0)
+        row = next((row for row in _table().values() if row["name"] == smallest.name), None)
+        bf16 = float(smallest.capability or 0) >= BF16_SINCE
         speed = None if row is None else float(row["teraflops"])
-        return Target(smallest[0], "cuda", smallest[1], smallest[2] >= BF16_SINCE, devices or len(found), speed)
+        return Target(smallest.name, "cuda", smallest.memory_bytes or 0, bf16, devices or len(found), speed)
     free = int(psutil.virtual_memory().available)
     allowed = control_group.free_bytes(control_group.groups())
     return Target(
@@ -81,24 +79,6 @@ def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
         return False
     capabilities = cpuinfo.read_text(encoding="ascii", errors="replace")
     return any(flag in capabilities for flag in ("avx512_bf16", "amx_bf16", " bf16 "))
-
-
-def _cards_here() -> list[tuple[str, int, float]]:
-    """Name, bytes and compute capability of each NVIDIA card; none where there is no driver."""
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return []
-    query = [command, "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
-    try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=SMI_TIMEOUT_S, check=True).stdout  # noqa: S603 - nvidia-smi, found on the path
-        return [_card_of(line) for line in said.splitlines() if line.strip()]
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return []
-
-
-def _card_of(line: str) -> tuple[str, int, float]:
-    name, memory, capability = (part.strip() for part in line.rsplit(",", 2))
-    return name, int(memory) * MIB, float(capability)
 
 
 @cache

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from tunedock.plan.decoder import Decoder, Linear, decoder
-from tunedock.recipe.schema import Adapter, Freeze, Lora
+from tunedock.recipe.schema import Adapter, Freeze, Lora, Recipe
 
 Number = Literal["float32", "bfloat16", "float16"]
 Part = Literal["lora", "norm", "gate"]
@@ -157,6 +157,20 @@ def _narrowed(shape: Decoder, quantize: str, w: int) -> int:
     number, output = QUANTIZED_BYTES[quantize]
     linears = [linear for linear in shape.linears if linear.name != "lm_head"]
     return round(sum(linear.outputs * (linear.inputs * (w - number) - output) for linear in linears))
+
+
+def numbers(recipe: Recipe, *, bf16: bool) -> tuple[Number, Number]:
+    """What weights are held in and what products are computed in, on a device that has bfloat16 or not.
+
+    Weights that are trained stay in float32; a frozen base under an adapter is held in the compute type.
+    """
+    train = recipe.train
+    compute: Number = "float32"
+    if train.fp16:
+        compute = "float16"
+    elif train.bf16 or (train.bf16 is None and bf16):
+        compute = "bfloat16"
+    return (compute if recipe.adapter.kind == "lora" else "float32"), compute
 
 
 def trained_size(shape: Decoder, adapter: Adapter) -> int:

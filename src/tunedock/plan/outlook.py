@@ -12,7 +12,7 @@ from typing import Any
 
 from tunedock.plan.cards import Target
 from tunedock.plan.decoder import Decoder, decoder
-from tunedock.plan.memory import CHUNK_BYTES, NUMBER_BYTES, MemoryPlan, Number, Part, plan_memory, trained_size
+from tunedock.plan.memory import CHUNK_BYTES, NUMBER_BYTES, MemoryPlan, Part, numbers, plan_memory, trained_size
 from tunedock.plan.rungs import HEADROOM, LADDER, MOST_TOKENS, at_most
 from tunedock.plan.shapes import Shape
 from tunedock.plan.steps import StepPlan, floor_steps, plan_steps
@@ -147,17 +147,6 @@ def outlook(
         seconds=_seconds(recipe, model, target, rows, steps),
         ways=() if row is not None else tuple(_ways(recipe, shape, model, target, spread, longest)),
     )
-
-
-def numbers(recipe: Recipe, *, bf16: bool) -> tuple[Number, Number]:
-    """What weights are held in and products are made in, as the work plane will decide (`model.load.precision`)."""
-    train = recipe.train
-    compute: Number = "float32"
-    if train.fp16:
-        compute = "float16"
-    elif train.bf16 or (train.bf16 is None and bf16):
-        compute = "bfloat16"
-    return (compute if recipe.adapter.kind == "lora" else "float32"), compute
 
 
 def _plan(recipe: Recipe, shape: Shape, target: Target) -> MemoryPlan:

@@ -174,12 +174,13 @@ class Loop:
         self._policy.model.train()
         with self._budget.watching(step, rows):
             sums = self._gradients.accumulate(samples, rows, count)
-            while agree(not isinstance(sums, Sums)) if not self._sharded else not isinstance(sums, Sums):
+            if self._sharded and not isinstance(
+                sums, Sums
+            ):  # the others wait in the middle of a row, and cannot be asked
+                largest = max(row.slots for row in rows)
+                raise RowTooLargeError(f"a row of {largest} tokens does not fit", hint=SHARDED)
+            while agree(not isinstance(sums, Sums)):
                 shortage = None if isinstance(sums, Sums) else sums
-                if self._sharded:
-                    raise RowTooLargeError(
-                        f"a row of {max(row.slots for row in rows)} tokens does not fit", hint=SHARDED
-                    )
                 self._throw_away(before)
                 rows = self._budget.smaller(step, samples, rows, self._layout, shortage)
                 sums = self._gradients.accumulate(samples, rows, count)
@@ -239,9 +240,8 @@ class Loop:
         samples, laid = rows or self._feed.take(step, self._budget.begin(step))
         count = self._objective.count(samples)
         self._policy.model.train()
-        unscaled = replace(
-            self._updater, scaler=torch.amp.GradScaler(enabled=False)
-        )  # a scale may be too large at first
+        # Without the scale of float16, which may be too large at first.
+        unscaled = replace(self._updater, scaler=torch.amp.GradScaler(enabled=False))
         forgetting = nullcontext() if self.reference is None else self.reference.forgetting()
         started = time.perf_counter()
         try:
