@@ -8,6 +8,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Two test processes share the cores: an OpenMP thread that spins long while it waits keeps the other from working.
 PYTEST = GOMP_SPINCOUNT=2000 $(BIN)/python -m pytest -n 2 --dist loadfile
+QUICK = -m "not long" --hypothesis-profile repeatable
 
 # Where plain pip would fetch gigabytes of CUDA for a machine that has no NVIDIA driver. macOS wheels have none anyway.
 CPU_WHEELS = https://download.pytorch.org/whl/cpu
@@ -31,7 +32,7 @@ demo-base: $(VENV)/.installed
 	$(BIN)/python examples/demo/make_base.py
 
 test: $(VENV)/.installed-dev
-	$(PYTEST) -m "not long"
+	$(PYTEST) $(QUICK)
 
 test-all: $(VENV)/.installed-dev
 	$(PYTEST)
@@ -40,7 +41,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(PYTEST) -m "not long"
+	$(PYTEST) $(QUICK)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

@@ -6,6 +6,12 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The quick tests try the same cases each time, so that they fail by a change and not by chance; `make test-all` tries new ones.
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -752,6 +752,14 @@ def test_v1_rewards_and_quantised_bases(tmp_path: Path) -> None:
     assert made(tmp_path, V1, None).values["objective"]["kind"] == "dpo", "its data are pairs"
 
 
+@pytest.mark.parametrize("names", ["[]", "null", "''", "','"])
+def test_a_list_of_no_data_sets_is_said(tmp_path: Path, names: str) -> None:
+    found = made(tmp_path, f"model_name_or_path: a/b\ndataset: {names}\n")
+    outcome = next(line.outcome for line in found.lines if line.key == "dataset")
+    assert outcome == ("left out" if names == "null" else "refused")
+    assert bool(found.problems) == (names != "null")
+
+
 PLAIN = st.one_of(
     st.none(),
     st.booleans(),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tunedock import __version__
@@ -221,8 +221,13 @@ def test_yaml_reads_back_the_same(folder: Path) -> None:
     assert second.recipe == first.recipe and second.hash == first.hash
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
-@given(st.text(max_size=40), st.floats(1e-30, 1e30), st.lists(st.text(max_size=10), max_size=3))
+MARKS = st.text("?:-#,[]{}&*!|>%@`'\"~= a1.\n\\", max_size=6)
+"""What YAML gives a meaning to."""
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+@given(st.text(max_size=40) | MARKS, st.floats(1e-30, 1e30), st.lists(st.text(max_size=10) | MARKS, max_size=3))
+@example("?", 1e-4, ["?q", ": v", ":"])
 def test_yaml_reads_back_any_value(folder: Path, text: str, rate: float, words: list[str]) -> None:
     values = {"model": "a/b", "data": {"train": "rows.jsonl", "system": text, "max_length": 5},
               "train": {"learning_rate": rate}, "adapter": {"target_modules": words}}  # fmt: skip

@@ -112,6 +112,9 @@ def _entries_of_v0(draft: Draft, word: str, to: str, dataset_info: Path | None) 
     names = draft.get(word, "names")
     if names is None:
         return []
+    if not names:
+        draft.problem(word, "it names no data set", f"name them: `{word}: a, b`")
+        return []
     folder = draft.get("dataset_dir", "text") or "data"
     if dataset_info is None and folder.startswith("REMOTE:"):
         draft.refuse(

@@ -42,8 +42,10 @@ def commented_yaml(values: dict[str, Any], comments: dict[str, str], leave_out: 
 
 def _commented(value: Any, key: Key, comments: dict[str, str], leave_out: Key) -> Any:
     if isinstance(value, str):
-        # plain style would fold or block what has line breaks, and a comment cannot stand beside a block
-        return value if value.isprintable() else DoubleQuotedScalarString(value)
+        # Plain style would fold or block what has line breaks, and a comment cannot stand beside a block; and ruamel's emitter
+        # leaves what begins like a key's mark without quotes inside a flow list.
+        plain = value.isprintable() and not value.startswith(("?", ":"))
+        return value if plain else DoubleQuotedScalarString(value)
     if isinstance(value, list):
         items = CommentedSeq(_commented(item, (*key, i), comments, leave_out) for i, item in enumerate(value))
         if not any(isinstance(item, dict) for item in value):
