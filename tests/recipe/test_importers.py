@@ -20,7 +20,7 @@ from tunedock.data.turns import ROLES
 from tunedock.errors import DiskError, NotBuiltError, RecipeError
 from tunedock.recipe.document import parse as parse_yaml
 from tunedock.recipe.importers import Imported, _words, import_llamafactory
-from tunedock.recipe.importers_formats import NO_COLUMN
+from tunedock.recipe.dataset_columns import NO_COLUMN
 from tunedock.recipe.importers_words import not_built, tables
 from tunedock.recipe.load import load
 from tunedock.recipe.resolve import resolve

@@ -11,7 +11,8 @@ defaults differ, LLaMA-Factory's is written out, so that the run means the same.
 | importers_training | keys of training that hang together |
 | importers_rules | keys that cannot stand together |
 | importers_info | which data sets the file names, and where they are described |
-| importers_formats | their format, columns and tags |
+| dataset_info | what an entry becomes |
+| dataset_columns | their format, columns and tags |
 | importers_data | the sources and the split they become |
 """
 

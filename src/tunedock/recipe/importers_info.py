@@ -2,86 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tunedock.errors import RecipeError
+from tunedock.recipe.dataset_info import INFO, Entry, read_info
 from tunedock.recipe.document import read
-from tunedock.recipe.importers_words import Draft, Line, Outcome, nearest
+from tunedock.recipe.importers_words import Draft, nearest
 from tunedock.recipe.problems import Problem
 
-INFO = "dataset_info.json"
-MOST_BYTES = 64 << 20
-"""A local file up to this size is read for its columns and rows; reading takes a second."""
-_INFO_BYTES = 16 << 20
 _PARENTS = 3
 """Folders above the YAML in which `dataset_dir` is looked for, after the working directory: examples stand below the data."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """What a local JSON file holds."""
-
-    rows: int
-    columns: frozenset[str]
-
-
-@dataclass
-class Entry:
-    """A data set by its name, and the source it becomes."""
-
-    draft: Draft
-    name: str
-    info: Mapping[str, Any]
-    base: Path
-    """Folder its file name starts from."""
-    label: str
-    """The file it stands in."""
-    to: str
-    """`data.train.0`."""
-    word: str
-    """The key that names it: `dataset`."""
-    file: Path
-    """The file `label` is short for."""
-    source: dict[str, Any] = field(default_factory=dict)
-    scan: Scan | None = None
-    hub: str | None = None
-
-    def say(
-        self, key: str, outcome: Outcome, to: str | None = None, value: Any = None, note: str | None = None
-    ) -> None:
-        """A line of the report. `key` within the entry, `to` within the source."""
-        target = f"{self.to}.{to}" if to else None
-        self.draft.lines.append(Line(f"{self.label}: {self.name}.{key}", self.given(key), outcome, target, value, note))
-
-    def given(self, key: str) -> Any:
-        """What the entry says of `columns.prompt`; None where it says nothing."""
-        value: Any = self.info
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return value
-
-    def put(self, key: str, to: str, value: Any, note: str | None = None) -> None:
-        self.source[to] = value
-        self.say(key, "becomes", to, value, note)
-
-    def refuse(self, key: str, why: str, hint: str | None, *, built: bool = True) -> None:
-        message = f"`{self.name}.{key}`: {why}"
-        self.draft.problems.append(
-            Problem(message, str(self.file), hint, not_built=not built, key=(self.label, self.name, key))
-        )
-        self.say(key, "refused", note=why)
-
-    def text(self, key: str) -> str | None:
-        value = self.info.get(key)
-        if value is None or isinstance(value, str):
-            return value
-        self.refuse(key, "it should be text", None)
-        return None
 
 
 @dataclass
@@ -126,7 +59,7 @@ def _entries_of_v0(draft: Draft, word: str, to: str, dataset_info: Path | None) 
     if dataset_info is None and folder == "ONLINE":
         made = [({"hf_hub_url": name}, draft.cwd, name) for name in names]
         return [
-            Entry(draft, name, info, base, "ONLINE", f"{to}.{index}", word, draft.file)
+            _entry(draft, name, info, base, draft.file, f"{to}.{index}", word, label="ONLINE")
             for index, (info, base, name) in enumerate(made)
         ]
     path = _info_file(draft, folder, dataset_info)
@@ -142,7 +75,7 @@ def _entries_of_v0(draft: Draft, word: str, to: str, dataset_info: Path | None) 
         elif not isinstance(info, Mapping):
             draft.problem(word, f"`{name}` in {path} should be a mapping", None)
         else:
-            entries.append(Entry(draft, name, info, path.parent, path.name, f"{to}.{index}", word, path))
+            entries.append(_entry(draft, name, info, path.parent, path, f"{to}.{index}", word))
     return entries if len(entries) == len(names) else []
 
 
@@ -159,25 +92,14 @@ def _info_file(draft: Draft, folder: str, given: Path | None) -> Path:
 def _read_info(draft: Draft, path: Path, word: str) -> dict[str, Any] | None:
     """The file's entries; None after a problem."""
     hint = "name it by `--dataset-info PATH`"
+    if not path.exists():
+        draft.problem(word, f"there is no {path}", hint)
+        return None
     try:
-        with path.open("rb") as file:
-            content = file.read(_INFO_BYTES + 1)
-        if len(content) > _INFO_BYTES:
-            draft.problems.append(Problem("the file is larger than 16 MiB", str(path), "is this the data?"))
-            return None
-        value = json.loads(content)
-    except OSError as error:
-        draft.problem(
-            word, f"there is no {path}" if not path.exists() else f"cannot read {path}: {error.strerror}", hint
-        )
+        return read_info(path)
+    except RecipeError as error:
+        draft.problems.append(Problem(error.message, error.where, error.hint or hint))
         return None
-    except (ValueError, RecursionError) as error:
-        draft.problems.append(Problem(f"this is no JSON: {error}", str(path), None))
-        return None
-    if not isinstance(value, dict):
-        draft.problems.append(Problem("data sets are a mapping of names, and this is none", str(path), hint))
-        return None
-    return value
 
 
 def _entries_of_v1(draft: Draft, word: str, to: str, dataset_info: Path | None) -> list[Entry]:
@@ -209,7 +131,7 @@ def _entries_of_v1(draft: Draft, word: str, to: str, dataset_info: Path | None) 
         return []
     base = path.parent if dataset_info else draft.cwd
     entries = [
-        Entry(draft, name, info, base, path.name, f"{to}.{index}", word, path)
+        _entry(draft, name, info, base, path, f"{to}.{index}", word)
         for index, (name, info) in enumerate(infos.items())
         if isinstance(info, Mapping)
     ]
@@ -218,24 +140,27 @@ def _entries_of_v1(draft: Draft, word: str, to: str, dataset_info: Path | None) 
     return entries
 
 
-def scan(entry: Entry) -> Scan | None:
-    """The rows and columns of a local JSON file; None of anything else, or what cannot be read: that is told where data are."""
-    path = entry.source.get("path", "")
-    there = Path(os.path.normpath(entry.draft.folder / path))
-    try:
-        if "://" in path or there.suffix not in (".json", ".jsonl") or not 0 < there.stat().st_size <= MOST_BYTES:
-            return None
-        rows = list(_rows(there))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not all(isinstance(row, dict) for row in rows):
-        return None
-    return Scan(len(rows), frozenset(key for row in rows for key in row))
-
-
-def _rows(path: Path) -> Iterator[Any]:
-    text = path.read_text(encoding="utf-8-sig")
-    if text.lstrip().startswith("["):
-        yield from json.loads(text)
-    else:
-        yield from (json.loads(line) for line in text.splitlines() if line.strip())
+def _entry(
+    draft: Draft,
+    name: str,
+    info: Mapping[str, Any],
+    base: Path,
+    file: Path,
+    to: str,
+    word: str,
+    *,
+    label: str | None = None,
+) -> Entry:
+    return Entry(
+        name=name,
+        info=info,
+        base=base,
+        label=label or file.name,
+        to=to,
+        file=file,
+        lines=draft.lines,
+        problems=draft.problems,
+        word=word,
+        version=draft.version,
+        folder=draft.folder,
+    )
