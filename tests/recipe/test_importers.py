@@ -234,6 +234,11 @@ STAGES = {
         {"kind": "simpo", "simpo_gamma": 0.7},
     ),
     "kto": ("stage: kto\ndataset: verdicts\n", {"kind": "kto", "beta": 0.1}),
+    "kto on pairs": ("stage: kto\ndataset: pairs\n", {"kind": "kto", "beta": 0.1}),
+    "kto_pair": (
+        "stage: dpo\npref_loss: kto_pair\npref_beta: 0.2\ndataset: pairs\n",
+        {"kind": "kto", "beta": 0.2},
+    ),
     "ld": ("stage: dpo\nld_alpha: 0.5\ndataset: pairs\n", {"kind": "dpo", "ld_alpha": 0.5}),
 }
 
@@ -245,6 +250,37 @@ def test_every_stage_and_loss(tmp_path: Path, text: str, objective: dict[str, An
     assert objective.items() <= found.values["objective"].items()
     expected = {f"objective.{key}" for key, value in objective.items() if not_built(f"objective.{key}", value)}
     assert set(found.not_built) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("per_device_train_batch_size: 2\n", 4), ("", 16), ("pref_loss: sigmoid\nper_device_train_batch_size: 2\n", 2)],
+)
+def test_a_batch_of_kto_pair_counts_pairs(tmp_path: Path, text: str, size: int) -> None:
+    head = "model_name_or_path: a/b\nstage: dpo\ndataset: pairs\ngradient_accumulation_steps: 3\n"
+    loss = "" if "pref_loss" in text else "pref_loss: kto_pair\n"
+    found = made(tmp_path, head + loss + text)
+    found.check()
+    assert found.values["train"]["per_device_train_batch_size"] == size
+    assert found.values["train"]["gradient_accumulation_steps"] == 3
+    assert sum(each.to == "train.per_device_train_batch_size" for each in found.lines) == 1
+    assert found.values["data"]["train"][0]["format"] == "preference"
+    judged = made(tmp_path, "model_name_or_path: a/b\nstage: kto\ndataset: verdicts\npref_loss: kto_pair\n")
+    assert judged.values["train"]["per_device_train_batch_size"] == 8, "`stage: kto` reads no `pref_loss`"
+
+
+def test_a_batch_of_kto_pair_in_v1(tmp_path: Path) -> None:
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "data.yaml").write_text("x: {path: a/b, converter: pair}\n")
+    for text, key, size in (
+        ("", "per_device_train_batch_size", 2),
+        ("micro_batch_size: 3\n", "per_device_train_batch_size", 6),
+        ("micro_batch_size: 3\nglobal_batch_size: 12\n", "batch_size", 24),
+    ):
+        found = made(tmp_path, "model: a/b\ntrain_dataset: some/data.yaml\npref_loss: kto_pair\n" + text, None)
+        found.check()
+        assert found.values["objective"] == {"kind": "kto", "beta": 0.1}
+        assert found.values["train"][key] == size
 
 
 TUNERS = {
@@ -285,7 +321,6 @@ ONE_PROBLEM = {
     "the other generation's": ("micro_batch_size: 4", "`micro_batch_size: 4`", "a word of LLaMA-Factory's v1"),
     "unknown stage": ("stage: dpoo", "`stage: dpoo`: LLaMA-Factory has pt, sft", "`dpo`"),
     "unknown tuner": ("finetuning_type: qlora", "`finetuning_type: qlora`", "`quantization_bit: 4`"),
-    "kto_pair": ("stage: dpo\npref_loss: kto_pair\ndataset: pairs", "`pref_loss: kto_pair`: no objective", "`stage: kto`"),
     "unknown loss": ("stage: dpo\npref_loss: sigmoidd\ndataset: pairs", "`pref_loss: sigmoidd`", "`sigmoid`"),
     "wrong type": ("lora_rank: many", "`lora_rank: many`: it should be a whole number", None),
     "wrong boolean": ("bf16: 3", "`bf16: 3`: it should be true or false", None),
@@ -318,6 +353,7 @@ ONE_PROBLEM = {
     "pictures": ("dataset: pictures", "`pictures.columns.images`: images, videos and sounds are not read", "text alone"),
     "pairs for sft": ("dataset: pairs", "`pairs.ranking`: `objective: sft` reads no pairs", "`stage: dpo`"),
     "no pairs for dpo": ("stage: dpo", "`identity.ranking`: `objective: dpo` compares two answers", "`ranking: true`"),
+    "nothing judged for kto": ("stage: kto", "`identity.columns.kto_tag`: `objective: kto` needs", "`ranking: true`"),
     "verdicts for sft": ("dataset: verdicts", "`verdicts.columns.kto_tag`: `objective: sft` reads no verdicts", "`stage: kto`"),
 }  # fmt: skip
 

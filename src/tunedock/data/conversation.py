@@ -74,6 +74,14 @@ class Document:
 Example = Conversation | Preference | Labelled | Document
 
 
+def verdicts(pair: Preference) -> tuple[Labelled, Labelled]:
+    """A pair as KTO takes it: its chosen completion is wanted, its rejected one is not."""
+    return (
+        Labelled(pair.prompt, pair.chosen, True, pair.tools),
+        Labelled(pair.prompt, pair.rejected, False, pair.tools),
+    )
+
+
 def answers(example: Example) -> list[Message]:
     """The assistant turns an example may train: a conversation's, or those of its completions."""
     match example:

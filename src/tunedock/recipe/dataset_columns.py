@@ -139,7 +139,8 @@ def _ranking(info: Mapping[str, Any], columns: Mapping[str, str | None], kind: s
     if not isinstance(ranking, bool):
         found.refuse("ranking", "it should be true or false", None)
         return False
-    if ranking and kind not in PAIRWISE:
+    tagged = columns["kto_tag"] is not None
+    if ranking and kind not in (*PAIRWISE, "kto"):
         found.refuse(
             "ranking",
             f"`objective: {kind}` reads no pairs; LLaMA-Factory would drop every row",
@@ -149,18 +150,27 @@ def _ranking(info: Mapping[str, Any], columns: Mapping[str, str | None], kind: s
         found.refuse(
             "ranking", f"`objective: {kind}` compares two answers, and this data set has none", "set `ranking: true`"
         )
-    tagged = columns["kto_tag"] is not None
     if tagged and kind != "kto":
         found.refuse(
             "columns.kto_tag",
             f"`objective: {kind}` reads no verdicts; LLaMA-Factory would drop such rows",
             "use `stage: kto`",
         )
-    elif kind == "kto" and not tagged:
-        found.refuse("columns.kto_tag", "`objective: kto` needs the column of verdicts", "name it")
+    elif tagged and ranking:
+        found.refuse("ranking", "`columns.kto_tag` says that a row has one answer, this that it has two", "keep one")
+    elif kind == "kto" and not tagged and not ranking:
+        found.refuse(
+            "columns.kto_tag",
+            "`objective: kto` needs the column of verdicts, or pairs",
+            "name it, or set `ranking: true` where rows have `chosen` and `rejected`",
+        )
     if "ranking" in info:
-        found.left["ranking"] = "the format tells it"
-    return ranking and kind in PAIRWISE
+        found.left["ranking"] = (
+            "the format tells it; each pair is a wanted and an unwanted answer"
+            if ranking and kind == "kto"
+            else "the format tells it"
+        )
+    return ranking and (kind in PAIRWISE or kind == "kto")
 
 
 _Wanted = dict[str, tuple[str, str | None]]

@@ -12,6 +12,10 @@ from tunedock.recipe.importers_words import Draft, nearest, of_kinds, tables
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 DEFAULT = "LLaMA-Factory's default"
+_KTO_PAIR = (
+    "each pair is a wanted and an unwanted answer; kto_pair took its estimate of the KL from the pair's other side, "
+    "KTO takes it from prompts with another row's answer"
+)
 _PREFERENCES = ("pref_loss", "pref_beta", "pref_ftx", "simpo_gamma", "dpo_label_smoothing", "ld_alpha")
 
 
@@ -82,11 +86,7 @@ def objective(draft: Draft, *, pairs: bool = False) -> None:
     settings: dict[str, str] = {}
     loss = draft.get("pref_loss", "text")
     if draft.kind == "dpo" and loss is not None and loss not in losses:
-        why = "no objective has this loss" if loss == "kto_pair" else f"tunedock knows {', '.join(losses)}"
-        hint = (
-            "for single labelled answers there is `stage: kto`" if loss == "kto_pair" else nearest(loss, list(losses))
-        )
-        draft.refuse("pref_loss", why, hint, built=loss != "kto_pair")
+        draft.refuse("pref_loss", f"tunedock knows {', '.join(losses)}", nearest(loss, list(losses)))
     elif draft.kind == "dpo" and loss is not None:
         settings = losses[loss]
         draft.kind = settings["kind"]
@@ -94,7 +94,7 @@ def objective(draft: Draft, *, pairs: bool = False) -> None:
         draft.put("objective.kind", draft.kind, source, note)
     if settings:
         for name, value in settings.items():
-            draft.put(f"objective.{name}", value, "pref_loss")
+            draft.put(f"objective.{name}", value, "pref_loss", _KTO_PAIR if loss == "kto_pair" else None)
     elif draft.has("pref_loss") and not draft.told("pref_loss"):
         draft.leave("pref_loss", "it counts only with `objective: dpo`")
     _words_of_kind(draft, "objective", draft.kind)
@@ -127,6 +127,11 @@ def _stage_of_v1(draft: Draft, pairs: bool) -> tuple[str | None, str | None]:
     if preference == "pref_loss":
         return None, None  # the loss tells the objective
     return (preference or "train_dataset"), "`llamafactory-cli dpo` is told by this; for `rm` write `objective: reward`"
+
+
+def judged_pairs(draft: Draft) -> bool:
+    """Whether pairs train as two labelled answers, and a batch of the file counts the pairs."""
+    return draft.kind == "kto" and draft.source_of("objective.kind") == "pref_loss"
 
 
 def adapter(draft: Draft) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunedock.recipe.importers_sections import DEFAULT, by_table
+from tunedock.recipe.importers_sections import DEFAULT, by_table, judged_pairs
 from tunedock.recipe.importers_words import Draft
 
 
@@ -11,6 +11,8 @@ def training(draft: Draft) -> None:
     _evaluation(draft)
     _warmup(draft)
     _generation(draft)
+    if judged_pairs(draft):
+        _batch_of_pairs(draft)
     if draft.version == "v0":
         _packing(draft)
         _precision(draft)
@@ -89,14 +91,33 @@ def _precision(draft: Draft) -> None:
         draft.leave("bf16", f"not in the file: {why}")
 
 
+def _batch_of_pairs(draft: Draft) -> None:
+    """A batch of `kto_pair` counts pairs, one of `objective: kto` the answers in them: twice as many."""
+    words = (
+        {"per_device_train_batch_size": 8}
+        if draft.version == "v0"
+        else {"global_batch_size": None, "micro_batch_size": 1}
+    )
+    for word, usual in words.items():
+        pairs = draft.get(word, "int")
+        key = "train.batch_size" if word == "global_batch_size" else "train.per_device_train_batch_size"
+        if pairs is not None:
+            draft.put(key, 2 * pairs, word, "it counted pairs; `objective: kto` counts their answers")
+            return
+        if usual is not None and draft.training and not draft.told(word):
+            draft.put(key, 2 * usual, word, f"{DEFAULT} in pairs: two answers each", default=True)
+
+
 def _batch_of_v1(draft: Draft) -> None:
     whole = draft.get("global_batch_size", "int")
     if whole is not None:
-        draft.put("train.batch_size", whole, "global_batch_size")
+        if not draft.told("global_batch_size"):
+            draft.put("train.batch_size", whole, "global_batch_size")
         if draft.has("micro_batch_size"):
             draft.leave("micro_batch_size", "what is computed at once is planned from the memory")
     elif draft.has("micro_batch_size"):
-        by_table(draft, "micro_batch_size", {"to": "train.per_device_train_batch_size", "type": "int"})
+        if not draft.told("micro_batch_size"):
+            by_table(draft, "micro_batch_size", {"to": "train.per_device_train_batch_size", "type": "int"})
     elif draft.training:
         draft.put("train.per_device_train_batch_size", 1, "micro_batch_size", DEFAULT, default=True)
     if draft.training:
