@@ -8,6 +8,7 @@ The protocol: docs/decisions/0001-worker-protocol.md.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import sys
@@ -149,6 +150,7 @@ def main(arguments: list[str]) -> int:
         print(f"usage: python -m tunedock.worker {{{','.join(STAGES)}}} RUN_DIR|-", file=sys.stderr)
         return RecipeError.exit_code
     stage, place = arguments
+    _write_utf8()
     stop = StopRequest()
     stop.listen()
     run = None if place == "-" else Run.open(Path(place))
@@ -210,9 +212,16 @@ def understood(raised: BaseException) -> TunedockError:
     return BugError(f"{type(raised).__name__}: {first}", hint="this is a bug in tunedock; the traceback is in the log")
 
 
+def _write_utf8() -> None:
+    """The log is read as UTF-8, and a library's tick or bar must not end a training where the locale is ASCII."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
 def _own_stdout() -> IO[str]:
     """Standard output for events alone: descriptor 1 then leads to standard error, whatever a library prints there."""
-    stream = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace", buffering=1)
     os.dup2(2, 1)
     return stream
 

@@ -22,6 +22,7 @@ import typer
 from tunedock import __version__
 from tunedock.cli import chat, data, doctor, plan, recipe, runs, stages
 from tunedock.cli.options import Help
+from tunedock.cli.streams import prepare_streams
 from tunedock.cli.text import print_json, printable
 from tunedock.errors import BugError, TunedockError
 
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command and ends the process with its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
+    prepare_streams()
     try:
         app(args=given, prog_name="tunedock")
         code = 0

@@ -10,7 +10,7 @@ import typer
 
 from tunedock.cli.options import RUNS_DIR, RunName, RunsDir
 from tunedock.cli.text import printable
-from tunedock.errors import TunedockError
+from tunedock.errors import DataError, TunedockError
 
 if TYPE_CHECKING:
     from tunedock.events import Event
@@ -63,6 +63,12 @@ class Conversation:
             except (EOFError, KeyboardInterrupt):
                 self._say("")
                 return
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"a line is not {error.encoding}: {error.reason} (byte 0x{error.object[error.start]:02x})",
+                    where="standard input",
+                    hint="convert it with `iconv`, or name its encoding in PYTHONIOENCODING",
+                ) from None
             if not line and not self._interactive:
                 return
             line = line.strip()

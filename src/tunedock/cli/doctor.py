@@ -22,10 +22,6 @@ MARKS = {
 """Verdict -> how it stands in the table, and its colour."""
 
 
-PLAIN = str.maketrans({"≥": ">=", "≤": "<=", "→": "->", "…": "..."})
-"""For a terminal without UTF-8."""
-
-
 def doctor(as_json: Json = False) -> None:
     """Check this machine: Python, PyTorch, GPU, memory, disk, packages, Docker, the hub.
 
@@ -36,7 +32,7 @@ def doctor(as_json: Json = False) -> None:
     from tunedock.cli.text import print_json
     from tunedock.plan.machine.check import count, overall
 
-    with console(stderr=True).status("looking at the machine"):
+    with console(stderr=True).status("looking at the machine", spinner="line"):
         checks = pipeline.doctor()
     failed = _error(checks)
     if not as_json:
@@ -99,19 +95,10 @@ def _print(checks: Sequence[Check]) -> None:
 
 
 def _line(text: str) -> str:
-    """One line this terminal can show: one without UTF-8 is what this command may be asked about, and it must not fail there."""
-    import sys
-
+    """One line; what it is indented by stays."""
     from tunedock.cli.text import one_line
 
-    lead = text[: len(text) - len(text.lstrip(" "))]
-    encoding = sys.stdout.encoding or "ascii"
-    line = lead + one_line(text)
-    try:
-        line.encode(encoding)
-    except UnicodeEncodeError:
-        line = line.translate(PLAIN).encode(encoding, errors="replace").decode(encoding)
-    return line
+    return text[: len(text) - len(text.lstrip(" "))] + one_line(text)
 
 
 def _wanted(check: Check) -> str:

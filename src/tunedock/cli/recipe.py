@@ -66,6 +66,7 @@ def import_(
     """
     from pathlib import Path
 
+    from tunedock.cli.streams import print_document
     from tunedock.cli.text import print_json
     from tunedock.recipe.importers import import_llamafactory
 
@@ -83,7 +84,7 @@ def import_(
     if as_json:
         print_json({**made.to_json(), "to": to})
     elif target is None:
-        typer.echo(made.text, nl=False)
+        print_document(made.text)
     else:
         typer.echo(f"wrote {to}")
 

@@ -19,9 +19,14 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u2
 _C1_AND_SURROGATES = re.compile("[\x7f-\x9f\ud800-\udfff]")
 
 
+_BYTES = re.compile("[\udc80-\udcff]")
+"""Bytes of a file's name that are no text in this locale, as Python hands them on (PEP 383)."""
+
+
 def printable(text: object) -> str:
-    """The text without escape sequences and control characters; tabs and newlines stay."""
-    return _CONTROLS.sub("", _ESCAPES.sub("", str(text)))
+    """The text without escape sequences and control characters; tabs and newlines stay, bytes that are no text become `\\xe9`."""
+    shown = _BYTES.sub(lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", str(text))
+    return _CONTROLS.sub("", _ESCAPES.sub("", shown))
 
 
 def one_line(text: object, width: int = 0) -> str:
