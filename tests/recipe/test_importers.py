@@ -18,9 +18,9 @@ from tunedock.data.formats import CHOSEN, COMPLETION, LABEL, REJECTED, TEXT, TUR
 from tunedock.data.sources import read_rows
 from tunedock.data.turns import ROLES
 from tunedock.errors import DiskError, NotBuiltError, RecipeError
+from tunedock.recipe.dataset_columns import NO_COLUMN
 from tunedock.recipe.document import parse as parse_yaml
 from tunedock.recipe.importers import Imported, _words, import_llamafactory
-from tunedock.recipe.dataset_columns import NO_COLUMN
 from tunedock.recipe.importers_words import not_built, tables
 from tunedock.recipe.load import load
 from tunedock.recipe.resolve import resolve

@@ -144,7 +144,7 @@ def _ranking(info: Mapping[str, Any], columns: Mapping[str, str | None], kind: s
         found.refuse(
             "ranking",
             f"`objective: {kind}` reads no pairs; LLaMA-Factory would drop every row",
-            "use `stage: dpo` or `rm`",
+            "use `stage: dpo` or `rm`; in a recipe, `objective: dpo` or `reward`",
         )
     elif not ranking and kind in PAIRWISE:
         found.refuse(
@@ -154,7 +154,7 @@ def _ranking(info: Mapping[str, Any], columns: Mapping[str, str | None], kind: s
         found.refuse(
             "columns.kto_tag",
             f"`objective: {kind}` reads no verdicts; LLaMA-Factory would drop such rows",
-            "use `stage: kto`",
+            "use `stage: kto`; in a recipe, `objective: kto`",
         )
     elif tagged and ranking:
         found.refuse("ranking", "`columns.kto_tag` says that a row has one answer, this that it has two", "keep one")

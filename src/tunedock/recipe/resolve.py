@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from tunedock import __version__
 from tunedock.errors import RecipeError
 from tunedock.recipe import paths, rules
+from tunedock.recipe.described import expand
 from tunedock.recipe.document import Key, dotted
 from tunedock.recipe.load import Loaded
 from tunedock.recipe.problems import Problem, error_of
@@ -102,13 +103,14 @@ class Resolved:
 
 
 def resolve(loaded: Loaded, *, now: datetime | None = None, cwd: Path | None = None) -> Resolved:
-    """Fills in what was left out, makes paths absolute and checks the rules that span sections.
+    """Fills in what was left out, makes sources plain (`described`) and paths absolute, and checks the rules that span sections.
 
     `now` names the run directory, `cwd` is where relative paths of the command line start. Raises RecipeError for
     paths that are not there and rules that are broken.
     """
     here = cwd or Path.cwd()
     values = loaded.recipe.model_dump()
+    described = expand(values, loaded, here)
     derived: dict[str, str] = {}
     _fill_split(values, loaded, derived)
     _fill_adapter(values, derived)
@@ -119,7 +121,8 @@ def resolve(loaded: Loaded, *, now: datetime | None = None, cwd: Path | None = N
         values["train"]["output_dir"] = str(here / "runs" / run_name(values, now or datetime.now()))
         derived["train.output_dir"] = "time, objective and model"
     recipe = Recipe.model_validate(values)
-    return Resolved(recipe, _origins(recipe, loaded, derived), fingerprint(recipe), notes=loaded.notes)
+    origins = _origins(recipe, loaded, {**described.origins, **derived})
+    return Resolved(recipe, origins, fingerprint(recipe), notes=(*loaded.notes, *described.notes))
 
 
 def run_name(values: dict[str, Any], now: datetime) -> str:
