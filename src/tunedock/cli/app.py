@@ -20,7 +20,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from tunedock import __version__
-from tunedock.cli import chat, data, doctor, plan, recipe, runs, stages
+from tunedock.cli import chat, data, doctor, init, plan, recipe, runs, stages
 from tunedock.cli.options import Help
 from tunedock.cli.streams import prepare_streams
 from tunedock.cli.text import print_json, printable
@@ -55,6 +55,7 @@ def root(
     """Fine-tune large language models from one recipe."""
 
 
+app.command("init")(init.init)
 app.command("doctor")(doctor.doctor)
 app.command("plan")(plan.plan)
 app.command("train")(stages.train)
