@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from tunedock.plan.machine.check import Check
 from tunedock.plan.outlook import Outlook, Rows, Spread, outlook
 from tunedock.plan.shapes import find_shape
 from tunedock.plan.steps import split_sizes
+from tunedock.recipe.conversion import Order
+from tunedock.recipe.described import sources_of
 from tunedock.recipe.load import load
 from tunedock.recipe.resolve import Resolved, resolve
 from tunedock.recipe.schema import Recipe
@@ -149,6 +151,36 @@ def data_show(
         )
     request = {"recipe": _plain(resolve_recipe(files, overrides).recipe), "row": row}
     return _run(JobSpec("data-show", None, request), on_event, launcher)
+
+
+def data_convert(
+    given: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    to: str,
+    out: Path,
+    settings: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    on_event: OnEvent = ignore,
+    launcher: Launcher | None = None,
+) -> dict[str, Any]:
+    """Writes rows to `out` in the format `to`. When too many fail, the `result` event still comes, then the DataError is raised.
+
+    `given` are recipe files, of which the training data are taken, or else the sources themselves; those have `settings` beside
+    their path. `options` are keys of `Order`. Raises RecipeError.
+    """
+    if any(name.endswith((".yaml", ".yml")) for name in given):
+        recipe = resolve_recipe([Path(name) for name in given], overrides).recipe
+        about: dict[str, Any] = {"sources": recipe.data.train, "hub": recipe.hub, "offline": recipe.offline}
+        about |= {"system": recipe.data.system, "train_on": recipe.data.train_on}
+    else:
+        sources, notes = sources_of(given, settings or {}, hub="hf", cwd=Path.cwd())
+        about = {"sources": sources}
+        for note in notes:
+            on_event(_note(note))
+    about |= {name: value for name, value in (options or {}).items() if value is not None}
+    order = Order.model_validate({**about, "to": to, "out": str(out.expanduser().absolute())})
+    return _run(JobSpec("data-convert", None, order.model_dump(mode="json")), on_event, launcher)
 
 
 def plan(

@@ -120,6 +120,13 @@ def _data_show(call: Call) -> None:
     call.emit.result(show(call.recipe(), row=str(call.request["row"])))
 
 
+def _data_convert(call: Call) -> None:
+    from tunedock.data.convert import convert
+    from tunedock.recipe.conversion import Order
+
+    convert(Order.model_validate(call.request), call.emit)
+
+
 def _data_count(call: Call) -> None:
     from tunedock.data.count import count
 
@@ -140,6 +147,7 @@ STAGES: dict[str, Callable[[Call], None]] = {
     "data-count": _data_count,
     "data-check": _data_check,
     "data-show": _data_show,
+    "data-convert": _data_convert,
     "doctor": _doctor,
 }
 

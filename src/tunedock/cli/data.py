@@ -1,4 +1,4 @@
-"""`tunedock data check` and `show`: what training will see, before it does."""
+"""`tunedock data check` and `show`: what training will see, before it does. `convert` is a room of its own."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunedock.cli.convert import convert
 from tunedock.cli.options import Json, Recipe, group, recipe_files
 from tunedock.errors import DataError
 
 if TYPE_CHECKING:
     from tunedock.events import Event
 
-app = group("Look at the data as training will see it.")
+app = group("Look at the data as training will see it, or write it in another format.")
+app.command("convert")(convert)
 
 
 @app.command("check")

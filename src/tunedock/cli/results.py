@@ -105,17 +105,37 @@ def show_data_check(value: Mapping[str, Any]) -> None:
         out.print(Text(f"report: {printable(value['report'])}"))
 
 
+def show_conversion(value: Mapping[str, Any]) -> None:
+    """The account of a conversion, and where the file is."""
+    out = console()
+    made = table("rows", "count", numbers_from=1)
+    for key in ("read", "written", "refused"):
+        add_row(made, key, number(value.get(key)))
+    for part, count in (value.get("left_out") or {}).items():
+        add_row(made, f"without {part}", number(count))
+    out.print(made)
+    _show_reasons(out, "refused because", value.get("reasons") or {}, value.get("refusals") or [])
+    for path, kind in (value.get("formats") or {}).items():
+        out.print(Text(f"format of {one_line(path)}: {one_line(kind)}"))
+    if value.get("out"):
+        out.print(Text(printable(f"wrote {value['out']}: {number(value.get('rows'))} rows, {value['to']}")))
+
+
 def _show_account(out: Console, account: Mapping[str, Any]) -> None:
     made = table("rows", "count", numbers_from=1)
     for key in ("read", "kept", "dropped", "cut_rows", "duplicates", "no_stop"):
         add_row(made, key.replace("_", " "), number(account.get(key)))
     out.print(made)
-    reasons = account.get("reasons") or {}
+    _show_reasons(out, "dropped because", account.get("reasons") or {}, account.get("drops") or [])
+
+
+def _show_reasons(out: Console, heading: str, reasons: Mapping[str, int], rows: Sequence[Sequence[str]]) -> None:
+    """Reasons with their counts and first rows; `rows` are [row id, reason, detail]."""
     if not reasons:
         return
-    made = table("dropped because", "rows", "for example", numbers_from=None)
+    made = table(heading, "rows", "for example", numbers_from=None)
     for reason, count in reasons.items():
-        examples = [drop for drop in account.get("drops", []) if drop[1] == reason][:EXAMPLES]
+        examples = [row for row in rows if row[1] == reason][:EXAMPLES]
         named = "; ".join(f"{one_line(row_id)}: {one_line(detail, 100)}" for row_id, _reason, detail in examples)
         add_row(made, reason, number(count), named)
     out.print()

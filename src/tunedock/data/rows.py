@@ -62,11 +62,19 @@ class Reading:
 
 
 def open_rows(recipe: Recipe, source: Source, account: Account) -> tuple[Reading, Iterator[RawRow]]:
-    """The rows of a source, and how they are to be understood; the account learns the format.
+    """The rows of a source, and how they are to be understood; the account learns the format. Raises what `open_source` raises."""
+    format_, rows = open_source(source, hub=recipe.hub, offline=recipe.offline)
+    account.formats[source.path] = format_
+    data = recipe.data
+    return Reading(format_, source.columns, data.system, recipe.objective.kind, data.split.group_by), rows
+
+
+def open_source(source: Source, *, hub: str, offline: bool) -> tuple[str, Iterator[RawRow]]:
+    """(the format of a source, its rows).
 
     Raises DataError when the format or the columns are none, or no row at the source's beginning can be read.
     """
-    rows = sources.read_rows(source, hub=recipe.hub, offline=recipe.offline)
+    rows = sources.read_rows(source, hub=hub, offline=offline)
     head = list(islice(rows, DETECT_ROWS))
     _refuse_unreadable(source, head)
     readable = [row.value for row in head if row.problem is None and isinstance(row.value, dict)]
@@ -74,9 +82,7 @@ def open_rows(recipe: Recipe, source: Source, account: Account) -> tuple[Reading
     format_: str = source.format
     if format_ == "auto":
         format_ = formats.detect(readable, source)
-    account.formats[source.path] = format_
-    data = recipe.data
-    return Reading(format_, source.columns, data.system, recipe.objective.kind, data.split.group_by), chain(head, rows)
+    return format_, chain(head, rows)
 
 
 def parsed_rows(

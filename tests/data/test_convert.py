@@ -1,0 +1,244 @@
+"""Every row read is written or refused with its reason; the file is whole or not there; what it holds is what was meant."""
+
+from __future__ import annotations
+
+import io
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from talks import as_lines
+from tunedock.data import convert as converting
+from tunedock.data.convert import convert
+from tunedock.data.formats import parse
+from tunedock.errors import BugError, DataError, DiskError, RecipeError
+from tunedock.events import Emitter, decode
+from tunedock.recipe.conversion import Order
+
+TALK = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+LONGER = {"messages": [*TALK["messages"], {"role": "user", "content": "more"}, {"role": "assistant", "content": "b"}]}
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+CALLING = {
+    "messages": [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "2", "tool_call_id": "c1"},
+        {"role": "assistant", "content": "a", "reasoning_content": "r"},
+    ]
+}
+PAIR = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+BROKEN = ["{not json", json.dumps([1]), json.dumps({"messages": []}), json.dumps({"other": 1})]
+
+
+def order(folder: Path, rows: list[Any] | str, to: str, out: str = "out.jsonl", **options: Any) -> Order:
+    (folder / "rows.jsonl").write_text(rows if isinstance(rows, str) else as_lines(rows), encoding="utf-8")
+    sources = options.pop("sources", [{"path": str(folder / "rows.jsonl")}])
+    if refused := options.pop("refused", None):
+        options["refused"] = str(folder / refused)
+    return Order.model_validate({"sources": sources, "to": to, "out": str(folder / out), **options})
+
+
+def converted(given: Order) -> dict[str, Any]:
+    """The result, which is told even where the rows fail."""
+    told = io.StringIO()
+    value = convert(given, Emitter(told)).to_json()
+    events = [event for event in map(decode, told.getvalue().splitlines()) if event]
+    assert [event["value"] for event in events if event["kind"] == "result"] == [value]
+    assert value["read"] == value["written"] + value["refused"]
+    return value
+
+
+def failed(given: Order) -> tuple[DataError, dict[str, Any]]:
+    told = io.StringIO()
+    with pytest.raises(DataError) as caught:
+        convert(given, Emitter(told))
+    results = [
+        event["value"] for event in map(decode, told.getvalue().splitlines()) if event and event["kind"] == "result"
+    ]
+    assert not Path(given.out).exists()
+    return caught.value, results[-1] if results else {}
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_rows_become_rows_of_another_format(tmp_path: Path) -> None:
+    value = converted(order(tmp_path, [TALK, LONGER], "sharegpt"))
+    assert value == {
+        "to": "sharegpt", "out": str(tmp_path / "out.jsonl"), "read": 2, "written": 2, "refused": 0, "rows": 2, "reasons": {},
+        "refusals": [], "left_out": {}, "formats": {str(tmp_path / "rows.jsonl"): "messages"},
+    }  # fmt: skip
+    assert [[turn["from"] for turn in row["conversations"]] for row in lines(tmp_path / "out.jsonl")] == [
+        ["human", "gpt"],
+        ["human", "gpt", "human", "gpt"],
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "rows.jsonl"]
+
+
+def test_a_pair_becomes_two_verdicts(tmp_path: Path) -> None:
+    value = converted(order(tmp_path, [PAIR], "labelled", "out.csv"))
+    assert (value["read"], value["written"], value["rows"]) == (1, 1, 2)
+    assert (tmp_path / "out.csv").read_text().splitlines()[1:] == ['"q","good","true","",""', '"q","bad","false","",""']
+
+
+def test_a_row_that_cannot_be_said_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    error, value = failed(order(tmp_path, [TALK, LONGER, *BROKEN, CALLING], "alpaca", refused="no.jsonl"))
+    assert value["reasons"] == {
+        "trained_history": 1, "broken_json": 1, "not_an_object": 1, "no_assistant_turn": 1, "missing_column": 1, "tool_turns": 1,
+    }  # fmt: skip
+    assert (value["read"], value["written"], value["refused"], value["out"]) == (7, 1, 6, None)
+    assert error.message.startswith("6 of 7 rows cannot be written as `alpaca`, so nothing was: ")
+    assert error.where == "rows.jsonl:2"
+    assert "`--train-on last`" in str(error.hint)
+    assert "`--max-dropped 1`" in str(error.hint)
+    named = lines(tmp_path / "no.jsonl")
+    assert [row["row_id"] for row in named] == [f"rows.jsonl:{n}" for n in (2, 3, 4, 5, 6, 7)]
+    assert [[row["row_id"], row["reason"], row["detail"]] for row in named] == value["refusals"]
+
+
+def test_refused_rows_that_are_allowed(tmp_path: Path) -> None:
+    rows = [TALK] * 9 + [LONGER]
+    value = converted(order(tmp_path, rows, "alpaca", max_dropped=0.1))
+    assert (value["written"], value["reasons"], value["rows"]) == (9, {"trained_history": 1}, 9)
+    failed(order(tmp_path, rows, "alpaca", "other.jsonl", max_dropped=0.09))
+    error, _ = failed(order(tmp_path, [LONGER], "alpaca", "other.jsonl", max_dropped=1.0))
+    assert "all 1 rows" in error.message
+
+
+def test_parts_that_are_left_out_on_request_are_counted(tmp_path: Path) -> None:
+    error, _ = failed(order(tmp_path, [CALLING], "sharegpt"))
+    assert str(error.hint).startswith("`--without ids`")
+    value = converted(order(tmp_path, [CALLING, TALK], "sharegpt", without=["ids"]))
+    assert value["left_out"] == {"ids": 1}
+    assert "c1" not in (tmp_path / "out.jsonl").read_text()
+    value = converted(order(tmp_path, [CALLING, TALK], "messages", without=["reasoning", "names"], force=True))
+    assert value["left_out"] == {"reasoning": 1, "names": 0}
+    marked = {"messages": [TALK["messages"][0], {**TALK["messages"][1], "weight": 0}]}
+    assert converted(order(tmp_path, [marked], "alpaca", without=["marks"], force=True))["left_out"] == {"marks": 1}
+
+
+def test_training_on_the_last_answer_makes_the_others_context(tmp_path: Path) -> None:
+    converted(order(tmp_path, [LONGER], "alpaca", train_on="last"))
+    assert lines(tmp_path / "out.jsonl")[0]["history"] == [["q", "a"]]
+    converted(order(tmp_path, [LONGER], "messages", train_on="last", force=True))
+    turns = lines(tmp_path / "out.jsonl")[0]["messages"]
+    assert [turn.get("weight") for turn in turns] == [None, 0, None, None]
+
+
+def test_a_system_prompt_goes_where_there_is_none(tmp_path: Path) -> None:
+    converted(order(tmp_path, [TALK], "alpaca", system="Be kind."))
+    assert lines(tmp_path / "out.jsonl")[0]["system"] == "Be kind."
+
+
+def test_several_sources_with_columns_and_limits(tmp_path: Path) -> None:
+    (tmp_path / "b.csv").write_text("frage,antwort\nwas,das\nwer,der\n")
+    given = order(tmp_path, [TALK] * 5, "messages", sources=[
+        {"path": str(tmp_path / "rows.jsonl"), "num_samples": 2},
+        {"path": str(tmp_path / "b.csv"), "columns": {"prompt": "frage", "completion": "antwort"}},
+    ])  # fmt: skip
+    value = converted(given)
+    assert value["rows"] == 4
+    assert list(value["formats"].values()) == ["messages", "prompt_completion"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "to", "said"),
+    [
+        ([PAIR], "messages", "pairs of a chosen and a rejected answer"),
+        ([TALK], "preference", "can be written as messages, sharegpt, alpaca, prompt_completion"),
+        ([{"text": "t"}], "alpaca", "can be written as text"),
+        ([{"prompt": "q", "completion": "a", "label": True}], "preference", "can be written as labelled"),
+        ([PAIR], "text", "can be written as preference, labelled"),
+    ],
+)
+def test_rows_of_another_kind_are_told_at_once(tmp_path: Path, rows: list[Any], to: str, said: str) -> None:
+    error, value = failed(order(tmp_path, rows, to))
+    assert said in str(error)
+    assert value == {}
+
+
+def test_a_source_that_breaks_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "late.csv").write_text('prompt,completion\nq,a\nq,"never closed\n')
+    with pytest.raises(DataError, match="never closed"):
+        convert(order(tmp_path, [TALK], "messages", sources=[{"path": str(tmp_path / "late.csv")}]), Emitter(None))
+    with pytest.raises(DataError, match=r"no row in the data|empty"):
+        convert(
+            order(tmp_path, "\n\n", "messages", sources=[{"path": str(tmp_path / "rows.jsonl"), "format": "messages"}]),
+            Emitter(None),
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["late.csv", "rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "said"),
+    [
+        ("out.txt", {}, "one document"),
+        ("out.yaml", {}, "end it in .jsonl"),
+        ("out", {}, "end it in .jsonl"),
+        ("no/out.jsonl", {}, "there is no folder"),
+        ("folder.jsonl", {}, "this is a folder"),
+        ("rows.jsonl", {}, "`--force`"),
+        ("out.jsonl", {"refused": "rows.jsonl"}, "--refused"),
+        ("out.jsonl", {"refused": "out.jsonl"}, "one file"),
+    ],
+)
+def test_places_that_cannot_be_written_to(tmp_path: Path, out: str, options: dict[str, str], said: str) -> None:
+    (tmp_path / "folder.jsonl").mkdir()
+    given = order(tmp_path, [TALK], "messages", out, **options)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    with pytest.raises(RecipeError) as caught:
+        convert(given, Emitter(None))
+    assert said in str(caught.value)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_force_replaces_even_the_file_that_is_read(tmp_path: Path) -> None:
+    converted(order(tmp_path, [TALK, LONGER], "sharegpt", "rows.jsonl", force=True))
+    assert [list(row) for row in lines(tmp_path / "rows.jsonl")] == [["conversations"]] * 2
+
+
+def test_a_file_that_would_not_hold_what_was_meant_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row can do this: it is for our own mistakes, so one is made."""
+    monkeypatch.setattr(converting, "say", lambda example, to, flat: {"text": example.text.upper()})
+    with pytest.raises(BugError, match="does not hold what was meant"):
+        convert(order(tmp_path, [{"text": "t"}], "text"), Emitter(None))
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.open
+    monkeypatch.setattr(
+        Path,
+        "open",
+        lambda self, *a, **k: real(Path("/dev/full"), "wb") if ".part" in self.name else real(self, *a, **k),
+    )
+    with pytest.raises(DiskError, match="No space left"):
+        convert(order(tmp_path, [TALK], "messages"), Emitter(None))
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    def peak(count: int) -> int:
+        given = order(tmp_path, [TALK, LONGER] * (count // 2), "alpaca", "out.parquet", max_dropped=1.0, force=True)
+        tracemalloc.start()
+        value = converted(given)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert (value["read"], value["refused"], len(value["refusals"])) == (count, count // 2, 20)
+        return most
+
+    peak(200)
+    assert peak(4000) < peak(2000) + 300_000
+
+
+def test_what_was_converted_trains_alike(tmp_path: Path) -> None:
+    before = [TALK, LONGER, CALLING]
+    converted(order(tmp_path, before, "messages", "out.parquet"))
+    converted(order(tmp_path, before, "messages", "back.json", sources=[{"path": str(tmp_path / "out.parquet")}]))
+    after = json.loads((tmp_path / "back.json").read_text())
+    assert [parse(row, "messages", {}) for row in after] == [parse(row, "messages", {}) for row in before]
