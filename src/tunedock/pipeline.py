@@ -28,6 +28,7 @@ from tunedock.plan.shapes import find_shape
 from tunedock.plan.steps import split_sizes
 from tunedock.recipe.conversion import Order
 from tunedock.recipe.described import sources_of
+from tunedock.recipe import paths
 from tunedock.recipe.load import load
 from tunedock.recipe.resolve import Resolved, resolve
 from tunedock.recipe.schema import Recipe
@@ -94,13 +95,19 @@ def evaluate(
     *,
     split: str = "test",
     overrides: Sequence[str] = (),
+    tasks: Sequence[str] = (),
     on_event: OnEvent = ignore,
     launcher: Launcher | None = None,
 ) -> Outcome:
-    """Evaluates a run's result. `overrides` change keys of the recipe's `eval` section for this once (`max_samples=50`)."""
-    return _run_stage(
-        JobSpec("eval", run.path, {"split": split, "overrides": eval_section(run, overrides)}), on_event, launcher
-    )
+    """Evaluates a run's result. `overrides` change keys of the recipe's `eval` section for this once (`max_samples=50`).
+
+    With `tasks`, these tasks of lm-evaluation-harness and nothing else.
+    """
+    request: dict[str, Any] = {"split": split, "overrides": eval_section(run, overrides)}
+    if tasks:
+        request["overrides"]["tasks"] = list(tasks)
+        request["only_tasks"] = True
+    return _run_stage(JobSpec("eval", run.path, request), on_event, launcher)
 
 
 def export(
@@ -260,7 +267,13 @@ def eval_section(run: Run, overrides: Sequence[str]) -> dict[str, Any]:
                 hint="write for example `max_samples=50`",
             )
     prefixed = [text if text.startswith("eval.") else f"eval.{text}" for text in overrides]
-    return load([run.path / "recipe.yaml"], prefixed).recipe.eval.model_dump(mode="json")
+    loaded = load([run.path / "recipe.yaml"], prefixed)
+    section = loaded.recipe.eval.model_dump(mode="json")
+    if section["tasks_path"] is not None:  # relative only where it was given just now
+        origin, here = loaded.origin(("eval", "tasks_path")), Path.cwd()
+        place = paths.Place("eval.tasks_path", str(origin or "recipe"), here, here)
+        section["tasks_path"] = paths.existing(section["tasks_path"], place, hub=False)
+    return section
 
 
 def _refuse_finished(run: Run) -> None:

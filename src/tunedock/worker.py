@@ -88,7 +88,8 @@ def _eval(call: Call) -> None:
     recipe = call.recipe()
     options = Eval.model_validate({**recipe.eval.model_dump(), **call.request.get("overrides", {})})
     side = str(call.request.get("split", "test"))
-    call.emit.result(evaluate(call.require_run(), recipe, call.emit, side=side, options=options))
+    only_tasks = bool(call.request.get("only_tasks"))
+    call.emit.result(evaluate(call.require_run(), recipe, call.emit, side=side, options=options, only_tasks=only_tasks))
 
 
 def _export(call: Call) -> None:

@@ -27,6 +27,7 @@ from tunedock.data.sample import Sample, single
 from tunedock.errors import OutOfMemoryError
 from tunedock.events import Emitter
 from tunedock.model.adapter import checkpoint_activations, checkpointable
+from tunedock.model.out_of_memory import is_out_of_memory
 from tunedock.model.policy import Policy
 from tunedock.plan.memory import MemoryPlan
 from tunedock.plan.rungs import LADDER
@@ -34,7 +35,7 @@ from tunedock.recipe.schema import Lora
 from tunedock.train.budget import Budget, Need, agree, least
 from tunedock.train.checkpoint import Checkpoints
 from tunedock.train.loop import Loop
-from tunedock.train.memory import HostMemory, Peak, is_out_of_memory, memory_of
+from tunedock.train.memory import HostMemory, Peak, memory_of
 
 MIB = 1 << 20
 PLAN = MemoryPlan({"runtime": 500 * MIB, "base weights": 100 * MIB, "gradients": 10 * MIB}, MIB, True)

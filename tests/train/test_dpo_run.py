@@ -18,7 +18,7 @@ from tunedock import pipeline
 from tunedock.data.layout import step_indices
 from tunedock.data.sample import Sample
 from tunedock.errors import DataError
-from tunedock.eval import inspect_data, stage
+from tunedock.eval import held_out, inspect_data
 from tunedock.eval.stage import evaluate
 from tunedock.events import Emitter
 from tunedock.export.stage import export
@@ -183,9 +183,9 @@ def test_a_run_from_data_to_export(
     assert any(kept in e["message"] for e in events(run, "note"))
     assert run.state().objective == "dpo"
     layouts: list[str] = []
-    ask = stage.measure
+    ask = held_out.measure
     monkeypatch.setattr(
-        stage, "measure", lambda policy, *rest, **more: layouts.append(policy.layout) or ask(policy, *rest, **more)
+        held_out, "measure", lambda policy, *rest, **more: layouts.append(policy.layout) or ask(policy, *rest, **more)
     )  # type: ignore[func-returns-value]
     found = evaluate(run, recipe, Emitter(None), side="validation", options=recipe.eval)
     assert layouts == ["tree"]  # of the base, which prefers nothing to itself, nothing is measured

@@ -67,6 +67,13 @@ def show_metrics(outcome: Outcome) -> None:
     """Base and tuned side by side, with what training changed."""
     out = console()
     value = outcome.value
+    tasks = value.get("tasks")
+    if isinstance(tasks, Mapping):
+        show_tasks(out, tasks)
+        value = {key: item for key, item in value.items() if key != "tasks"}
+        if not value.keys() - {"run"}:
+            return
+        out.print()
     sides = [name for name in MODELS if isinstance(value.get(name), Mapping)]
     if not sides:
         _figures(out, {key: item for key, item in value.items() if key != "answers"})
@@ -84,6 +91,29 @@ def show_metrics(outcome: Outcome) -> None:
         out.print(Text(f"{len(answers):,} answers on the {one_line(value.get('split', 'test'))} split"))
     others = {key: item for key, item in value.items() if key not in {*MODELS, "answers", "split", "run"}}
     _figures(out, others)
+
+
+def show_tasks(out: Console, value: Mapping[str, Any]) -> None:
+    """Tasks of lm-evaluation-harness, a line a metric; after ± one standard error."""
+    sides = [name for name in MODELS if name == "tuned" or value.get("compared")]
+    headings = ("task", "metric", *sides, *(["change"] if len(sides) == 2 else []), "documents")
+    made = table(*headings, numbers_from=2)
+    for task in value["tasks"]:
+        for line in task["metrics"]:
+            metric = line["metric"] if line["filter"] in ("none", "") else f"{line['metric']} ({line['filter']})"
+            cells = [_with_error(line[side], line[f"{side}_stderr"]) for side in sides]
+            if len(sides) == 2:
+                cells.append(_change(line["base"], line["tuned"]))
+            add_row(made, task["task"], metric, *cells, number(task["samples"]))
+    out.print(made)
+    made_by = f"lm-eval {value['lm_eval']}"
+    if value["limit"] is not None:
+        made_by += f", at most {number(value['limit'])} documents a task"
+    out.print(Text(printable(f"{made_by}; page: {value['page']}")))
+
+
+def _with_error(value: Any, error: Any) -> str:
+    return number(value) if error is None else f"{number(value)} ± {number(error)}"
 
 
 def show_data_check(value: Mapping[str, Any]) -> None:

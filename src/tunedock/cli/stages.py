@@ -58,10 +58,19 @@ def evaluate(
         typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe's `eval` section to change.", show_default=False),
     ] = None,
     split: Annotated[str, typer.Option("--split", metavar="SPLIT", help="train, validation or test.")] = "test",
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            metavar="NAME",
+            help="Only this task of lm-evaluation-harness, not the held-out rows; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
     runs_dir: RunsDir = RUNS_DIR,
     as_json: Json = False,
 ) -> None:
-    """Measure a run's model on held-out rows, next to its base model."""
+    """Measure a run's model on held-out rows and on lm-evaluation-harness's tasks, next to its base model."""
     from tunedock import pipeline
     from tunedock.cli.results import show_metrics
     from tunedock.cli.show import display
@@ -70,7 +79,7 @@ def evaluate(
 
     found = find(run, Path(runs_dir))
     with display() as tell:
-        outcome = pipeline.evaluate(found, split=split, overrides=overrides or [], on_event=tell)
+        outcome = pipeline.evaluate(found, split=split, overrides=overrides or [], tasks=task or [], on_event=tell)
     if as_json:
         print_json(outcome.to_json())
     else:

@@ -62,38 +62,37 @@ def page(result: Mapping[str, Any]) -> str:
     "reference", "base" (or null), "tuned", "exact_base", "exact_tuned"}]}. A figure that is absent or null is shown as a dash.
     """
     base, tuned = result.get("base"), result["tuned"]
-    css, js = _own("page.css"), _own("page.js")
+    css, js = own_file("page.css"), own_file("page.js")
     return _template().render(
-        run=_visible(str(result["run"])),
-        split=_visible(str(result["split"])),
+        run=visible(str(result["run"])),
+        split=visible(str(result["split"])),
         compared=base is not None,
         metrics=[_metric(m, base or {}, tuned) for m in _MEASURES if not m.optional or m.key in tuned],
         bleu_tokenize=tuned.get("bleu_tokenize"),
         rows=[_row(answer) for answer in result["answers"]],
         css=css,
         js=js,
-        policy="; ".join(
-            (
-                "default-src 'none'",
-                f"style-src '{_hash(css)}'",
-                f"script-src '{_hash(js)}'",
-                "base-uri 'none'",
-                "form-action 'none'",
-            )
-        ),
+        policy=content_policy(css, js),
     )
 
 
 @cache
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    return environment.from_string(_own("page.html.j2"))
+    return environment.from_string(own_file("page.html.j2"))
 
 
 @cache
-def _own(name: str) -> str:
+def own_file(name: str) -> str:
     """A file that stands beside this module, its lines ended as a browser reads them, so that its hash holds."""
     return files("tunedock.eval").joinpath(name).read_text(encoding="utf-8").replace("\r\n", "\n")
+
+
+def content_policy(css: str, js: str | None = None) -> str:
+    """The content security policy of a page that holds these: nothing else runs, nothing is fetched."""
+    script = [] if js is None else [f"script-src '{_hash(js)}'"]
+    style = f"style-src '{_hash(css)}'"
+    return "; ".join(("default-src 'none'", style, *script, "base-uri 'none'", "form-action 'none'"))
 
 
 def _hash(inline: str) -> str:
@@ -123,12 +122,12 @@ def _row(answer: Mapping[str, Any]) -> dict[str, Any]:
     if base is not None and base != tuned:
         classes.append("is-changed")
     return {
-        "row_id": _visible(str(answer["row_id"])),
+        "row_id": visible(str(answer["row_id"])),
         "classes": " ".join(classes),
         "prompt": [
-            {"role": _visible(str(turn["role"])), "content": _content(turn["content"])} for turn in answer["prompt"]
+            {"role": visible(str(turn["role"])), "content": _content(turn["content"])} for turn in answer["prompt"]
         ],
-        "reference": _visible(reference),
+        "reference": visible(reference),
         "base": None if base is None else _shown(base, reference, exact=bool(answer["exact_base"])),
         "tuned": _shown(tuned, reference, exact=bool(answer["exact_tuned"])),
     }
@@ -136,7 +135,7 @@ def _row(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 def _content(value: Any) -> str:
     """A message's text; content in parts is shown as JSON."""
-    return _visible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2))
+    return visible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +158,15 @@ class _Shown:
 
 def _shown(text: str, reference: str, *, exact: bool) -> _Shown:
     if exact or not text.strip():
-        return _Shown(exact, _visible(text), "", ())
+        return _Shown(exact, visible(text), "", ())
     parts = compare(text, reference)
     if parts is None:
-        return _Shown(exact, _visible(text), "not compared word by word: too long or too repetitive", ())
+        return _Shown(exact, visible(text), "not compared word by word: too long or too repetitive", ())
     if all(part.kind == "same" for part in parts):
-        return _Shown(exact, _visible(text), "differs in white space only", ())
+        return _Shown(exact, visible(text), "differs in white space only", ())
     if _shared_words(parts) < MIN_SHARED * len(tokens_of(reference)):
         parts = [part for part in parts if part.kind != "missing"]
-    return _Shown(exact, _visible(text), "", [_part(part.kind, _visible(part.text)) for part in parts])
+    return _Shown(exact, visible(text), "", [_part(part.kind, visible(part.text)) for part in parts])
 
 
 def _shared_words(parts: Sequence[Part]) -> int:
@@ -179,6 +178,6 @@ def _part(kind: Kind, text: str) -> _ShownPart:
     return _ShownPart(kind, text[: len(text) - len(bare)], bare)
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Text whose misleading characters are spelled out, as in `⟨U+202E⟩`."""
     return _MISLEADING.sub(lambda found: f"⟨U+{ord(found.group()):04X}⟩", text.replace("\r\n", "\n"))

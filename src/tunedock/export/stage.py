@@ -27,7 +27,7 @@ from transformers import AutoConfig, GenerationConfig
 from tunedock.data import prepare as preparing
 from tunedock.data.store import SampleStore
 from tunedock.errors import CheckError, DiskError, RecipeError, RunError
-from tunedock.eval.stage import questions_of
+from tunedock.eval.held_out import questions_of
 from tunedock.events import Emitter
 from tunedock.export.card import model_card
 from tunedock.model import adapter as adapters

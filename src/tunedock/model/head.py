@@ -16,7 +16,7 @@ Shapes: B lines, T tokens a line, N chosen tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,15 +68,19 @@ class ChosenHead:
         self._vocabulary = int(text.vocab_size)
         self._chosen: tuple[Tensor, Tensor, Tensor | None] | None = None
         self._logprobs_N: Tensor | None = None
+        self._ranked = False
+        self.greedy_N: Tensor | None = None
+        """Of the last call that was asked for it: whether each chosen token is the likeliest at its place."""
         self._room = Room()
 
-    def choose(self, flat_N: Tensor, token_N: Tensor, weight_N: Tensor | None = None) -> None:
+    def choose(self, flat_N: Tensor, token_N: Tensor, weight_N: Tensor | None = None, *, ranked: bool = False) -> None:
         """Sets the places (line * T + position) and tokens of the next call.
 
         `weight_N`: for a loss that is the sum of the log-probabilities times these, and times one number that need not be known.
+        `ranked`: also leaves `greedy_N`; such a call has no gradients.
         """
         self._chosen = (flat_N, token_N, weight_N)
-        self._logprobs_N = None
+        self._logprobs_N, self.greedy_N, self._ranked = None, None, ranked
 
     def take(self, output: Tensor) -> Tensor:
         """The log-probabilities [N], float32, of the call since `choose`. `output`: what the model then made of its "logits".
@@ -94,7 +98,9 @@ class ChosenHead:
         flat_N, token_N, weight_N = self._chosen
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).index_select(0, flat_N)
         plain = self._is_plain()
-        if plain and not any(p.requires_grad for p in self._module.parameters()):
+        if self._ranked:
+            self._logprobs_N = self._compared(hidden_ND, token_N, plain=plain)
+        elif plain and not any(p.requires_grad for p in self._module.parameters()):
             self._logprobs_N = self._frozen(hidden_ND, token_N)
         elif plain and weight_N is not None and len(token_N) and torch.is_grad_enabled():
             self._logprobs_N = self._weighted(hidden_ND, token_N, weight_N)
@@ -116,6 +122,33 @@ class ChosenHead:
             return frozen_head(
                 hidden_ND.to(compute), weight_VD.detach().to(compute), bias_V, token_N, self._after, self._room
             )
+
+    @torch.no_grad()
+    def _compared(self, hidden_ND: Tensor, token_N: Tensor, *, plain: bool) -> Tensor:
+        """Log-probabilities, and in `greedy_N` whether no token of the vocabulary has a larger one (of equal ones, the first)."""
+        logprobs_N = torch.empty(len(token_N), dtype=torch.float32, device=hidden_ND.device)
+        greedy_N = torch.empty(len(token_N), dtype=torch.bool, device=hidden_ND.device)
+        if plain:
+            compute, (weight_VD, bias_V) = self._compute_type(hidden_ND), self._parameters()
+            with torch.autocast(hidden_ND.device.type, enabled=False):
+                bias_V = None if bias_V is None else bias_V.to(compute)
+                products = _products(hidden_ND.to(compute), weight_VD.to(compute), bias_V, self._room)
+                self._compare(products, token_N, logprobs_N, greedy_N)
+        else:
+            chunks = _chunks(len(token_N), self._vocabulary * 4)
+            self._compare(
+                ((rows, self._plain_forward(hidden_ND[rows])) for rows in chunks), token_N, logprobs_N, greedy_N
+            )
+        self.greedy_N = greedy_N
+        return logprobs_N
+
+    def _compare(
+        self, products: Iterable[tuple[slice, Tensor]], token_N: Tensor, logprobs_N: Tensor, greedy_N: Tensor
+    ) -> None:
+        for rows, product_NV in products:
+            # What comes after the product leaves the order as it is: a positive scale, a soft cap.
+            greedy_N[rows] = product_NV.argmax(-1) == token_N[rows]
+            logprobs_N[rows] = softmax_of_chosen_(product_NV, token_N[rows], self._after, derivative=False)
 
     def _weighted(self, hidden_ND: Tensor, token_N: Tensor, weight_N: Tensor) -> Tensor:
         compute, (weight_VD, bias_V) = self._compute_type(hidden_ND), self._parameters()
@@ -317,6 +350,11 @@ def _chunks(count: int, bytes_each: int) -> list[slice]:
 class PlainHead:
     """For a model whose output layer cannot be replaced: whole logits, then the chosen ones. Same result, more memory."""
 
-    def __call__(self, logits_BTV: Tensor, flat_N: Tensor, token_N: Tensor) -> Tensor:
+    def __init__(self) -> None:
+        self.greedy_N: Tensor | None = None
+        """As `ChosenHead.greedy_N`."""
+
+    def __call__(self, logits_BTV: Tensor, flat_N: Tensor, token_N: Tensor, *, ranked: bool = False) -> Tensor:
         logits_NV = logits_BTV.reshape(-1, logits_BTV.shape[-1])[flat_N].float()
+        self.greedy_N = logits_NV.argmax(-1) == token_N if ranked else None
         return torch.log_softmax(logits_NV, -1).gather(-1, token_N[:, None])[:, 0]

@@ -89,7 +89,16 @@ class Policy:
         logprobs_N, tensors, _ = self._logprobs(row)
         return logprobs_N, tensors
 
-    def _logprobs(self, row: Row) -> tuple[Tensor, RowTensors, int]:
+    @torch.no_grad()
+    def ranked_logprobs(self, row: Row) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [N], float32, of the row's chosen tokens, and whether greedy decoding would take each [N]."""
+        logprobs_N, _, _ = self._logprobs(row, ranked=True)
+        greedy_N = self._head.greedy_N if self._head is not None else self._plain.greedy_N
+        if greedy_N is None:
+            raise RuntimeError("the model did not call its output layer")
+        return logprobs_N, greedy_N
+
+    def _logprobs(self, row: Row, *, ranked: bool = False) -> tuple[Tensor, RowTensors, int]:
         """And how many layers asked for the row's attention."""
         tensors = to_device(row, self.device, width=self._width(row))
         extra: dict[str, Any] = {}
@@ -100,7 +109,7 @@ class Policy:
             if self.layout == "packed":
                 extra |= _flash_keywords(row_attention)
         with self.autocast():
-            logprobs_N = self._call(tensors, extra)
+            logprobs_N = self._call(tensors, extra, ranked)
         if tensors.tree is not None:
             calls = row_attention.calls
         return logprobs_N, tensors, calls
@@ -110,9 +119,10 @@ class Policy:
         in_few_shapes = row.tree is not None and self.device.type == "cpu" and self.layout == "tree"
         return width_of(row.slots) if in_few_shapes else None
 
-    def _call(self, row: RowTensors, extra: dict[str, Any]) -> Tensor:
+    def _call(self, row: RowTensors, extra: dict[str, Any], ranked: bool) -> Tensor:
         if self._head is not None:
-            self._head.choose(row.flat_N, row.token_N, row.weight_N if self.weighted_sum else None)
+            weight_N = row.weight_N if self.weighted_sum else None
+            self._head.choose(row.flat_N, row.token_N, weight_N, ranked=ranked)
         output = self.model(
             input_ids=row.input_ids_BT,
             attention_mask=row.attention_mask_BT,
@@ -122,7 +132,7 @@ class Policy:
         )
         if self._head is not None:
             return self._head.take(output.logits)
-        return self._plain(output.logits, row.flat_N, row.token_N)
+        return self._plain(output.logits, row.flat_N, row.token_N, ranked=ranked)
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.precision.compute == torch.float32:

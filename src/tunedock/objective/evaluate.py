@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from tunedock.data.batch import RowTensors
 from tunedock.data.layout import Row
 from tunedock.data.sample import Sample
+from tunedock.model.out_of_memory import is_out_of_memory
 from tunedock.objective.base import Objective, RowLogprobs, StepLogprobs, Terms
 
 
@@ -88,6 +89,37 @@ def rows_of_split_samples(rows: Sequence[Row]) -> list[int]:
     return [i for i, samples in enumerate(held) if np.isin(samples, split).any()]
 
 
+T = TypeVar("T")
+_Read = tuple[float, dict[str, tuple[float, float]]]
+
+
+class Smaller(Protocol):
+    """Smaller rows for samples whose `rows` took more memory than there is. Raises OutOfMemoryError where there are none."""
+
+    def __call__(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[Row]: ...
+
+
+def once_it_fits(
+    samples: Sequence[Sample],
+    rows: Sequence[Row],
+    compute: Callable[[Sequence[Row]], T],
+    smaller: Smaller | None,
+) -> T:
+    """What `compute` makes of the samples' rows: of the first that it can be done with."""
+    while True:
+        try:
+            return compute(rows)
+        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            if smaller is None or not is_out_of_memory(error):
+                raise
+        rows = smaller(samples, rows)  # here, for an exception under way holds the tensors there is no room for
+
+
+def _read(terms: Terms) -> _Read:
+    metrics = {name: (float(value), float(of)) for name, (value, of) in terms.metrics.items()}
+    return float(terms.loss), metrics
+
+
 @torch.no_grad()
 def measure(
     policy: GivesLogprobs,
@@ -98,8 +130,9 @@ def measure(
     reference: GivesLeaves | None = None,
     batch: int = 128,
     on_progress: Callable[[int], None] | None = None,
+    smaller: Smaller | None = None,
 ) -> Measured:
-    """The objective over all samples, `batch` of them at a time."""
+    """The objective over all samples, `batch` of them at a time. `smaller` lays out anew what did not fit into memory."""
     total, count = 0.0, 0.0
     sums: dict[str, list[float]] = {}
     if on_progress is not None:
@@ -107,12 +140,16 @@ def measure(
     for start in range(0, len(samples), batch):
         part = [samples[i] for i in range(start, min(start + batch, len(samples)))]
         count += objective.count(part)
-        for terms in step_terms(policy, objective, part, layout(part), reference):
-            total += float(terms.loss)
-            for name, (value, of) in terms.metrics.items():
+
+        def read(rows: Sequence[Row], part: Sequence[Sample] = part) -> list[_Read]:
+            return [_read(terms) for terms in step_terms(policy, objective, part, rows, reference)]
+
+        for loss, told in once_it_fits(part, layout(part), read, smaller):
+            total += loss
+            for name, (value, of) in told.items():
                 metric = sums.setdefault(name, [0.0, 0.0])
-                metric[0] += float(value)
-                metric[1] += float(of)
+                metric[0] += value
+                metric[1] += of
         if on_progress is not None:
             on_progress(start + len(part))
     metrics = {name: value / max(of, 1e-12) for name, (value, of) in sums.items()}

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -267,7 +276,24 @@ class Eval(Section):
     batch_size: PositiveInt = 16
     """Prompts generated at once."""
     compare_base: bool = True
-    """Generate with the base model too."""
+    """Measure the base model too."""
+    tasks: Annotated[
+        list[str],
+        BeforeValidator(
+            lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=str | list[str]
+        ),
+    ] = []
+    """Tasks of lm-evaluation-harness by name (`[hellaswag, gsm8k]`), of its own or yours; needs `tunedock[lm-eval]`."""
+    tasks_path: str | None = None
+    """A folder with task YAML files of your own. The `data_files` in them start from it."""
+    tasks_run_code: bool = False
+    """Run Python code that tasks of `tasks_path` name, and metrics that are fetched as code. Only for tasks you have read."""
+    num_fewshot: NonNegativeInt | None = None
+    """Examples shown before each question of a task, except where the task says 0 itself; as each task says, by default."""
+    apply_chat_template: bool = False
+    """Put a task's prompts through the chat template, as the model was trained; most published figures are without."""
+    limit: PositiveInt | None = None
+    """Documents of each task, its first ones; all by default."""
 
 
 class Launch(Section):

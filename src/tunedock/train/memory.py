@@ -119,10 +119,3 @@ class CudaMemory:
 
 def memory_of(device: torch.device) -> Memory:
     return CudaMemory(device) if device.type == "cuda" else HostMemory()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out; torch's CPU allocator says it by a bare RuntimeError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )

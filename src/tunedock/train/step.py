@@ -10,12 +10,12 @@ from torch import Tensor
 
 from tunedock.data.layout import Row
 from tunedock.data.sample import Sample
+from tunedock.model.out_of_memory import is_out_of_memory
 from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
 from tunedock.objective.base import Objective
 from tunedock.objective.evaluate import step_terms
 from tunedock.train.budget import Budget, Shortage
-from tunedock.train.memory import is_out_of_memory
 from tunedock.train.optimizer import Updater
 
 

@@ -1,0 +1,202 @@
+"""A run's held-out rows on its model and on its base: loss, perplexity, generated answers; `eval/metrics.json`, `answers.html`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tunedock.data import prepare as preparing
+from tunedock.data.conversation import Conversation, Message, Preference
+from tunedock.data.split import SIDES, Side
+from tunedock.data.store import SampleStore
+from tunedock.errors import DataError
+from tunedock.eval.budget import EVAL_TOKEN_BUDGET, EvalBudget
+from tunedock.eval.metrics import exact_match, score
+from tunedock.eval.page import page
+from tunedock.events import Emitter
+from tunedock.model import adapter as adapters
+from tunedock.model.generate import complete
+from tunedock.model.policy import Policy
+from tunedock.model.reference import Reference
+from tunedock.model.session import Base, ChatFacts
+from tunedock.objective.evaluate import measure
+from tunedock.objective.registry import make as make_objective
+from tunedock.recipe.schema import Eval, Recipe
+from tunedock.run.record import Run, write_atomic, write_json
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A held-out row as a question: what stands before its last answer, and that answer."""
+
+    row_id: str
+    prompt: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...]
+    reference: str
+
+
+class HeldOut:
+    """The rows of one side, measured on one model after the other."""
+
+    def __init__(
+        self, base: Base, facts: ChatFacts, recipe: Recipe, emit: Emitter, *, side: str, options: Eval
+    ) -> None:
+        """Raises DataError when the side is empty."""
+        self._base = base
+        self._facts = facts
+        self._recipe = recipe
+        self._options = options
+        self._side = side
+        self._store = _held_out(base, recipe, side, emit)
+        self._questions = questions_of(self._store, options.max_samples)
+        self._objective = make_objective(recipe.objective)
+        self._reference: Reference | None = None
+        self._results: dict[str, Any] = {"tuned": None, "base": None}
+        self._answers: dict[str, list[str]] = {}
+
+    def needs_base_first(self, run: Run) -> bool:
+        """Whether the base must be asked about the rows before the tuned model stands in memory: it is the objective's reference,
+        and no adapter to switch off."""
+        return self._objective.needs_reference and not adapters.is_adapter(run.model)
+
+    def ask_base(self, policy: Policy, emit: Emitter) -> None:
+        """What the base says of the rows. It is not kept."""
+        reference = Reference(policy, nullcontext)
+        tell = partial(emit.progress, "reference", total=len(self._store), unit="samples")
+        reference.precompute(self._store, self._budget(policy, emit).rows, on_progress=tell)
+        reference.let_go()
+        self._reference = reference
+
+    def measure(self, policy: Policy, who: str, emit: Emitter) -> None:
+        """Figures and answers of `policy`, the `who` ("tuned" or "base") of the result."""
+        figures = self._figures(policy, who, emit)
+        if self._questions:
+            figures |= self._answer(policy, who, emit)
+        self._results[who] = figures
+
+    def _figures(self, policy: Policy, who: str, emit: Emitter) -> dict[str, Any]:
+        """Loss and metrics of the objective. A base that is itself the reference has none: it prefers nothing to itself."""
+        objective = self._objective
+        if objective.needs_reference and who == "base":
+            return {}
+        reference = self._reference
+        if objective.needs_reference and reference is None:
+            reference = Reference(policy, policy.base)
+        budget = self._budget(policy, emit)
+        measured = measure(
+            policy,
+            objective,
+            self._store,
+            budget.rows,
+            reference=reference,
+            on_progress=lambda done: emit.progress(f"loss, {who}", done, len(self._store), "samples"),
+            smaller=budget.smaller,
+        )
+        if objective.unit != "tokens":
+            return {"loss": measured.loss, **measured.metrics, objective.unit: measured.count}
+        perplexity = math.exp(min(measured.loss, 700.0))
+        return {"loss": measured.loss, "perplexity": perplexity, "trained_tokens": measured.count}
+
+    def _answer(self, policy: Policy, who: str, emit: Emitter) -> dict[str, Any]:
+        base, options = self._base, self._options
+        prompts = [base.chat.prompt_ids(q.prompt, q.tools, thinking=self._facts.thinking) for q in self._questions]
+        made = complete(
+            policy,
+            prompts,
+            stop_ids=self._facts.stop_ids,
+            pad_id=base.pad_id,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            batch_size=options.batch_size,
+            seed=self._recipe.train.seed,
+            on_progress=lambda done: emit.progress(f"answers, {who}", done, len(prompts), "rows"),
+        )
+        texts = [answer_text(text) for text in base.tokenizer.batch_decode(made, skip_special_tokens=True)]
+        self._answers[who] = texts
+        return score(texts, [question.reference for question in self._questions]).to_json()
+
+    def _budget(self, policy: Policy, emit: Emitter) -> EvalBudget:
+        return EvalBudget(policy, emit, tokens=max(EVAL_TOKEN_BUDGET, self._recipe.data.max_length))
+
+    def write(self, run: Run) -> dict[str, Any]:
+        """Writes the two files, and returns what the first holds with both paths."""
+        results: dict[str, Any] = {
+            "run": run.name,
+            "split": self._side,
+            "samples": len(self._store),
+            "questions": len(self._questions),
+            **self._results,
+            "answers": _side_by_side(self._questions, self._answers),
+        }
+        folder = run.path / "eval"
+        folder.mkdir(exist_ok=True)
+        write_json(folder / "metrics.json", results)
+        write_atomic(folder / "answers.html", page(results))
+        return {**results, "page": str(folder / "answers.html"), "metrics": str(folder / "metrics.json")}
+
+
+def _held_out(base: Base, recipe: Recipe, side: str, emit: Emitter) -> SampleStore:
+    if side not in SIDES:
+        raise DataError(f"there is no split `{side}`", where="--split", hint=f"one of {', '.join(SIDES)}")
+    if recipe.data.streaming:
+        raise DataError(
+            "a stream has no stored test rows",
+            where="data.streaming",
+            hint="train a run on the held-out file without `streaming`, or evaluate with data.test in a recipe of its own",
+        )
+    prepared = preparing.prepare(recipe, base.chat, emit)
+    prepared.account.verify(recipe.data.max_dropped, recipe.data.over_length)
+    name: Side = side
+    store = prepared.side(name)
+    if not len(store):
+        raise DataError(
+            f"the {side} split is empty",
+            where="data.split",
+            hint=f"set `data.split.{side}` or give `data.{side}` files",
+        )
+    return store
+
+
+def questions_of(store: SampleStore, limit: int | None) -> list[Question]:
+    """The conversations of a side as questions, in the side's order; of a pair, the chosen answer is the one wanted. Documents give
+    none."""
+    questions: list[Question] = []
+    for i in range(len(store)):
+        if limit is not None and len(questions) == limit:
+            break
+        stored = store.stored(i)
+        example = stored.example
+        if isinstance(example, Preference):
+            messages = (*example.prompt, *example.chosen)
+        elif isinstance(example, Conversation):
+            messages = example.messages
+        else:
+            continue
+        last = max(n for n, message in enumerate(messages) if message.role == "assistant")
+        questions.append(Question(stored.sample.row_id, messages[:last], example.tools, messages[last].content))
+    return questions
+
+
+def answer_text(text: str) -> str:
+    """A completion without its reasoning."""
+    return text.rpartition("</think>")[2].strip()
+
+
+def _side_by_side(questions: Sequence[Question], answers: dict[str, list[str]]) -> list[dict[str, Any]]:
+    base = answers.get("base")
+    return [
+        {
+            "row_id": question.row_id,
+            "prompt": [{"role": message.role, "content": message.content} for message in question.prompt],
+            "reference": question.reference,
+            "base": base[i] if base else None,
+            "tuned": answers["tuned"][i],
+            "exact_base": exact_match(base[i], question.reference) if base else None,
+            "exact_tuned": exact_match(answers["tuned"][i], question.reference),
+        }
+        for i, question in enumerate(questions)
+    ]
