@@ -26,9 +26,9 @@ from tunedock.plan.machine.check import Check
 from tunedock.plan.outlook import Outlook, Rows, Spread, outlook
 from tunedock.plan.shapes import find_shape
 from tunedock.plan.steps import split_sizes
+from tunedock.recipe import paths
 from tunedock.recipe.conversion import Order
 from tunedock.recipe.described import sources_of
-from tunedock.recipe import paths
 from tunedock.recipe.load import load
 from tunedock.recipe.resolve import Resolved, resolve
 from tunedock.recipe.schema import Recipe
