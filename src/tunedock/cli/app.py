@@ -20,7 +20,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from tunedock import __version__
-from tunedock.cli import chat, data, doctor, init, plan, recipe, runs, stages
+from tunedock.cli import chat, completion, data, doctor, init, plan, recipe, runs, stages
 from tunedock.cli.options import Help
 from tunedock.cli.streams import prepare_streams
 from tunedock.cli.text import print_json, printable
@@ -65,6 +65,7 @@ app.command("export")(stages.export)
 app.add_typer(data.app, name="data")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(runs.app, name="runs")
+app.command("completion")(completion.completion)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -73,7 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     as_json = "--json" in given
     prepare_streams()
     try:
-        app(args=given, prog_name="tunedock")
+        if given[:1] == [completion.ASK]:
+            completion.answer(typer.main.get_command(app), given[1:])
+        else:
+            app(args=given, prog_name="tunedock")
         code = 0
     except TunedockError as error:
         code = _last_words(error, as_json)
