@@ -12,6 +12,7 @@ import pytest
 
 from talks import as_lines
 from tunedock.data import convert as converting
+from tunedock.data import records_out
 from tunedock.data.convert import convert
 from tunedock.data.formats import parse
 from tunedock.errors import BugError, DataError, DiskError, RecipeError
@@ -164,7 +165,8 @@ def test_rows_of_another_kind_are_told_at_once(tmp_path: Path, rows: list[Any], 
 def test_a_source_that_breaks_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "late.csv").write_text('prompt,completion\nq,a\nq,"never closed\n')
     with pytest.raises(DataError, match="never closed"):
-        convert(order(tmp_path, [TALK], "messages", sources=[{"path": str(tmp_path / "late.csv")}]), Emitter(None))
+        late = [{"path": str(tmp_path / "late.csv")}]
+        convert(order(tmp_path, [TALK], "messages", sources=late, refused="no.jsonl"), Emitter(None))
     with pytest.raises(DataError, match=r"no row in the data|empty"):
         convert(
             order(tmp_path, "\n\n", "messages", sources=[{"path": str(tmp_path / "rows.jsonl"), "format": "messages"}]),
@@ -222,7 +224,9 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records_out, "_BATCH_ROWS", 64)
+
     def peak(count: int) -> int:
         given = order(tmp_path, [TALK, LONGER] * (count // 2), "alpaca", "out.parquet", max_dropped=1.0, force=True)
         tracemalloc.start()
@@ -233,7 +237,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         return most
 
     peak(200)
-    assert peak(4000) < peak(2000) + 300_000
+    assert peak(1600) < peak(800) + 100_000
 
 
 def test_what_was_converted_trains_alike(tmp_path: Path) -> None:

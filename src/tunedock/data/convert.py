@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from tunedock.data import formats
-from tunedock.data.account import EXAMPLES_KEPT
 from tunedock.data.conversation import (
     Conversation,
     Document,
@@ -28,6 +28,7 @@ from tunedock.data.conversation import (
     to_json,
     verdicts,
 )
+from tunedock.data.convert_account import Conversion
 from tunedock.data.files import FileType, file_type
 from tunedock.data.formats_out import FORMATS, held, marked, say, schema
 from tunedock.data.records import read_records
@@ -39,77 +40,9 @@ from tunedock.recipe.conversion import Order
 from tunedock.recipe.schema import Source
 
 TOLD_EVERY = 10_000
+_REFUSAL = pa.schema([("row_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 
-
-@dataclass(slots=True)
-class Conversion:
-    """What happened to the rows."""
-
-    to: str
-    out: str | None = None
-    """None where nothing was written."""
-    read: int = 0
-    written: int = 0
-    rows: int = 0
-    """In the file; a pair that becomes verdicts makes two."""
-    reasons: Counter[str] = field(default_factory=Counter)
-    refusals: list[list[str]] = field(default_factory=list)
-    """[row id, reason, detail] of the first of each reason."""
-    left_out: Counter[str] = field(default_factory=Counter)
-    """Rows that lost something by `without`."""
-    formats: dict[str, str] = field(default_factory=dict)
-    """Source path -> its format."""
-
-    @property
-    def refused(self) -> int:
-        return self.reasons.total()
-
-    def refuse(self, row_id: str, why: RowRefused) -> None:
-        self.reasons[why.reason] += 1
-        if self.reasons[why.reason] <= EXAMPLES_KEPT:
-            self.refusals.append([row_id, why.reason, why.detail])
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "to": self.to,
-            "out": self.out,
-            "read": self.read,
-            "written": self.written,
-            "refused": self.refused,
-            "rows": self.rows,
-            "reasons": dict(self.reasons.most_common()),
-            "refusals": self.refusals,
-            "left_out": dict(self.left_out),
-            "formats": self.formats,
-        }
-
-    def judge(self, max_dropped: float) -> None:
-        """Raises DataError when no row, or too few of them, could be written."""
-        if not self.read:
-            raise DataError("there is no row in the data", where=next(iter(self.formats), None), hint="check the files")
-        if self.refused and (not self.written or self.refused > max_dropped * self.read):
-            share = f"{self.refused} of {self.read} rows" if self.written else f"all {self.read} rows"
-            first = next(iter(self.reasons.most_common()))[0]
-            row_id, _, detail = next(refusal for refusal in self.refusals if refusal[1] == first)
-            counts = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common())
-            raise DataError(
-                f"{share} cannot be written as `{self.to}`, so nothing was: {counts} (first: {detail})",
-                where=row_id,
-                hint=_HINTS.get(first, "mend these rows")
-                + ("; `--max-dropped 1` writes the others" if self.written else ""),
-            )
-
-
-_HINTS = {
-    "call_id": "`--without ids` leaves the ids out",
-    "turn_name": "`--without names` leaves the names out",
-    "untrained_answer": "`--without marks` trains every answer, `--to messages` keeps the marks",
-    "trained_history": "`--train-on last` takes earlier answers as context, `--to messages` says them all",
-    "tool_turns": "`--to messages` and `--to sharegpt` have calls",
-    "several_turns": "`--to messages` has turns; in Parquet and JSON, pairs and verdicts have them too",
-    "call_beside_text": "`--to messages` has both",
-    "missing_column": "name the file's own columns: `--columns prompt=question --columns completion=reply`",
-}
+_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def convert(order: Order, emit: Emitter) -> Conversion:
@@ -123,11 +56,13 @@ def convert(order: Order, emit: Emitter) -> Conversion:
     done = Conversion(order.to)
     with _disk(out), ExitStack() as stack:
         aside = stack.enter_context(beside(out))
+        named = Path(order.refused) if order.refused else None
+        named_aside = stack.enter_context(beside(named)) if named else None
         meant = hashlib.blake2b(digest_size=16)
         with ExitStack() as files:
             flat = kind.kind in FLAT
             write = files.enter_context(rows_into(aside, kind.kind, kind.compression, schema(order.to, flat=flat)))
-            tell = _refusals(order, files)
+            tell = files.enter_context(rows_into(named_aside, "jsonl", None, _REFUSAL)) if named_aside else _nowhere
             for row_id, outcome in _examples(order, done, emit):
                 if isinstance(outcome, RowRefused):
                     done.refuse(row_id, outcome)
@@ -135,6 +70,8 @@ def convert(order: Order, emit: Emitter) -> Conversion:
                 else:
                     _write(row_id, outcome, order, flat, write, tell, done, meant)
         emit.progress("converting", done.read, done.read, "rows")
+        if named and named_aside:
+            _publish(named_aside, named, "--refused", order.force)
         try:
             done.judge(order.max_dropped)
         except DataError:
@@ -145,6 +82,10 @@ def convert(order: Order, emit: Emitter) -> Conversion:
     done.out = str(out)
     emit.result(done.to_json())
     return done
+
+
+def _nowhere(row: Mapping[str, Any]) -> None:
+    """Takes the refused rows when nobody wants a list of them."""
 
 
 def _write(
@@ -297,7 +238,8 @@ def _turn_without(message: Message, part: str) -> Message:
 
 
 def _bytes(example: Example) -> bytes:
-    return json.dumps(to_json(marked(example)), ensure_ascii=False).encode() + b"\n"
+    """An example for comparison; the order of a call's arguments counts, for templates print it."""
+    return _json(to_json(marked(example))).encode() + b"\n"
 
 
 def _compare(aside: Path, kind: FileType, order: Order, done: Conversion, meant: str, emit: Emitter) -> None:
@@ -316,16 +258,6 @@ def _compare(aside: Path, kind: FileType, order: Order, done: Conversion, meant:
         raise BugError(f"row {rows + 1} of the file written cannot be read back: {refused.detail}") from None
     if rows != done.rows or found.hexdigest() != meant:
         raise BugError(f"the file written does not hold what was meant ({rows} of {done.rows} rows)", where=order.out)
-
-
-def _refusals(order: Order, files: ExitStack) -> Write:
-    """What names a refused row in the file that lists them, which is kept however the conversion ends."""
-    if order.refused is None:
-        return lambda row: None
-    path = Path(order.refused)
-    aside = files.enter_context(beside(path))
-    files.callback(lambda: _publish(aside, path, "--refused", order.force))
-    return files.enter_context(rows_into(aside, "jsonl", None, schema("text")))
 
 
 @contextmanager

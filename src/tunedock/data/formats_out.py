@@ -50,6 +50,8 @@ from tunedock.data.formats import parse
 
 Row = dict[str, Any]
 
+_text_of = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
 
 def say(example: Example, format: str, *, flat: bool = False) -> Row:
     """The row of an example, which must be what the format holds.
@@ -183,10 +185,6 @@ def _answer(message: Message, format: str) -> str:
     if message.weight is not None:
         raise RowRefused("untrained_answer", f"the answer is marked as not trained, and `{format}` has no marks")
     return _thoughtful(message)
-
-
-def _text_of(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _filled(row: Row) -> Row:

@@ -36,6 +36,8 @@ Write = Callable[[Row], None]
 FLAT: tuple[Kind, ...] = ("csv", "tsv")
 """Kinds whose cells are text."""
 
+_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
 _BATCH_ROWS = 1024
 _BATCH_BYTES = 16 << 20
 """A batch ends where its rows, as JSON, are this long."""
@@ -110,10 +112,6 @@ def _json_array(stream: BinaryIO, schema: pa.Schema) -> Iterator[Write]:
 
     yield write
     stream.write(b"[]\n" if separator == b"[\n" else b"\n]\n")
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 @contextmanager
