@@ -61,6 +61,11 @@ def test_a_refused_row_fails_it_unless_allowed(folder: Path, tunedock: Run) -> N
     code, out, err = tunedock(*given)
     assert code == 3
     assert "rows.json:#3: `output` says nothing" in out
+    assert [line.split() for line in out.splitlines()[1:4]] == [
+        ["read", "3"],
+        ["could", "be", "written", "2"],
+        ["refused", "1"],
+    ]
     assert "error: rows.json:#3: 1 of 3 rows cannot be written as `messages`, so nothing was: empty_answer 1" in err
     assert not Path("out.jsonl").exists()
     assert lines("no.jsonl")[0]["row_id"] == "rows.json:#3"

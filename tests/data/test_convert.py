@@ -236,8 +236,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.
         assert (value["read"], value["refused"], len(value["refusals"])) == (count, count // 2, 20)
         return most
 
-    peak(200)
-    assert peak(1600) < peak(800) + 100_000
+    peak(100)
+    assert peak(800) < peak(400) + 100_000
 
 
 def test_what_was_converted_trains_alike(tmp_path: Path) -> None:

@@ -124,6 +124,7 @@ def test_a_file_of_that_whole_name_is_that_file(tmp_path: Path) -> None:
         ([{"path": f"{INFO}#identity", "format": "alpaca"}], "the entry says what `format` is"),
         ([{"path": f"{INFO}#identity", "columns": {"prompt": "p"}}], "take `columns` out"),
         (f"{INFO}#pairs", "`objective: dpo`"),
+        (f"{INFO}#alpaca_pairs", "alpaca_pairs.ranking`: `objective: sft` reads no pairs"),
         (f"{INFO}#pictures", "images, videos and sounds are not read"),
         ("https://a.b/dataset_info.json#x", "read from the disk alone"),
         ("s3://a/dataset_info.json", "read from the disk alone"),

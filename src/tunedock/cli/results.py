@@ -140,7 +140,8 @@ def show_conversion(value: Mapping[str, Any]) -> None:
     out = console()
     made = table("rows", "count", numbers_from=1)
     for key in ("read", "written", "refused"):
-        add_row(made, key, number(value.get(key)))
+        label = "could be written" if key == "written" and not value.get("out") else key
+        add_row(made, label, number(value.get(key)))
     for part, count in (value.get("left_out") or {}).items():
         add_row(made, f"without {part}", number(count))
     out.print(made)

@@ -70,7 +70,8 @@ def load_json(text: str) -> Any:
         return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise ValueError(f"{error.msg} at {line}column {error.colno}") from None
+        said = error.msg.removesuffix(" starting at")
+        raise ValueError(f"{said} at {line}column {error.colno}") from None
     except RecursionError:
         raise ValueError("nested too deep") from None
 

@@ -170,7 +170,7 @@ def _ranking(info: Mapping[str, Any], columns: Mapping[str, str | None], kind: s
             if ranking and kind == "kto"
             else "the format tells it"
         )
-    return ranking and (kind in PAIRWISE or kind == "kto")
+    return ranking
 
 
 _Wanted = dict[str, tuple[str, str | None]]
