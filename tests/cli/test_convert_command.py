@@ -52,7 +52,7 @@ def test_the_account_and_the_file(folder: Path, tunedock: Run) -> None:
     code, out, err = tunedock("data", "convert", "good.json", "--to", "messages", "--out", "out.jsonl")
     assert code == 0, err
     assert [line.split() for line in out.splitlines()[1:4]] == [["read", "2"], ["written", "2"], ["refused", "0"]]
-    assert f"wrote {folder}/out.jsonl: 2 rows, messages" in out
+    assert f"wrote {folder}/out.jsonl: 2 row(s), messages" in out
     assert lines("out.jsonl")[0]["messages"][0]["content"] == "q\nmore"
 
 

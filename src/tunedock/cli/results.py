@@ -149,7 +149,7 @@ def show_conversion(value: Mapping[str, Any]) -> None:
     for path, kind in (value.get("formats") or {}).items():
         out.print(Text(f"format of {one_line(path)}: {one_line(kind)}"))
     if value.get("out"):
-        out.print(Text(printable(f"wrote {value['out']}: {number(value.get('rows'))} rows, {value['to']}")))
+        out.print(Text(printable(f"wrote {value['out']}: {number(value.get('rows'))} row(s), {value['to']}")))
 
 
 def _show_account(out: Console, account: Mapping[str, Any]) -> None:

@@ -58,12 +58,12 @@ class Conversion:
         if not self.read:
             raise DataError("there is no row in the data", where=next(iter(self.formats), None), hint="check the files")
         if self.refused and (not self.written or self.refused > max_dropped * self.read):
-            share = f"{self.refused} of {self.read} rows" if self.written else f"all {self.read} rows"
+            share = f"{self.refused} of {self.read} rows" if self.written else f"none of {self.read} row(s)"
             first = next(iter(self.reasons.most_common()))[0]
             row_id, _, detail = next(refusal for refusal in self.refusals if refusal[1] == first)
             counts = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common())
             raise DataError(
-                f"{share} cannot be written as `{self.to}`, so nothing was: {counts} (first: {detail})",
+                f"{share} can{'not' if self.written else ''} be written as `{self.to}`, so nothing was: {counts} (first: {detail})",
                 where=row_id,
                 hint=_HINTS.get(first, "mend these rows")
                 + ("; `--max-dropped 1` writes the others" if self.written else ""),

@@ -133,7 +133,7 @@ Adapter = Annotated[
 
 class Source(Section):
     path: str
-    """A file, a folder, a glob, a URL, or a hub id."""
+    """A file, a folder, a glob, a URL, a hub id, or an entry of a dataset_info.json (`data/dataset_info.json#identity`)."""
     format: Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text", "preference", "labelled"] = (
         "auto"
     )
