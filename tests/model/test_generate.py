@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
 from families import stop_ids, tiny_model, tokenizer
-from tunedock.model.generate import complete, stream
+from tunedock.model.generate import StopTexts, complete, stream
 from tunedock.model.policy import Policy, Precision
 
 CPU = torch.device("cpu")
@@ -101,3 +104,49 @@ def test_sampling_is_seeded() -> None:
     two = complete(made, prompts(), stop_ids=[], pad_id=0, max_new_tokens=8, temperature=1.0, seed=1)
     other = complete(made, prompts(), stop_ids=[], pad_id=0, max_new_tokens=8, temperature=1.0, seed=2)
     assert one == two != other
+
+
+def test_a_stop_text_ends_its_line_and_no_other() -> None:
+    """What each prompt gives alone up to the text, however many tokens that has, and whatever its neighbours do."""
+    made, words = policy(), tokenizer("qwen3")
+    whole = [greedy(made.model, prompt, set(), 12) for prompt in prompts()]
+    said = [words.decode(ids) for ids in whole]
+    stop = said[1][2:6]
+    assert len(stop) == 4
+    wanted = [text.partition(stop)[0] + (stop if stop in text else "") for text in said]
+    assert any(len(text) < len(all_) for text, all_ in zip(wanted, said, strict=True))
+    for batch_size in (1, 5):
+        got = complete(
+            made,
+            prompts(),
+            stop_ids=[],
+            pad_id=0,
+            max_new_tokens=12,
+            batch_size=batch_size,
+            stop_texts=StopTexts(["never there", stop], words),
+        )
+        for ids, text, all_ in zip(got, wanted, whole, strict=True):
+            assert ids == all_[: len(ids)] and words.decode(ids).startswith(text)
+            assert stop not in words.decode(ids[:-1])
+
+
+def test_a_batch_that_runs_out_of_memory_is_done_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`small_card` stands in for a card that holds two lines."""
+    made = policy()
+    wanted = complete(made, prompts(), stop_ids=[], pad_id=0, max_new_tokens=6)
+    real, sizes = made.model.generate, []
+
+    def small_card(*, input_ids: torch.Tensor, **more: Any) -> Any:
+        sizes.append(len(input_ids))
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(input_ids=input_ids, **more)
+
+    monkeypatch.setattr(made.model, "generate", small_card)
+    done: list[int] = []
+    got = complete(made, prompts(), stop_ids=[], pad_id=0, max_new_tokens=6, on_progress=done.append)
+    assert got == wanted
+    assert sizes == [5, 3, 2, 2, 1] and done == [0, 2, 4, 5]
+    monkeypatch.setattr(made.model, "generate", lambda **_: (_ for _ in ()).throw(RuntimeError("another fault")))
+    with pytest.raises(RuntimeError, match="another fault"):
+        complete(made, prompts(), stop_ids=[], pad_id=0, max_new_tokens=6)

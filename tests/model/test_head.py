@@ -135,6 +135,47 @@ def test_gradients_come_to_the_models_output_though_nothing_is_read_of_it() -> N
     assert len(came) == 1 and not came[0].any()
 
 
+@pytest.mark.parametrize("chunk_bytes", [1 << 27, 4000])
+@pytest.mark.parametrize("config", [{}, {"final_logit_softcapping": 2.0}, {"logit_scale": 0.3}])
+@pytest.mark.parametrize(("trained", "wrapped"), [(False, False), (True, False), (True, True)])
+def test_which_tokens_are_the_likeliest(
+    monkeypatch: pytest.MonkeyPatch, trained: bool, wrapped: bool, config: dict[str, float], chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(head, "CHUNK_BYTES", chunk_bytes)
+    model = Small(bias=True, trained=trained, **config)
+    if wrapped:
+        model.lm_head = Wrapped(model.lm_head)
+    chosen = ChosenHead(model, model.config)
+    hidden = torch.randn(2, 9, 16)
+    flat_N = torch.tensor([0, 3, 3, 17, 8])
+    logits = hidden.reshape(-1, 16)[flat_N] @ model.lm_head.weight.T + model.lm_head.bias
+    best = logits.argmax(-1)
+    token_N = torch.where(torch.tensor([True, False, True, True, False]), best, (best + 7) % VOCABULARY)
+    chosen.choose(flat_N, token_N)
+    wanted = chosen.take(model.lm_head(hidden))
+    assert chosen.greedy_N is None
+    chosen.choose(flat_N, token_N, ranked=True)
+    got = chosen.take(model.lm_head(hidden))
+    assert not got.requires_grad
+    torch.testing.assert_close(got, wanted.detach(), rtol=1e-6, atol=1e-6)
+    assert chosen.greedy_N is not None and chosen.greedy_N.tolist() == [True, False, True, True, False]
+    plain = head.PlainHead()
+    plain(logits, torch.arange(5), token_N, ranked=True)
+    assert plain.greedy_N is not None and torch.equal(plain.greedy_N, chosen.greedy_N)
+
+
+class Wrapped(nn.Module):
+    """An output layer that is more than a matrix, as one with a LoRA is."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.layer(x)
+        return made
+
+
 def test_asking_for_nothing_gives_nothing() -> None:
     model = Small(bias=False, trained=False)
     chosen = ChosenHead(model, model.config)

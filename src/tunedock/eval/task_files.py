@@ -69,7 +69,7 @@ def look_through(folder: Path, *, library: Path, metrics: Collection[str], run_c
         if IGNORED & set(path.parts):
             continue
         values = _values(path, place, str(path), set())
-        local = local and values.get("dataset_path") in _LOCAL_BUILDERS
+        local = local and str(values.get("dataset_path")) in _LOCAL_BUILDERS
         if isinstance(values.get("group"), str):
             groups.add(values["group"])
         elif isinstance(values.get("task"), str):

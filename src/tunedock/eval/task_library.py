@@ -154,14 +154,12 @@ def _not_loaded(name: str, error: Exception, refused: list[str], *, offline: boo
             hint="install it with pip",
         )
     if isinstance(error, OSError):  # no network is a ConnectionError, files that are not there are FileNotFoundError
-        return DataError(
-            f"its data cannot be had: {first}",
-            where=where,
-            hint="load the task once where there is a network and bring the folder HF_HOME (`~/.cache/huggingface`) along; "
-            "data_files of own tasks start from the folder `eval.tasks_path`"
-            if offline
-            else "check `dataset_path`, `dataset_name` and `data_files`; these start from the folder `eval.tasks_path`",
+        bring = (
+            "load the task once where there is a network, and bring the folder HF_HOME (`~/.cache/huggingface`) along"
         )
+        files = "check `dataset_path` and `data_files`; these start from the folder `eval.tasks_path`"
+        from_hub = offline and isinstance(error, ConnectionError)
+        return DataError(f"its data cannot be had: {first}", where=where, hint=bring if from_hub else files)
     traceback.print_exception(error, file=sys.stderr)
     return DataError(
         f"the task cannot be loaded: {type(error).__name__}: {first}", where=where, hint="the traceback is in the log"
@@ -210,7 +208,7 @@ def no_fetched_metrics(options: Eval) -> Iterator[list[str]]:
 
     def refuse(path: str, *args: Any, **kwargs: Any) -> Any:
         refused.append(str(path))
-        raise RecipeError(f"metric {path}")
+        raise RuntimeError(f"the metric {path} is code, and is not fetched")
 
     as_it_was = evaluate.load
     evaluate.load = refuse

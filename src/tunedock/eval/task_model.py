@@ -71,12 +71,11 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]
         self._budget = EvalBudget(policy, emit)
         self._encoded: dict[tuple[str, bool | None], list[int]] = {}
         self._prefix = str(self.tokenizer.decode(self.prefix_token_id))
-        # A path's last token stands in its row, too: one more position than is asked for. Where positions are learned, not
-        # computed, there may be none, and an over-long text loses one more token at its left.
+        # A path's last token stands in its row, too, one position beyond what is asked for. Where positions are learned, not
+        # computed, there is none beyond the model's length, so it is taken to be shorter by one.
         text_config = policy.config.get_text_config()
         computed = any(getattr(text_config, key, None) for key in ("rope_parameters", "rope_theta", "rope_scaling"))
-        self.max_length = resolve_max_length(policy.config, self.tokenizer)
-        self._longest = self.max_length + int(computed)
+        self.max_length = resolve_max_length(policy.config, self.tokenizer) - int(not computed)
 
     # -- text --------------------------------------------------------------------------------------------------------
 
@@ -161,12 +160,12 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]
         name = _shown(what[1] if isinstance(what, tuple) else what)
         if not continuation:
             raise DataError(f"the continuation {name} has no token of its own", where="eval.tasks")
-        if len(continuation) >= self._longest:
+        if len(continuation) > self.max_length:
             raise DataError(
                 f"the continuation {name} has {len(continuation)} tokens, and the model takes {self.max_length}",
                 where="eval.tasks",
             )
-        tokens = (context + continuation)[-self._longest :]
+        tokens = (context + continuation)[-self.max_length - 1 :]
         weights = np.zeros(len(tokens), np.float32)
         weights[len(tokens) - len(continuation) :] = 1.0
         return single(name, tokens, weights)

@@ -67,7 +67,7 @@ class TaskRun:
         self._recipe = recipe
         self._options = options
         self._measured: dict[str, list[Measured]] = {}
-        self._samples: list[dict[str, Any]] = []
+        self.samples: list[dict[str, Any]] = []
 
     def measure(self, policy: Policy, who: str, emit: Emitter) -> None:
         """Runs all tasks on `policy`, which is the `who` ("tuned" or "base") of the result.
@@ -89,7 +89,7 @@ class TaskRun:
             )
             results = self._evaluate(loaded, model)
             self._measured[who] += _read(results)
-            self._samples += _samples(results, who)
+            self.samples += _samples(results, who)
 
     def _evaluate(self, loaded: LoadedTask, model: Any) -> Mapping[str, Any]:
         from lm_eval.evaluator import evaluate
@@ -130,6 +130,7 @@ class TaskRun:
             "limit": options.limit,
             "num_fewshot": options.num_fewshot,
             "apply_chat_template": options.apply_chat_template,
+            "tasks_path": options.tasks_path,
             "compared": "base" in self._measured,
             "tasks": _beside(self._measured),
         }
@@ -140,7 +141,7 @@ class TaskRun:
         folder.mkdir(exist_ok=True)
         value = self.result(run)
         write_json(folder / "tasks.json", value)
-        write_atomic(folder / "tasks-samples.jsonl", "".join(encode(sample) for sample in self._samples))
+        write_atomic(folder / "tasks-samples.jsonl", "".join(encode(sample) for sample in self.samples))
         write_atomic(folder / "tasks.html", page(value))
         return {**value, "page": str(folder / "tasks.html"), "metrics": str(folder / "tasks.json")}
 
