@@ -198,6 +198,11 @@ def test_places_that_cannot_be_written_to(tmp_path: Path, out: str, options: dic
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
+def test_a_name_no_disk_takes(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match="File name too long"):
+        convert(order(tmp_path, [TALK], "messages", f"{'a' * 300}.jsonl"), Emitter(None))
+
+
 def test_force_replaces_even_the_file_that_is_read(tmp_path: Path) -> None:
     converted(order(tmp_path, [TALK, LONGER], "sharegpt", "rows.jsonl", force=True))
     assert [list(row) for row in lines(tmp_path / "rows.jsonl")] == [["conversations"]] * 2

@@ -31,6 +31,12 @@ def resolved(folder: Path, *overrides: str, cwd: Path | None = None) -> Resolved
     return resolve(load([folder / "recipe.yaml"], overrides), now=NOW, cwd=cwd or folder)
 
 
+@pytest.mark.parametrize("key", ["data.train", "model", "train.output_dir", "model.chat_template"])
+def test_a_path_that_no_disk_takes_is_told(folder: Path, key: str) -> None:
+    with pytest.raises(RecipeError, match="cannot be looked up: File name too long"):
+        resolved(folder, f"{key}={'a' * 5000}")
+
+
 def test_defaults_and_derived_values(folder: Path) -> None:
     result = resolved(folder, "adapter.r=8", "train.eval_strategy=steps")
     recipe, origins = result.recipe, result.origins

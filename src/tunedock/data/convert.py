@@ -52,9 +52,9 @@ def convert(order: Order, emit: Emitter) -> Conversion:
     the format does, for too many refused rows, and DiskError.
     """
     out = Path(order.out)
-    kind = _writable(out, order)
     done = Conversion(order.to)
     with _disk(out), ExitStack() as stack:
+        kind = _writable(out, order)
         aside = stack.enter_context(beside(out))
         named = Path(order.refused) if order.refused else None
         named_aside = stack.enter_context(beside(named)) if named else None
@@ -268,6 +268,6 @@ def _disk(out: Path) -> Iterator[None]:
     except OSError as error:
         raise DiskError(
             f"the file cannot be written: {error.strerror or error}",
-            where=error.filename or str(out),
+            where=str(out),
             hint="free disk space, or pick another place",
         ) from error

@@ -62,7 +62,12 @@ def absolute(path: str, place: Place) -> str:
         expanded = Path(path).expanduser()
     except RuntimeError:
         raise _error(path, place, "there is no such user's home", "write the path in full") from None
-    return _normal(place.base / expanded)
+    made = _normal(place.base / expanded)
+    try:
+        Path(made).exists()
+    except OSError as error:  # a name that is too long, a folder that must not be looked into
+        raise _error(path[:80], place, f"this cannot be looked up: {error.strerror}", None) from None
+    return made
 
 
 def _normal(path: Path) -> str:
