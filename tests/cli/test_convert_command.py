@@ -12,7 +12,7 @@ import pytest
 from inline_worker import InlineLauncher
 from tunedock import pipeline
 from tunedock.cli import convert
-from tunedock.recipe.conversion import Format, Order, Part
+from tunedock.recipe.conversion import Format, Order, Part, Spelling
 
 ROW = {"instruction": "q", "input": "more", "output": "a"}
 Run = Callable[..., tuple[int, str, str]]
@@ -120,4 +120,5 @@ def test_columns_and_limits_of_a_source(folder: Path, tunedock: Run) -> None:
 def test_the_choices_are_those_of_the_worker() -> None:
     assert tuple(convert.Format) == get_args(Format)
     assert tuple(convert.Part) == get_args(Part)
+    assert tuple(convert.Spelling) == get_args(Spelling)
     assert set(convert.Trained) <= set(get_args(Order.model_fields["train_on"].annotation))

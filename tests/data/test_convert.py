@@ -86,6 +86,21 @@ def test_a_pair_becomes_two_verdicts(tmp_path: Path) -> None:
     assert (tmp_path / "out.csv").read_text().splitlines()[1:] == ['"q","good","true","",""', '"q","bad","false","",""']
 
 
+def test_pairs_in_the_spellings_of_other_tools(tmp_path: Path) -> None:
+    for spelling, out in (("trl", "a.arrow"), ("openai", "b.jsonl.gz"), ("llamafactory", "c.parquet")):
+        converted(order(tmp_path, [PAIR], "preference", out, spelling=spelling))
+        sources = [{"path": str(tmp_path / out)}]
+        converted(order(tmp_path, [], "preference", "back.csv", sources=sources, force=True))
+        assert (tmp_path / "back.csv").read_text().splitlines()[1:] == ['"q","good","bad","",""']
+    for to, spelling, out in (
+        ("labelled", "openai", "d.jsonl"),
+        ("preference", "openai", "d.parquet"),
+        ("labelled", "llamafactory", "d.csv"),
+    ):
+        with pytest.raises(RecipeError, match=r"no such spelling|no room for such rows"):
+            convert(order(tmp_path, [PAIR], to, out, spelling=spelling), Emitter(None))
+
+
 def test_a_row_that_cannot_be_said_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     error, value = failed(order(tmp_path, [TALK, LONGER, *BROKEN, CALLING], "alpaca", refused="no.jsonl"))
     assert value["reasons"] == {
@@ -184,6 +199,7 @@ def test_a_source_that_breaks_leaves_nothing(tmp_path: Path) -> None:
         ("no/out.jsonl", {}, "there is no folder"),
         ("folder.jsonl", {}, "this is a folder"),
         ("rows.jsonl", {}, "`--force`"),
+        ("out.jsonl", {"spelling": "openai"}, "only `preference` and `labelled` have several"),
         ("out.jsonl", {"refused": "rows.jsonl"}, "--refused"),
         ("out.jsonl", {"refused": "out.jsonl"}, "one file"),
     ],
@@ -210,7 +226,7 @@ def test_force_replaces_even_the_file_that_is_read(tmp_path: Path) -> None:
 
 def test_a_file_that_would_not_hold_what_was_meant_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No row can do this: it is for our own mistakes, so one is made."""
-    monkeypatch.setattr(converting, "say", lambda example, to, flat: {"text": example.text.upper()})
+    monkeypatch.setattr(converting, "say", lambda example, to, spelling: {"text": example.text.upper()})
     with pytest.raises(BugError, match="does not hold what was meant"):
         convert(order(tmp_path, [{"text": "t"}], "text"), Emitter(None))
     assert not (tmp_path / "out.jsonl").exists()

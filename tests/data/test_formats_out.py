@@ -28,7 +28,7 @@ from tunedock.data.conversation import (
     verdicts,
 )
 from tunedock.data.formats import detect, parse
-from tunedock.data.formats_out import FORMATS, held, marked, say, schema
+from tunedock.data.formats_out import FORMATS, held, marked, say, schema, spellings
 from tunedock.recipe.schema import Source
 
 ASK, REPLY = Message("user", "q"), Message("assistant", "a")
@@ -37,28 +37,30 @@ CALL = Message("assistant", "", tool_calls=(ToolCall("add", {"x": 1}),))
 PAIRS = [(a, b) for a in FORMATS for b in FORMATS if a != b and held(a) is held(b)]
 
 
-def said(example: Example, format: str, *, flat: bool = False) -> dict[str, Any] | None:
+def said(example: Example, format: str, spelling: str = "trl") -> dict[str, Any] | None:
     try:
-        return say(example, format, flat=flat)
+        return say(example, format, spelling)
     except RowRefused:
         return None
 
 
-def refusal(example: Example, format: str, *, flat: bool = False) -> str:
+def refusal(example: Example, format: str, spelling: str = "trl") -> str:
     with pytest.raises(RowRefused) as caught:
-        say(example, format, flat=flat)
+        say(example, format, spelling)
     return caught.value.reason
 
 
 @pytest.mark.parametrize("format", FORMATS)
 @settings(max_examples=25, deadline=None)
-@given(data=st.data(), flat=st.booleans())
-def test_a_row_is_read_back_as_it_was(format: str, data: st.DataObject, flat: bool) -> None:
+@given(data=st.data())
+def test_a_row_is_read_back_as_it_was(format: str, data: st.DataObject) -> None:
     example = data.draw(EXAMPLES[held(format)])
-    row = said(example, format, flat=flat)
+    spelling = data.draw(st.sampled_from(spellings(format) or ("trl",)))
+    row = said(example, format, spelling)
     if row is not None:
         assert marked(parse(row, format, {})) == marked(example)
-        assert set(row) <= set(schema(format, flat=flat).names)
+        columns = schema(format, spelling)
+        assert columns is None or set(row) <= set(columns.names)
         assert detect([row]) == format, "a file of such rows needs no `format:`"
 
 
@@ -148,10 +150,19 @@ def test_rows_look_as_their_tools_expect() -> None:
     pair = Preference((ASK,), (REPLY,), (Message("assistant", "b"),))
     better, worse = {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}
     assert say(pair, "preference") == {"prompt": [turn], "chosen": [better], "rejected": [worse]}
-    assert say(pair, "preference", flat=True) == {"prompt": "q", "chosen": "a", "rejected": "b"}
+    assert say(pair, "preference", "flat") == {"prompt": "q", "chosen": "a", "rejected": "b"}
+    assert say(replace(pair, tools=(TOOL,)), "preference", "openai") == {
+        "input": {"messages": [turn], "tools": [TOOL]}, "preferred_output": [better], "non_preferred_output": [worse],
+    }  # fmt: skip
+    shared = {"from": "human", "value": "q"}
+    assert say(pair, "preference", "llamafactory") == {
+        "conversations": [shared], "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"},
+    }  # fmt: skip
+    kto = {"conversations": [shared, {"from": "gpt", "value": "b"}], "kto_tag": False}
+    assert say(verdicts(pair)[1], "labelled", "llamafactory") == kto
     wanted, unwanted = verdicts(pair)
     assert say(wanted, "labelled") == {"prompt": [turn], "completion": [better], "label": True}
-    assert say(unwanted, "labelled", flat=True) == {"prompt": "q", "completion": "b", "label": False}
+    assert say(unwanted, "labelled", "flat") == {"prompt": "q", "completion": "b", "label": False}
 
 
 def test_marks_that_change_nothing_are_left_out() -> None:
@@ -194,8 +205,11 @@ def test_what_a_format_cannot_say_is_refused(format: str, example: Example, reas
 
 def test_a_flat_table_holds_one_question_and_its_answer() -> None:
     pair = Preference((ASK, UNTRAINED, ASK), (REPLY,), (REPLY,))
-    assert refusal(pair, "preference", flat=True) == "several_turns"
-    assert refusal(Labelled((ASK,), (REPLY, ASK, REPLY), True), "labelled", flat=True) == "several_turns"
+    assert refusal(pair, "preference", "flat") == "several_turns"
+    longer = Preference((ASK,), (REPLY, ASK, REPLY), (REPLY,))
+    assert refusal(longer, "preference", "llamafactory") == "several_turns"
+    assert said(longer, "preference", "openai")
+    assert refusal(Labelled((ASK,), (REPLY, ASK, REPLY), True), "labelled", "flat") == "several_turns"
     assert say(pair, "preference")
 
 

@@ -14,7 +14,7 @@ from talks import EXAMPLES
 from tunedock.data.conversation import Example, RowRefused
 from tunedock.data.files import COMPRESSIONS, file_type
 from tunedock.data.formats import parse
-from tunedock.data.formats_out import FORMATS, held, marked, say, schema
+from tunedock.data.formats_out import FORMATS, held, marked, say, schema, spellings
 from tunedock.data.records import read_records
 from tunedock.data.records_out import FLAT, KINDS, beside, publish, rows_into
 
@@ -26,10 +26,11 @@ NAMES = [
 ]
 
 
-def written(path: Path, rows: list[dict[str, Any]], format: str) -> list[Any]:
+def written(path: Path, rows: list[dict[str, Any]], format: str, spelling: str = "trl") -> list[Any]:
     found = file_type(path.name)
     assert found is not None
-    with rows_into(path, found.kind, found.compression, schema(format, flat=found.kind in FLAT)) as write:
+    columns = schema(format, "flat" if found.kind in FLAT else spelling)
+    with rows_into(path, found.kind, found.compression, columns) as write:
         for row in rows:
             write(row)
     records = list(read_records(str(path), found.kind))
@@ -42,16 +43,22 @@ def written(path: Path, rows: list[dict[str, Any]], format: str) -> list[Any]:
 @given(data=st.data())
 def test_rows_are_read_back(tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject) -> None:
     format = data.draw(st.sampled_from(FORMATS))
-    flat = name.partition(".")[2].partition(".")[0] in FLAT
+    kind = name.partition(".")[2].partition(".")[0]
+    fit = [
+        one
+        for one in spellings(format)
+        if one != "flat" and (schema(format, one) is not None or kind in ("json", "jsonl"))
+    ]
+    spelling = "flat" if kind in FLAT else data.draw(st.sampled_from(fit or ["trl"]))
     examples: list[Example] = []
     rows = []
     for example in data.draw(st.lists(EXAMPLES[held(format)], min_size=1, max_size=4)):
         try:
-            rows.append(say(example, format, flat=flat))
+            rows.append(say(example, format, spelling))
         except RowRefused:
             continue
         examples.append(marked(example))
-    found = written(tmp_path_factory.mktemp("out") / name, rows, format)
+    found = written(tmp_path_factory.mktemp("out") / name, rows, format, spelling)
     assert [marked(parse(row, format, {})) for row in found] == examples
 
 

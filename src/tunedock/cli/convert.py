@@ -26,6 +26,12 @@ class Format(StrEnum):
     labelled = "labelled"
 
 
+class Spelling(StrEnum):
+    trl = "trl"
+    openai = "openai"
+    llamafactory = "llamafactory"
+
+
 class Part(StrEnum):
     ids = "ids"
     names = "names"
@@ -59,6 +65,14 @@ def convert(
             show_default=False,
         ),
     ],
+    spelling: Annotated[
+        Spelling,
+        typer.Option(
+            "--spelling",
+            metavar="trl|openai|llamafactory",
+            help="Whose columns pairs and verdicts have; openai has pairs only.",
+        ),
+    ] = Spelling.trl,
     format_: Annotated[
         Format | None, typer.Option("--format", metavar="FORMAT", help="Of the rows read; detected by default.")
     ] = None,
@@ -109,6 +123,7 @@ def convert(
     files, overrides = _recipe_or_sources(sources, settings, train_on)
     options = {
         "force": force,
+        "spelling": spelling.value,
         "max_dropped": max_dropped,
         "refused": str(Path(refused).expanduser().absolute()) if refused else None,
         "train_on": train_on and train_on.value,

@@ -30,7 +30,7 @@ from tunedock.data.conversation import (
 )
 from tunedock.data.convert_account import Conversion
 from tunedock.data.files import FileType, file_type
-from tunedock.data.formats_out import FORMATS, held, marked, say, schema
+from tunedock.data.formats_out import FORMATS, held, marked, say, schema, spellings
 from tunedock.data.records import read_records
 from tunedock.data.records_out import FLAT, KINDS, Write, beside, publish, rows_into
 from tunedock.data.rows import open_source
@@ -55,20 +55,21 @@ def convert(order: Order, emit: Emitter) -> Conversion:
     done = Conversion(order.to)
     with _disk(out), ExitStack() as stack:
         kind = _writable(out, order)
+        spelling = _spelling(order, kind)
         aside = stack.enter_context(beside(out))
         named = Path(order.refused) if order.refused else None
         named_aside = stack.enter_context(beside(named)) if named else None
         meant = hashlib.blake2b(digest_size=16)
         with ExitStack() as files:
-            flat = kind.kind in FLAT
-            write = files.enter_context(rows_into(aside, kind.kind, kind.compression, schema(order.to, flat=flat)))
+            columns = schema(order.to, spelling)
+            write = files.enter_context(rows_into(aside, kind.kind, kind.compression, columns))
             tell = files.enter_context(rows_into(named_aside, "jsonl", None, _REFUSAL)) if named_aside else _nowhere
             for row_id, outcome in _examples(order, done, emit):
                 if isinstance(outcome, RowRefused):
                     done.refuse(row_id, outcome)
                     tell({"row_id": row_id, "reason": outcome.reason, "detail": outcome.detail})
                 else:
-                    _write(row_id, outcome, order, flat, write, tell, done, meant)
+                    _write(row_id, outcome, order, spelling, write, tell, done, meant)
         emit.progress("converting", done.read, done.read, "rows")
         if named and named_aside:
             _publish(named_aside, named, "--refused", order.force)
@@ -92,7 +93,7 @@ def _write(
     row_id: str,
     examples: Sequence[Example],
     order: Order,
-    flat: bool,
+    spelling: str,
     write: Write,
     tell: Write,
     done: Conversion,
@@ -100,7 +101,7 @@ def _write(
 ) -> None:
     """Writes the rows of one row read: all of them or, where one cannot be said, none."""
     try:
-        rows = [say(example, order.to, flat=flat) for example in examples]
+        rows = [say(example, order.to, spelling) for example in examples]
     except RowRefused as refused:
         done.refuse(row_id, refused)
         tell({"row_id": row_id, "reason": refused.reason, "detail": refused.detail})
@@ -135,6 +136,21 @@ def _writable(out: Path, order: Order) -> FileType:
     if order.refused and Path(order.refused) == out:
         raise RecipeError("`--out` and `--refused` are one file", where=f"--out {out}", hint="give two names")
     return kind
+
+
+def _spelling(order: Order, kind: FileType) -> str:
+    """How the rows are written. Raises RecipeError where the format or the kind of file has no such spelling."""
+    flat = kind.kind in FLAT
+    if order.spelling == "trl":
+        return "flat" if flat else "trl"
+    known = [name for name in spellings(order.to) if name != "flat"]
+    where = f"--spelling {order.spelling}"
+    if order.spelling not in known:
+        hint = f"`{order.to}` has {', '.join(known)}" if known else "only `preference` and `labelled` have several"
+        raise RecipeError(f"`{order.to}` has no such spelling", where=where, hint=hint)
+    if flat or (schema(order.to, order.spelling) is None and kind.kind not in ("json", "jsonl")):
+        raise RecipeError("this kind of file has no room for such rows", where=where, hint="end `--out` in .jsonl")
+    return order.spelling
 
 
 def _in_the_way(option: str, path: Path) -> RecipeError:

@@ -7,8 +7,11 @@
 | alpaca | instruction, input, output, system, history, tools | one trained answer; history is context |
 | prompt_completion | prompt, completion, system, tools: text | one question and its answer |
 | text | text | documents |
-| preference | prompt, chosen, rejected: turns, or text in a flat table; tools | pairs |
-| labelled | prompt, completion: turns, or text in a flat table; label; tools | judged completions |
+| preference | prompt, chosen, rejected: turns; tools | pairs |
+| labelled | prompt, completion: turns; label; tools | judged completions |
+
+The rows of the last two have other spellings: `openai` (input, preferred_output, non_preferred_output), `llamafactory` (turns as
+ShareGPT has them, with chosen and rejected, or kto_tag), and in tables of text `flat`, where a prompt is one question.
 
 A format says what the tools that share it read there: a key only tunedock would understand is not added. Every row is read back by
 `formats.parse` before it counts, and must be the example it came from. What a format cannot say refuses the row:
@@ -29,9 +32,8 @@ Marks that change nothing (`marked`) are left out: a weight of 1 on the last ans
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -44,23 +46,23 @@ from tunedock.data.conversation import (
     Message,
     Preference,
     RowRefused,
-    ToolCall,
 )
 from tunedock.data.formats import parse
+from tunedock.data.turns_out import (
+    Row,
+    asked_and_answered,
+    json_text,
+    plain_answer,
+    shared_turn,
+    spoken_turns,
+    thoughtful,
+)
 
-Row = dict[str, Any]
 
-_text_of = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
-
-
-def say(example: Example, format: str, *, flat: bool = False) -> Row:
-    """The row of an example, which must be what the format holds.
-
-    `flat`: of a table whose cells are text, where turns of pairs and verdicts cannot stand. Raises RowRefused with a reason of the
-    table above.
-    """
+def say(example: Example, format: str, spelling: str = "trl") -> Row:
+    """The row of an example, which must be what the format holds. Raises RowRefused with a reason of the table above."""
     meant = marked(example)
-    row = _SAYERS[format](meant, flat)
+    row = _form(format, spelling).say(meant)
     try:
         same = marked(parse(row, format, {})) == meant
     except RowRefused as refused:
@@ -77,9 +79,23 @@ def held(format: str) -> type[Example]:
     return _HELD[format]
 
 
-def schema(format: str, *, flat: bool = False) -> pa.Schema:
-    """The columns of a format's rows, for containers that have them before the rows. What is not flat text is JSON in text."""
-    return pa.schema(_FLAT[format] if flat and format in _FLAT else _COLUMNS[format])
+def spellings(format: str) -> tuple[str, ...]:
+    """The ways to write the format's rows, of which `flat` is for tables of text; none where there is one way for all."""
+    return tuple(_FORMS[format]) if len(_FORMS[format]) > 1 else ()
+
+
+def schema(format: str, spelling: str = "trl") -> pa.Schema | None:
+    """The columns of a format's rows, for containers that have them before the rows. What is no text there is JSON in text.
+
+    None where only JSON has room for them.
+    """
+    columns = _form(format, spelling).columns
+    return None if columns is None else pa.schema(columns)
+
+
+def _form(format: str, spelling: str) -> _Form:
+    forms = _FORMS[format]
+    return forms[spelling] if len(forms) > 1 else forms["trl"]
 
 
 def marked(example: Example) -> Example:
@@ -108,83 +124,92 @@ def _context(messages: Sequence[Message]) -> tuple[Message, ...]:
     return tuple(replace(m, weight=0.0) if m.role == "assistant" else m for m in messages)
 
 
-# Turns
+def _alpaca(example: Conversation) -> Row:
+    system, exchanges = asked_and_answered(example.messages, "alpaca")
+    history = []
+    for question, answer in exchanges[:-1]:
+        if answer.weight != 0.0:
+            why = "an answer before the last is trained, and Alpaca's history is context"
+            raise RowRefused("trained_history", why)
+        history.append([question.content, thoughtful(answer)])
+    question, answer = exchanges[-1]
+    row = {"instruction": question.content, "input": "", "output": plain_answer(answer, "alpaca")}
+    return {**row, **_filled({"system": system, "history": history, "tools": _tools_text(example)})}
 
 
-def _turn(message: Message, *, context: bool = False) -> Row:
-    """A turn as OpenAI has it. `context`: of a prompt, whose answers are not trained and need no mark."""
-    row: Row = {"role": message.role, "content": message.content}
-    if message.reasoning:
-        row["reasoning_content"] = message.reasoning
-    if message.tool_calls:
-        row["tool_calls"] = [_call(call) for call in message.tool_calls]
-    if message.tool_call_id:
-        row["tool_call_id"] = message.tool_call_id
-    if message.name:
-        row["name"] = message.name
-    if message.weight is not None and not context:
-        row["weight"] = int(message.weight)
-    return row
+def _sharegpt(example: Conversation) -> Row:
+    return {"conversations": _shared(example.messages), **_filled({"tools": _tools_text(example)})}
 
 
-def _turns(messages: Sequence[Message], *, context: bool = False) -> list[Row]:
-    return [_turn(message, context=context) for message in messages]
+def _messages(example: Conversation) -> Row:
+    return {"messages": spoken_turns(example.messages), **_filled({"tools": list(example.tools)})}
 
 
-def _call(call: ToolCall) -> Row:
-    found: Row = {"type": "function", "function": {"name": call.name, "arguments": _text_of(call.arguments)}}
-    return {"id": call.id, **found} if call.id else found
+def _prompt_completion(example: Conversation) -> Row:
+    return _one_exchange(example.messages, example, "prompt_completion")
 
 
-def _shared_turn(message: Message, number: int) -> Row:
-    """A turn as ShareGPT has it."""
-    if message.name:
-        raise RowRefused("turn_name", f"turn {number} names its speaker, and ShareGPT has no place for it")
-    if message.tool_call_id or any(call.id for call in message.tool_calls):
-        raise RowRefused("call_id", f"turn {number} has the id of a call, and ShareGPT has no place for it")
-    if message.weight is not None:
+def _text(example: Document) -> Row:
+    return {"text": example.text}
+
+
+def _preference(example: Preference) -> Row:
+    sides = {"chosen": spoken_turns(example.chosen), "rejected": spoken_turns(example.rejected)}
+    return {"prompt": spoken_turns(example.prompt, context=True), **sides, **_filled({"tools": list(example.tools)})}
+
+
+def _preference_openai(example: Preference) -> Row:
+    asked = {"messages": spoken_turns(example.prompt, context=True), **_filled({"tools": list(example.tools)})}
+    chosen, rejected = spoken_turns(example.chosen), spoken_turns(example.rejected)
+    return {"input": asked, "preferred_output": chosen, "non_preferred_output": rejected}
+
+
+def _preference_shared(example: Preference) -> Row:
+    if len(example.chosen) + len(example.rejected) > 2:
+        raise RowRefused("several_turns", "LLaMA-Factory's pairs hold one turn a side")
+    number = len(example.prompt) + 1
+    sides = {"chosen": shared_turn(example.chosen[0], number), "rejected": shared_turn(example.rejected[0], number)}
+    return {"conversations": _shared(example.prompt, context=True), **sides, **_filled({"tools": _tools_text(example)})}
+
+
+def _preference_flat(example: Preference) -> Row:
+    chosen = _one_exchange((*example.prompt, *example.chosen), example, "preference")
+    rejected = _one_exchange((*example.prompt, *example.rejected), example, "preference")
+    sides = {"chosen": chosen.pop("completion"), "rejected": rejected["completion"]}
+    return {"prompt": chosen.pop("prompt"), **sides, **chosen}
+
+
+def _labelled(example: Labelled) -> Row:
+    row = {"prompt": spoken_turns(example.prompt, context=True), "completion": spoken_turns(example.completion)}
+    return {**row, "label": example.label, **_filled({"tools": list(example.tools)})}
+
+
+def _labelled_shared(example: Labelled) -> Row:
+    turns = [*_shared(example.prompt, context=True), *_shared(example.completion, first=len(example.prompt) + 1)]
+    return {"conversations": turns, "kto_tag": example.label, **_filled({"tools": _tools_text(example)})}
+
+
+def _labelled_flat(example: Labelled) -> Row:
+    row = _one_exchange((*example.prompt, *example.completion), example, "labelled")
+    return {"prompt": row.pop("prompt"), "completion": row.pop("completion"), "label": example.label, **row}
+
+
+def _shared(messages: Sequence[Message], *, context: bool = False, first: int = 1) -> list[Row]:
+    """Turns as ShareGPT has them. `context`: of a prompt, whose answers are not trained and need no mark."""
+    plain = [replace(message, weight=None) if context else message for message in messages]
+    return [shared_turn(message, number) for number, message in enumerate(plain, start=first)]
+
+
+def _one_exchange(messages: Sequence[Message], example: Conversation | Preference | Labelled, format: str) -> Row:
+    """A prompt and its completion as text."""
+    system, exchanges = asked_and_answered(messages, format)
+    if len(exchanges) > 1:
         raise RowRefused(
-            "untrained_answer", f"turn {number} says whether it is trained, and ShareGPT has no place for it"
+            "several_turns", f"`{format}` holds one question and one answer as text; this has {len(exchanges)}"
         )
-    if not message.tool_calls:
-        return {"from": _SPEAKERS[message.role], "value": _thoughtful(message)}
-    if message.content:
-        raise RowRefused(
-            "call_beside_text", f"turn {number} holds text and calls; in ShareGPT a turn holds one of them"
-        )
-    calls = [{"name": call.name, "arguments": call.arguments} for call in message.tool_calls]
-    said = replace(message, content=_text_of(calls[0] if len(calls) == 1 else calls))
-    return {"from": "function_call", "value": _thoughtful(said)}
-
-
-_SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
-
-
-def _thoughtful(message: Message) -> str:
-    """Reasoning before the answer, as templates and data sets write it."""
-    return f"<think>\n{message.reasoning}\n</think>\n\n{message.content}" if message.reasoning else message.content
-
-
-def _exchanges(messages: Sequence[Message], format: str) -> tuple[str, list[tuple[Message, Message]]]:
-    """(system prompt, questions with their answers). Raises RowRefused for turns of any other kind."""
-    system = messages[0].content if messages and messages[0].role == "system" else ""
-    turns = messages[1:] if messages and messages[0].role == "system" else messages
-    for message in messages:
-        if message.role == "tool" or message.tool_calls:
-            raise RowRefused("tool_turns", f"calls and tool results have no place in `{format}`")
-        if message.name:
-            raise RowRefused("turn_name", f"the name of a turn's speaker has no place in `{format}`")
-    roles = [message.role for message in turns]
-    if len(turns) % 2 or roles != ["user", "assistant"] * (len(turns) // 2) or not turns:
-        said = ", ".join(roles[:8]) or "none"
-        raise RowRefused("several_turns", f"`{format}` holds a question and then its answer; the turns are {said}")
-    return system, list(zip(turns[::2], turns[1::2], strict=True))
-
-
-def _answer(message: Message, format: str) -> str:
-    if message.weight is not None:
-        raise RowRefused("untrained_answer", f"the answer is marked as not trained, and `{format}` has no marks")
-    return _thoughtful(message)
+    question, answer = exchanges[0]
+    row = {"prompt": question.content, "completion": plain_answer(answer, format)}
+    return {**row, **_filled({"system": system, "tools": _tools_text(example)})}
 
 
 def _filled(row: Row) -> Row:
@@ -192,87 +217,10 @@ def _filled(row: Row) -> Row:
     return {name: value for name, value in row.items() if value not in ("", [], ())}
 
 
-# Rows
-
-
-def _alpaca(example: Conversation, flat: bool) -> Row:
-    system, exchanges = _exchanges(example.messages, "alpaca")
-    history = []
-    for question, answer in exchanges[:-1]:
-        if answer.weight != 0.0:
-            why = "an answer before the last is trained, and Alpaca's history is context"
-            raise RowRefused("trained_history", why)
-        history.append([question.content, _thoughtful(answer)])
-    question, answer = exchanges[-1]
-    row = {"instruction": question.content, "input": "", "output": _answer(answer, "alpaca")}
-    return {**row, **_filled({"system": system, "history": history, "tools": _tools_text(example)})}
-
-
-def _sharegpt(example: Conversation, flat: bool) -> Row:
-    turns = [_shared_turn(message, number) for number, message in enumerate(example.messages, start=1)]
-    return {"conversations": turns, **_filled({"tools": _tools_text(example)})}
-
-
-def _messages(example: Conversation, flat: bool) -> Row:
-    return {"messages": _turns(example.messages), **_filled({"tools": list(example.tools)})}
-
-
-def _prompt_completion(example: Conversation, flat: bool) -> Row:
-    return _one_exchange(example.messages, example, "prompt_completion")
-
-
-def _text(example: Document, flat: bool) -> Row:
-    return {"text": example.text}
-
-
-def _preference(example: Preference, flat: bool) -> Row:
-    if flat:
-        chosen = _one_exchange((*example.prompt, *example.chosen), example, "preference")
-        rejected = _one_exchange((*example.prompt, *example.rejected), example, "preference")
-        return {"prompt": chosen["prompt"], "chosen": chosen["completion"], "rejected": rejected["completion"]} | {
-            name: chosen[name] for name in ("system", "tools") if name in chosen
-        }
-    sides = {"chosen": _turns(example.chosen), "rejected": _turns(example.rejected)}
-    return {"prompt": _turns(example.prompt, context=True), **sides, **_filled({"tools": list(example.tools)})}
-
-
-def _labelled(example: Labelled, flat: bool) -> Row:
-    if flat:
-        row = _one_exchange((*example.prompt, *example.completion), example, "labelled")
-    else:
-        row = {"prompt": _turns(example.prompt, context=True), "completion": _turns(example.completion)}
-        row |= _filled({"tools": list(example.tools)})
-    return {**row, "label": example.label}
-
-
-def _one_exchange(messages: Sequence[Message], example: Conversation | Preference | Labelled, format: str) -> Row:
-    """A prompt and its completion as text."""
-    system, exchanges = _exchanges(messages, format)
-    if len(exchanges) > 1:
-        raise RowRefused(
-            "several_turns", f"`{format}` holds one question and one answer as text; this has {len(exchanges)}"
-        )
-    question, answer = exchanges[0]
-    row = {"prompt": question.content, "completion": _answer(answer, format)}
-    return {**row, **_filled({"system": system, "tools": _tools_text(example)})}
-
-
 def _tools_text(example: Conversation | Preference | Labelled) -> str:
     """Tool definitions in one column as text, so that all rows have one type there."""
-    return _text_of(list(example.tools)) if example.tools else ""
+    return json_text(list(example.tools)) if example.tools else ""
 
-
-_SAYERS: dict[str, Callable[[Any, bool], Row]] = {
-    "messages": _messages,
-    "sharegpt": _sharegpt,
-    "alpaca": _alpaca,
-    "prompt_completion": _prompt_completion,
-    "text": _text,
-    "preference": _preference,
-    "labelled": _labelled,
-}
-
-FORMATS = tuple(_SAYERS)
 
 _HELD: dict[str, type[Example]] = {
     **dict.fromkeys(("messages", "sharegpt", "alpaca", "prompt_completion"), Conversation),
@@ -299,29 +247,54 @@ _MESSAGE = pa.struct(
     ]
 )
 _SHARED = pa.struct([("from", _STRING), ("value", _STRING)])
-_COLUMNS: dict[str, list[tuple[str, pa.DataType]]] = {
-    "messages": [("messages", pa.list_(_MESSAGE)), ("tools", _STRING)],
-    "sharegpt": [("conversations", pa.list_(_SHARED)), ("tools", _STRING)],
-    "alpaca": [
-        *((name, _STRING) for name in ("instruction", "input", "output", "system")),
-        ("history", pa.list_(pa.list_(_STRING))),
-        ("tools", _STRING),
-    ],
-    "prompt_completion": [(name, _STRING) for name in ("prompt", "completion", "system", "tools")],
-    "text": [("text", _STRING)],
-    "preference": [*((name, pa.list_(_MESSAGE)) for name in ("prompt", "chosen", "rejected")), ("tools", _STRING)],
-    "labelled": [
-        *((name, pa.list_(_MESSAGE)) for name in ("prompt", "completion")),
-        ("label", pa.bool_()),
-        ("tools", _STRING),
-    ],
+_TOOLS = ("tools", _STRING)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """One way to write a format's rows."""
+
+    say: Callable[[Any], Row]
+    columns: list[tuple[str, pa.DataType]] | None
+    """None: only JSON has room for such rows."""
+
+
+def _texts(*names: str) -> list[tuple[str, pa.DataType]]:
+    return [(name, _STRING) for name in names]
+
+
+def _lists(kind: pa.DataType, *names: str) -> list[tuple[str, pa.DataType]]:
+    return [(name, pa.list_(kind)) for name in names]
+
+
+_FORMS: dict[str, dict[str, _Form]] = {
+    "messages": {"trl": _Form(_messages, [*_lists(_MESSAGE, "messages"), _TOOLS])},
+    "sharegpt": {"trl": _Form(_sharegpt, [*_lists(_SHARED, "conversations"), _TOOLS])},
+    "alpaca": {
+        "trl": _Form(
+            _alpaca,
+            [*_texts("instruction", "input", "output", "system"), ("history", pa.list_(pa.list_(_STRING))), _TOOLS],
+        )
+    },
+    "prompt_completion": {"trl": _Form(_prompt_completion, _texts("prompt", "completion", "system", "tools"))},
+    "text": {"trl": _Form(_text, _texts("text"))},
+    "preference": {
+        "trl": _Form(_preference, [*_lists(_MESSAGE, "prompt", "chosen", "rejected"), _TOOLS]),
+        "openai": _Form(_preference_openai, None),
+        "llamafactory": _Form(
+            _preference_shared,
+            [*_lists(_SHARED, "conversations"), ("chosen", _SHARED), ("rejected", _SHARED), _TOOLS],
+        ),
+        "flat": _Form(_preference_flat, _texts("prompt", "chosen", "rejected", "system", "tools")),
+    },
+    "labelled": {
+        "trl": _Form(_labelled, [*_lists(_MESSAGE, "prompt", "completion"), ("label", pa.bool_()), _TOOLS]),
+        "llamafactory": _Form(_labelled_shared, [*_lists(_SHARED, "conversations"), ("kto_tag", pa.bool_()), _TOOLS]),
+        "flat": _Form(
+            _labelled_flat, [*_texts("prompt", "completion"), ("label", pa.bool_()), *_texts("system", "tools")]
+        ),
+    },
 }
-_FLAT: dict[str, list[tuple[str, pa.DataType]]] = {
-    "preference": [(name, _STRING) for name in ("prompt", "chosen", "rejected", "system", "tools")],
-    "labelled": [
-        *((name, _STRING) for name in ("prompt", "completion")),
-        ("label", pa.bool_()),
-        ("system", _STRING),
-        ("tools", _STRING),
-    ],
-}
+"""Format -> spelling -> form. `flat` is for tables whose cells are text, where turns cannot stand."""
+
+FORMATS = tuple(_FORMS)

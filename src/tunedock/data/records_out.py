@@ -70,8 +70,11 @@ def publish(aside: Path, path: Path, *, force: bool) -> None:
 
 
 @contextmanager
-def rows_into(aside: Path, kind: Kind, compression: str | None, schema: pa.Schema) -> Iterator[Write]:
-    """What writes a row; the file is whole, flushed to the disk, when the block ends."""
+def rows_into(aside: Path, kind: Kind, compression: str | None, schema: pa.Schema | None) -> Iterator[Write]:
+    """What writes a row; the file is whole, flushed to the disk, when the block ends.
+
+    `schema` is for all kinds but those of JSON.
+    """
     with aside.open("xb") as file:
         with ExitStack() as stack:
             stream = file if compression is None else stack.enter_context(_compressed(file, compression))
@@ -94,7 +97,7 @@ def _compressed(file: BinaryIO, compression: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _jsonl(stream: BinaryIO, schema: pa.Schema) -> Iterator[Write]:
+def _jsonl(stream: BinaryIO, schema: pa.Schema | None) -> Iterator[Write]:
     def write(row: Row) -> None:
         stream.write(_json(row).encode() + b"\n")
 
@@ -102,7 +105,7 @@ def _jsonl(stream: BinaryIO, schema: pa.Schema) -> Iterator[Write]:
 
 
 @contextmanager
-def _json_array(stream: BinaryIO, schema: pa.Schema) -> Iterator[Write]:
+def _json_array(stream: BinaryIO, schema: pa.Schema | None) -> Iterator[Write]:
     separator = b"[\n"
 
     def write(row: Row) -> None:
@@ -185,7 +188,7 @@ def _typed(value: Any, kind: pa.DataType) -> Any:
     return _cell(value) if pa.types.is_string(kind) and value is not None else value
 
 
-_WRITERS: dict[Kind, Callable[[BinaryIO, pa.Schema], Any]] = {
+_WRITERS: dict[Kind, Callable[[BinaryIO, Any], Any]] = {
     "jsonl": _jsonl,
     "json": _json_array,
     "csv": _csv,

@@ -9,6 +9,7 @@ from pydantic import Field
 from tunedock.recipe.schema import Fraction, Section, Source
 
 Format = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "labelled"]
+Spelling = Literal["trl", "openai", "llamafactory"]
 Part = Literal["ids", "names", "marks", "reasoning"]
 
 
@@ -19,6 +20,8 @@ class Order(Section):
     to: Format
     out: str
     """Absolute."""
+    spelling: Spelling = "trl"
+    """Whose columns pairs and verdicts have."""
     force: bool = False
     """Files in the way are replaced."""
     refused: str | None = None
