@@ -116,6 +116,14 @@ def test_a_row_that_cannot_be_said_is_named_and_nothing_is_written(tmp_path: Pat
     assert [[row["row_id"], row["reason"], row["detail"]] for row in named] == value["refusals"]
 
 
+def test_hostile_rows_are_named_in_plain_json(tmp_path: Path) -> None:
+    hostile = ['{"\\ud83dkey": 1}', '{"messages": [{"role": "us\\ud83der\\u001b[2J", "content": "q"}]}']
+    converted(order(tmp_path, [TALK, *hostile], "messages", refused="no.jsonl", max_dropped=1.0))
+    first, second = lines(tmp_path / "no.jsonl")
+    assert (first["reason"], second["reason"]) == ("missing_column", "wrong_roles")
+    assert "\ud83dkey" in first["detail"]
+
+
 def test_refused_rows_that_are_allowed(tmp_path: Path) -> None:
     rows = [TALK] * 9 + [LONGER]
     value = converted(order(tmp_path, rows, "alpaca", max_dropped=0.1))
@@ -135,6 +143,10 @@ def test_parts_that_are_left_out_on_request_are_counted(tmp_path: Path) -> None:
     assert value["left_out"] == {"reasoning": 1, "names": 0}
     marked = {"messages": [TALK["messages"][0], {**TALK["messages"][1], "weight": 0}]}
     assert converted(order(tmp_path, [marked], "alpaca", without=["marks"], force=True))["left_out"] == {"marks": 1}
+    asked = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}]
+    pair = {**PAIR, "prompt": asked}
+    value = converted(order(tmp_path, [pair], "preference", without=["marks"], force=True))
+    assert value["left_out"] == {"marks": 0}, "a prompt has none"
 
 
 def test_training_on_the_last_answer_makes_the_others_context(tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def _meant(example: Example, order: Order, done: Conversion) -> Sequence[Example
         example = replace(example, messages=(*marks, last))
     for part in order.without:
         changed = _without(example, part)
-        done.left_out[part] += changed != example
+        done.left_out[part] += marked(changed) != marked(example)
         example = changed
     if order.to == "labelled" and isinstance(example, Preference):
         return verdicts(example)
@@ -259,7 +259,7 @@ def _bytes(example: Example) -> bytes:
 
 
 def _compare(aside: Path, kind: FileType, order: Order, done: Conversion, meant: str, emit: Emitter) -> None:
-    """Reads the file back. Raises DataError when it does not hold what was meant: then it is no file to keep."""
+    """Reads the file back. Raises BugError when it does not hold what was meant, DataError when it is too large to be read."""
     found = hashlib.blake2b(digest_size=16)
     rows = 0
     try:
@@ -271,7 +271,10 @@ def _compare(aside: Path, kind: FileType, order: Order, done: Conversion, meant:
             if rows % TOLD_EVERY == 0:
                 emit.progress("reading back", rows, done.rows, "rows")
     except RowRefused as refused:
-        raise BugError(f"row {rows + 1} of the file written cannot be read back: {refused.detail}") from None
+        said = f"row {rows + 1} of the file written cannot be read back: {refused.detail}"
+        raise BugError(said, where=order.out) from None
+    except DataError as error:
+        raise DataError(error.message, where=order.out, hint=error.hint) from None
     if rows != done.rows or found.hexdigest() != meant:
         raise BugError(f"the file written does not hold what was meant ({rows} of {done.rows} rows)", where=order.out)
 

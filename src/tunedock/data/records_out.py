@@ -99,7 +99,7 @@ def _compressed(file: BinaryIO, compression: str) -> Iterator[BinaryIO]:
 @contextmanager
 def _jsonl(stream: BinaryIO, schema: pa.Schema | None) -> Iterator[Write]:
     def write(row: Row) -> None:
-        stream.write(_json(row).encode() + b"\n")
+        stream.write(_line(row) + b"\n")
 
     yield write
 
@@ -110,11 +110,16 @@ def _json_array(stream: BinaryIO, schema: pa.Schema | None) -> Iterator[Write]:
 
     def write(row: Row) -> None:
         nonlocal separator
-        stream.write(separator + _json(row).encode())
+        stream.write(separator + _line(row))
         separator = b",\n"
 
     yield write
     stream.write(b"[]\n" if separator == b"[\n" else b"\n]\n")
+
+
+def _line(row: Row) -> bytes:
+    """A row of JSON. Half of a surrogate pair, which a refused row may have, becomes its escape."""
+    return _json(row).encode("utf-8", "backslashreplace")
 
 
 @contextmanager
