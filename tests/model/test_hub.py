@@ -13,7 +13,10 @@ import huggingface_hub.constants
 import pytest
 
 from tunedock.errors import ModelError
+from tunedock.eval import inspect_data
+from tunedock.events import Emitter
 from tunedock.model.hub import locate
+from tunedock.recipe.schema import Recipe
 
 COMMIT = "c0ffee" + "0" * 34
 FILES = {
@@ -83,6 +86,35 @@ def test_a_mirror_gives_the_model_at_a_commit_and_the_cache_keeps_it(mirror: str
     ]  # no pickle, no code
     again = locate("owner/tiny", revision=COMMIT, hub="hf", offline=True)
     assert again == located
+
+
+def test_without_weights_nothing_large_comes_and_they_come_later(mirror: str) -> None:
+    located = locate("owner/tiny", revision=None, hub=mirror, offline=False, weights=False)
+    assert [p.name for p in located.folder.iterdir()] == ["config.json"]
+    assert locate("owner/tiny", revision=COMMIT, hub="hf", offline=True, weights=False) == located
+    again = locate("owner/tiny", revision=None, hub=mirror, offline=False)
+    assert again == located
+    assert (again.folder / "model.safetensors").is_file()
+
+
+def test_looking_at_data_fetches_no_weights(mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = Path(__file__).parents[2] / "examples" / "demo" / "base"
+    for path in base.iterdir():
+        monkeypatch.setitem(FILES, path.name, path.read_bytes())
+    rows = [{"prompt": f"Where is number {n}?", "response": "Here."} for n in range(10)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = Recipe.model_validate(
+        {
+            "model": "owner/tiny",
+            "hub": mirror,
+            "data": {"train": str(tmp_path / "rows.jsonl"), "cache_dir": str(tmp_path / "tokens")},
+        }
+    )
+    assert inspect_data.check(recipe, Emitter(None), to=None).kept == 10
+    assert inspect_data.show(recipe, row="1")
+    fetched = {path.name for path in (tmp_path / "cache").rglob("*") if path.suffix}
+    assert "tokenizer.json" in fetched
+    assert "model.safetensors" not in fetched
 
 
 def test_code_comes_only_when_asked_for(mirror: str) -> None:

@@ -28,7 +28,7 @@ def check(recipe: Recipe, emit: Emitter, *, to: Path | None) -> Account:
 
     The report goes to `to`, or beside the tokenised data.
     """
-    base = find_base(recipe)
+    base = find_base(recipe, weights=False)
     if recipe.data.streaming:
         account, lengths, trained, sides = _check_stream(base, recipe)
         folder = to
@@ -87,7 +87,7 @@ def show(recipe: Recipe, *, row: str) -> dict[str, Any]:
 
     `row` is a number in reading order, from 0, or a row id (`file:line`). Raises DataError when there is no such row.
     """
-    base = find_base(recipe)
+    base = find_base(recipe, weights=False)
     source, number, index = _place_of(recipe, row)
     account = Account()
     rows = parsed_rows(recipe, source, account, skip_rows=number, first_index=index - number)

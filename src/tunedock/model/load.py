@@ -48,10 +48,15 @@ def precision(recipe: Recipe, device: torch.device) -> Precision:
     return Precision(weights=getattr(torch, weights), compute=getattr(torch, compute))
 
 
-def locate_base(recipe: Recipe) -> Located:
+def locate_base(recipe: Recipe, *, weights: bool = True) -> Located:
     model = recipe.model
     return locate(
-        model.path, revision=model.revision, hub=recipe.hub, offline=recipe.offline, code=model.trust_remote_code
+        model.path,
+        revision=model.revision,
+        hub=recipe.hub,
+        offline=recipe.offline,
+        code=model.trust_remote_code,
+        weights=weights,
     )
 
 

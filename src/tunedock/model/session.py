@@ -59,9 +59,9 @@ class Base:
         return {"model": self.recipe.model.path, "commit": self.located.commit, "folder": str(self.located.folder)}
 
 
-def find_base(recipe: Recipe, *, stop_ids: Collection[int] = ()) -> Base:
-    """Locates the model (fetching a hub id) and reads its tokenizer. No weights yet."""
-    located = load.locate_base(recipe)
+def find_base(recipe: Recipe, *, stop_ids: Collection[int] = (), weights: bool = True) -> Base:
+    """Locates the model (fetching a hub id; its weights only with `weights`) and reads its tokenizer. Loads no weights yet."""
+    located = load.locate_base(recipe, weights=weights)
     load.require_config(located.folder)  # before the tokenizer, whose reader would blame the tokenizer
     tokenizer = load.load_tokenizer(located.folder, recipe.model)
     chat = Chat(
