@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tunedock.errors import RecipeError
 from tunedock.recipe.dataset_columns import NO_COLUMN
 from tunedock.recipe.described import sources_of
 from tunedock.recipe.importers import import_llamafactory
+from tunedock.recipe.importers_words import tables
 from tunedock.recipe.load import load
 from tunedock.recipe.resolve import Resolved, resolve
 from tunedock.recipe.schema import Source
@@ -164,3 +168,29 @@ def test_without_a_recipe_the_entry_tells_what_it_is_for(tmp_path: Path) -> None
     assert made == [Source(path=str(DATA / "books.jsonl"), num_samples=2)]
     with pytest.raises(RecipeError, match="2 problems"):
         sources_of(["gone.jsonl", f"{INFO}#gone"], {}, hub="hf", cwd=tmp_path)
+
+
+WORDS = st.sampled_from(
+    ["rows.json", "../x.json", "a\0b", "a/b", "alpaca", "sharegpt", "s3://b/c.json", "\ud83d", "~nobody/x.json", ""]
+)
+VALUES = st.none() | st.booleans() | st.integers(-1, 3) | WORDS | st.text(max_size=4) | st.lists(WORDS, max_size=2)
+NAMED = st.dictionaries(st.sampled_from([*tables()["dataset_info"]["columns"], "role_tag", "odd"]), VALUES, max_size=4)
+ENTRIES = st.dictionaries(st.sampled_from([*tables()["dataset_info"]["keys"], "odd"]), VALUES, max_size=5) | st.builds(
+    lambda file, columns: {"file_name": file, "columns": columns}, WORDS, NAMED
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(entry=ENTRIES, objective=st.sampled_from(["sft", "dpo", "pretrain"]), hub=st.sampled_from(["hf", "modelscope"]))
+def test_any_entry_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, entry: dict[str, Any], objective: str, hub: str
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    try:
+        found = described(folder, entry, f"objective={objective}", f"hub={hub}")
+    except RecipeError as refused:
+        assert refused.message
+    else:
+        assert "#" not in found.recipe.data.train[0].path
+    with contextlib.suppress(RecipeError):
+        sources_of(["dataset_info.json#mine"], {}, hub="hf", cwd=folder)
