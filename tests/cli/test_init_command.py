@@ -138,15 +138,29 @@ def test_the_model_is_named_as_the_recipe_finds_it(tunedock, here, given, named)
     [
         ("nope", "there is no "), ("/no/such/model", "there is no /no/such/model"), ("", "this is no path"),
         ("https://huggingface.co/a/b", "a model is a folder or a hub id"), ("*", "a model is a folder or a hub id"),
-        ("file.bin", "a model is a folder or a hub id"),
+        ("file.bin", "a model is a folder or a hub id"), ("two\nlines", "characters that are no text"),
     ],
 )  # fmt: skip
 def test_what_is_no_model_is_refused_and_nothing_written(tunedock, here, given, said):
     (here / "file.bin").touch()
+    (here / "two\nlines").mkdir()
     code, _, err = tunedock("init", "p", "--model", given)
     assert code == 2
     assert said in err
     assert not (here / "p").exists()
+
+
+@pytest.mark.parametrize("given", ["", " ", "~nobody-of-that-name/p"])
+def test_what_is_no_folder_is_refused(tunedock, here, given):
+    code, _, err = tunedock("init", given)
+    assert (code, err.startswith("error: DIR: ")) == (2, True)
+    assert not list(here.iterdir())
+
+
+def test_a_tilde_is_the_home(tunedock, here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    assert tunedock("init", "~/p")[0] == 0
+    assert written(here) == sorted(f"p/{name}" for name in FILES)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

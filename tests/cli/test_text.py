@@ -26,6 +26,7 @@ from tunedock.cli.text import one_line, print_json, printable
         ("over\rwritten\b\b", "overwritten"),
         ("abc\u202edcba", "abcdcba"),
         ("\ud800x", "x"),
+        ("caf\udce9\udc1b", "caf\\xe9"),
         ("tab\tand\nnewline", "tab\tand\nnewline"),
         ("[red]markup[/red] 你好 👩‍💻", "[red]markup[/red] 你好 👩‍💻"),
     ],

@@ -64,11 +64,15 @@ class Conversation:
                 self._say("")
                 return
             except UnicodeDecodeError as error:
-                raise DataError(
+                wrong = DataError(
                     f"a line is not {error.encoding}: {error.reason} (byte 0x{error.object[error.start]:02x})",
                     where="standard input",
                     hint="convert it with `iconv`, or name its encoding in PYTHONIOENCODING",
-                ) from None
+                )
+                if not self._interactive:
+                    raise wrong from None
+                print(f"error: {wrong}", file=sys.stderr)
+                continue
             if not line and not self._interactive:
                 return
             line = line.strip()

@@ -100,9 +100,8 @@ def init(
     """
     from tunedock.cli.text import print_json, printable
 
-    target = Path(folder)
-    start = STARTS[objective]
-    named = start.model if model is None else _model(model, target)
+    target = _target(folder)
+    named = STARTS[objective].model if model is None else _model(model, target)
     made = write_project(target, project_files(objective, named))
     if as_json:
         print_json({"directory": str(target.absolute()), "objective": objective, "model": named, "files": made})
@@ -150,6 +149,17 @@ def write_project(target: Path, texts: Mapping[str, str]) -> list[str]:
     return list(texts)
 
 
+def _target(given: str) -> Path:
+    """`~` expanded, as everywhere: a folder that is called `~` is an accident. Raises RecipeError for what is no path."""
+    try:
+        if given.strip():
+            return Path(given).expanduser()
+        why = "this is no path"
+    except RuntimeError:
+        why = "there is no such user's home"
+    raise RecipeError(why, where=f"DIR: {given!r}", hint="name the folder of the project, `.` for this one")
+
+
 def _refuse_in_use(target: Path) -> None:
     hint = "give a folder that is new or empty; a `.git` in it is fine"
     try:
@@ -184,7 +194,13 @@ def _model(given: str, target: Path) -> str:
     here = Path.cwd()
     found = existing(given, Place("--model", "command line", here, here), hub=True)
     local = Path(found).is_absolute()  # else a hub id, or a URL
-    if not _is_text(found) or (not Path(found).is_dir() if local else "://" in found):
+    if not found.isprintable():
+        raise RecipeError(
+            "a recipe cannot name this path: it holds characters that are no text",
+            where=f"--model: {given!r}",
+            hint="rename the folder, or point a link with a plain name to it",
+        )
+    if not Path(found).is_dir() if local else "://" in found:
         raise RecipeError(
             "a model is a folder or a hub id", where=f"--model: {given}", hint="a hub id has the form owner/name"
         )
@@ -192,11 +208,6 @@ def _model(given: str, target: Path) -> str:
         return given
     relative = os.path.relpath(found, target.absolute())
     return relative if relative.startswith("..") else f"./{relative}"
-
-
-def _is_text(path: str) -> bool:
-    """Whether a file in UTF-8 can name the path."""
-    return not re.search("[\ud800-\udfff]", path)
 
 
 def _scalar(text: str) -> str:
