@@ -37,6 +37,13 @@ from tunedock.run.store import flatten
 
 ExportFormat = Literal["hf", "adapter"]
 
+HELD_OUT_KEYS = {
+    "max_samples": "`limit=50` takes the first documents of each task",
+    "max_new_tokens": "a task says itself how much is generated (`max_gen_toks` in its `generation_kwargs`)",
+    "temperature": "a task says itself how is decoded (`generation_kwargs`)",
+}
+"""Keys of the `eval` section that named tasks do not read, and what to say instead."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -105,6 +112,7 @@ def evaluate(
     """
     request: dict[str, Any] = {"split": split, "overrides": eval_section(run, overrides)}
     if tasks:
+        _refuse_held_out_settings(split, overrides)
         request["overrides"]["tasks"] = list(tasks)
         request["only_tasks"] = True
     return _run_stage(JobSpec("eval", run.path, request), on_event, launcher)
@@ -274,6 +282,24 @@ def eval_section(run: Run, overrides: Sequence[str]) -> dict[str, Any]:
         place = paths.Place("eval.tasks_path", str(origin or "recipe"), here, here)
         section["tasks_path"] = paths.existing(section["tasks_path"], place, hub=False)
     return section
+
+
+def _refuse_held_out_settings(split: str, overrides: Sequence[str]) -> None:
+    """What is said of the held-out rows would be ignored by an evaluation of named tasks alone."""
+    if split != "test":
+        raise RecipeError(
+            "a task has its own documents, and the run's held-out rows are left alone",
+            where="--split",
+            hint="leave `--split` out, or `--task`",
+        )
+    for text in overrides:
+        key = text.partition("=")[0].removeprefix("eval.")
+        if key in HELD_OUT_KEYS:
+            raise RecipeError(
+                f"`{text}` is about the held-out rows, which `--task` leaves alone",
+                where="command line",
+                hint=HELD_OUT_KEYS[key],
+            )
 
 
 def _refuse_finished(run: Run) -> None:

@@ -50,7 +50,8 @@ def learn(folder: Path, texts: list[str], steps: int) -> None:
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     torch.manual_seed(0)
-    for _ in range(steps):
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / steps)
         model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -157,8 +158,8 @@ def test_tasks_give_what_hflm_gives(
                     assert mine[0] == pytest.approx(their[0], abs=LOGLIKELIHOOD) and mine[1] == their[1]
                     greedy += mine[1]
     assert not ours
-    if name == "long" and not chat:
-        assert greedy >= 3 and len(texts) >= 3  # the test sees what it is to see
+    if (name, chat, shots) == ("long", False, 0):  # what the model has read: the test sees what it is to see
+        assert greedy >= 3 and any(text.startswith(" It is ") for text in texts)
 
 
 @pytest.mark.parametrize("family", ["llama3", "gemma", "mistral"])

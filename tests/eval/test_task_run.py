@@ -133,6 +133,9 @@ def test_tasks_of_the_recipe_stand_beside_the_held_out_rows(tunedock: Command) -
         (["--task", "own_sums", "tasks_path=./nowhere"], 2, "nowhere"),
         (["--task", "own_sums", "limit=0"], 2, "`eval.limit: 0` should be a number above 0"),
         (["--task", "own_sums", "num_fewshot=-1"], 2, "eval.num_fewshot"),
+        (["--task", "own_sums", "max_samples=5"], 2, "hint: `limit=5"),
+        (["--task", "own_sums", "eval.temperature=1.0"], 2, "is about the held-out rows"),
+        (["--task", "own_sums", "--split", "validation"], 2, "--split: a task has its own documents"),
         (["--task", "own_sums", "num_fewshot=500"], 3, "eval.tasks: own_sums: the task fails"),
     ],
 )
