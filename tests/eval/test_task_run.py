@@ -17,6 +17,7 @@ from own_tasks import TASKS, rows, write_tasks
 from tunedock import pipeline
 from tunedock.cli.app import main
 from tunedock.eval.task_page import page
+from tunedock.recipe.schema import Eval
 from tunedock.run.record import Run
 
 RECIPE = """\
@@ -126,6 +127,38 @@ def test_tasks_of_the_recipe_stand_beside_the_held_out_rows(tunedock: Command) -
     assert out.index("own_sums") < out.index("perplexity")
 
 
+@pytest.fixture
+def own_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without lm-eval's own 14,000 files, which take seconds to read."""
+    from lm_eval.tasks import TaskManager
+
+    from tunedock.eval import task_library
+
+    def manager(names: Any, options: Eval, own: Any) -> TaskManager:
+        return TaskManager(include_path=options.tasks_path, include_defaults=False)
+
+    monkeypatch.setattr(task_library, "_manager", manager)
+
+
+def test_a_group_has_a_figure_of_its_own(tunedock: Command, place: Path, own_only: None) -> None:
+    path = trained(tunedock, "lora", "adapter.r=4")
+    again = (place / "tasks" / "choice.yaml").read_text().replace("own_choice", "own_choice_again")
+    (place / "more").mkdir()
+    write_tasks(place / "more")
+    (place / "more" / "again.yaml").write_text(again)
+    (place / "more" / "both.yaml").write_text(
+        "group: both\ntask: [own_choice, own_choice_again]\nmetadata: {version: 3}\n"
+        "aggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    )
+    code, _, err = tunedock("eval", "lora", "--task", "both", "tasks_path=./more")
+    assert code == 0, err
+    tasks = {task["task"]: task for task in json.loads((path / "eval" / "tasks.json").read_text())["tasks"]}
+    assert [name for name, task in tasks.items() if task["group"]] == ["both"]
+    assert (tasks["both"]["version"], tasks["both"]["samples"]) == ("3", 24)
+    figures = [tasks[name]["metrics"][0] for name in ("own_choice", "own_choice_again", "both")]
+    assert len({line["tuned"] for line in figures}) == len({line["base"] for line in figures}) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "said"),
     [
@@ -139,19 +172,7 @@ def test_tasks_of_the_recipe_stand_beside_the_held_out_rows(tunedock: Command) -
         (["--task", "own_sums", "num_fewshot=500"], 3, "eval.tasks: own_sums: the task fails"),
     ],
 )
-def test_what_cannot_be(
-    tunedock: Command, monkeypatch: pytest.MonkeyPatch, arguments: list[str], exit_code: int, said: str
-) -> None:
-    from lm_eval.tasks import TaskManager
-
-    from tunedock.eval import task_library
-
-    # Without lm-eval's own 14,000 files, which take seconds to read.
-    monkeypatch.setattr(
-        task_library,
-        "_manager",
-        lambda names, options, own: TaskManager(include_path=options.tasks_path, include_defaults=False),
-    )
+def test_what_cannot_be(tunedock: Command, own_only: None, arguments: list[str], exit_code: int, said: str) -> None:
     path = trained(tunedock, "bad", "adapter.r=4")
     code, out, err = tunedock("eval", "bad", *arguments)
     assert code == exit_code, err
