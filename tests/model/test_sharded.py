@@ -28,14 +28,24 @@ def whole(kind: str) -> tuple[float, dict[str, float]]:
     return loss, {name: float(p.grad.norm()) for name, p in policy.model.named_parameters() if p.grad is not None}
 
 
+@pytest.fixture(scope="module")
+def extensions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where DeepSpeed builds what it needs. In the user's own folder a build that was killed leaves a lock all later ones wait for."""
+    return tmp_path_factory.mktemp("extensions")
+
+
 @pytest.mark.parametrize("kind", ["lora", "full"])
 @pytest.mark.parametrize("by", ["fsdp2", "zero3"])
-def test_loss_and_gradients_of_a_sharded_model(by: str, kind: str) -> None:
+def test_loss_and_gradients_of_a_sharded_model(by: str, kind: str, extensions: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     script = Path(__file__).with_name("sharded_rank.py")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS / "train", TESTS / "model")))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS / "train", TESTS / "model"))),
+        "TORCH_EXTENSIONS_DIR": str(extensions),
+    }
     ranks = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", str(script), str(rank), str(port), by, kind],
