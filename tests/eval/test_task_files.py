@@ -52,7 +52,7 @@ def test_the_tasks_of_the_tests_are_plain(tmp_path: Path) -> None:
         (PLAIN + "a: &a {b: !function c.d}\nc: *a\n", 3, "runs Python code"),
         (PLAIN + "metric_list:\n  - {metric: acc, hf_evaluate: true}\n", 4, "fetches a metric and runs it"),
         (PLAIN + "metric_list:\n  - metric: my/metric\n", 4, "no metric `my/metric`"),
-        (PLAIN + "x: &x {metric: my/metric}\nmetric_list:\n  - <<: *x\n", 3, "no metric `my/metric`"),
+        (PLAIN + "x: &x {metric: my/metric}\nmetric_list:\n  - *x\n", 3, "no metric `my/metric`"),
         ("task: mine\ndataset_path: pandas\n", 2, "reads pickles"),
     ],
 )
@@ -78,7 +78,15 @@ def test_code_is_refused_by_line_and_allowed_by_name(tmp_path: Path, text: str, 
         (PLAIN + "include: [{a: 1}]\n", "`include` is no file name"),
         (PLAIN + "include: nothing.yaml\n", "nothing.yaml cannot be read: No such file"),
         (PLAIN + "include: mine.yaml\n", "included a second time"),
-        ("x: " + "[" * 5000, "this is"),
+        ("x: " + "[" * 5000, "nested too deeply"),
+        ("[" * 400_000, "nested too deeply"),  # the C parser's own stack ends at some ten thousand
+        # Ways to an `include`, a metric or a data set that is written nowhere as one.
+        (PLAIN + "<<: {<<: {include: code}}\n", "a task takes no `<<`"),
+        (PLAIN + "<<: [{include: code}, {include: plain}]\n", "a task takes no `<<`"),
+        (PLAIN + "!!merge x: {include: code}\n", "a task takes no `<<`"),
+        (PLAIN + "? !!str {=: include}\n: code\n", "a bare `=`"),
+        ("task: mine\ndataset_path: !!str {=: pandas}\n", "a bare `=`"),
+        (PLAIN + "target_delimiter: =\n", "a bare `=`"),
         ("dataset_path: json\n", "no task is defined there"),
     ],
 )

@@ -19,13 +19,16 @@ from tunedock.errors import RecipeError
 KEY = "eval.tasks_path"
 SWITCH = "eval.tasks_run_code"
 LARGEST_FILE = 4 << 20
+DEEPEST = 100
+"""Lists and mappings within each other; the parser in C would end the process at some ten thousand."""
 
 IGNORED = {"__pycache__", ".ipynb_checkpoints"}
 """Folders lm-eval passes over."""
 
 _LOADER: Any = yaml.CSafeLoader if getattr(yaml, "__with_libyaml__", False) else yaml.SafeLoader
 _PLAIN = "tag:yaml.org,2002:"
-_PLAIN_TYPES = {"str", "int", "float", "bool", "null", "seq", "map", "timestamp", "merge", "value", "set"}
+_PLAIN_TYPES = {"str", "int", "float", "bool", "null", "seq", "map", "timestamp", "set"}
+"""Without `merge` (`<<`) and `value` (`=`): both make keys and texts that stand nowhere as such, an `include` among them."""
 _UNPICKLING = {"pandas"}
 """Of datasets' own builders, those that read pickles (in some of its versions)."""
 
@@ -115,7 +118,9 @@ def _parsed(path: Path, where: str) -> yaml.MappingNode:
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise RecipeError("this is too large for a task", where=str(path), hint="give rows by `data_files`")
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        text = path.read_text(encoding="utf-8")
+        _refuse_deep(text, path)
+        node = yaml.compose(text, Loader=_LOADER)
     except OSError as error:
         raise RecipeError(f"{path.name} cannot be read: {error.strerror}", where=where) from None
     except UnicodeDecodeError:
@@ -124,13 +129,22 @@ def _parsed(path: Path, where: str) -> yaml.MappingNode:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise RecipeError(f"this is no YAML: {getattr(error, 'problem', None) or error}", where=where) from None
-    except RecursionError:
-        raise RecipeError("this is nested too deeply", where=str(path)) from None
     if not isinstance(node, yaml.MappingNode):
         raise RecipeError(
             "a task's file holds keys and values", where=str(path), hint="a line of it is `task: my-task`"
         )
     return node
+
+
+def _refuse_deep(text: str, path: Path) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > DEEPEST:
+            raise RecipeError("this is nested too deeply for a task", where=_at(path, event))
 
 
 def _nodes(root: Any) -> Iterator[Any]:
@@ -154,6 +168,12 @@ def _check(node: Any, path: Path, place: _Folder) -> None:
     if node.tag == "!function":
         if not place.run_code:
             raise _code(f"`!function {node.value}` runs Python code when the task is loaded", path, node)
+    elif node.tag == _PLAIN + "merge":
+        raise RecipeError(
+            "a task takes no `<<`", where=_at(path, node), hint="write the keys out, or `include` a file that has them"
+        )
+    elif node.tag == _PLAIN + "value":
+        raise RecipeError("a bare `=` is no text in YAML", where=_at(path, node), hint='write it in quotes: "="')
     elif not node.tag.startswith(_PLAIN) or node.tag.removeprefix(_PLAIN) not in _PLAIN_TYPES:
         raise RecipeError(f"the tag `{node.tag}` means nothing in a task", where=_at(path, node))
     if isinstance(node, yaml.MappingNode) and not place.run_code:
@@ -181,13 +201,7 @@ def _top(node: yaml.MappingNode) -> dict[str, Any]:
 
 
 def _pairs(node: yaml.MappingNode) -> Iterator[tuple[str, Any]]:
-    """Keys and values, those that `<<` brings in before the node's own."""
-    for key, value in node.value:
-        if key.tag == _PLAIN + "merge":
-            for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                if isinstance(merged, yaml.MappingNode) and merged is not node:
-                    yield from ((k.value, v) for k, v in merged.value if isinstance(k, yaml.ScalarNode))
-    yield from ((key.value, value) for key, value in node.value if isinstance(key, yaml.ScalarNode))
+    return ((key.value, value) for key, value in node.value if isinstance(key, yaml.ScalarNode))
 
 
 def _code(what: str, path: Path, node: Any) -> RecipeError:
