@@ -147,6 +147,18 @@ def test_a_broken_dataset_info_is_told(tmp_path: Path, content: str) -> None:
     assert "dataset_info.json" in refused(tmp_path, "dataset_info.json#mine")
 
 
+def test_a_name_that_no_disk_takes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"`mine\.file_name`: this cannot be looked up: File name too long"):
+        described(tmp_path, {"file_name": "x" * 300 + ".json"})
+
+
+def test_a_line_ends_at_a_line_feed_and_nowhere_else(tmp_path: Path) -> None:
+    """A mark that other readers end lines at (U+2028) may stand bare in JSON: the columns are still seen."""
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "q\u2028", "output": "a\x85b"}\n' * 2, encoding="utf-8")
+    found = described(tmp_path, {"file_name": "rows.jsonl", "columns": {"prompt": "instruction", "response": "output"}})
+    assert found.recipe.data.train[0].columns == {}
+
+
 def test_the_hub_is_the_recipes(tmp_path: Path) -> None:
     assert resolved(tmp_path, f"{INFO}#on_a_hub").recipe.data.train[0].path == "some/instructions"
     assert resolved(tmp_path, f"{INFO}#on_a_hub", "hub=modelscope").recipe.data.train[0].path == "some/other"

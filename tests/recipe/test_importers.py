@@ -512,6 +512,7 @@ def test_online_data_sets_are_hub_ids(tmp_path: Path) -> None:
     found = made(tmp_path, "model_name_or_path: a/b\ndataset: a/b, c/d\ndataset_dir: ONLINE\n", None)
     assert [source["path"] for source in found.values["data"]["train"]] == ["a/b", "c/d"]
     assert "`dataset_dir: REMOTE:a/b`" in said(made(tmp_path, HEAD + "dataset_dir: REMOTE:a/b\n", None))
+    assert "there is no file" in said(made(tmp_path, HEAD + f"dataset_dir: {'x' * 300}\n", None))
 
 
 ROW = {"instruction": "Q", "input": "more", "output": "A", "history": [["q", "a"]], "system": "S", "tools": "[]"}

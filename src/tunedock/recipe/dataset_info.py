@@ -173,10 +173,15 @@ def _local(entry: Entry, key: str, value: str) -> None:
         entry.put(key, "path", value)
         return
     there = Path(os.path.normpath(entry.base / value))
+    try:
+        is_there = there.exists()
+    except OSError as error:  # a name that is too long, a folder that must not be looked into
+        entry.refuse(key, f"this cannot be looked up: {error.strerror}", "name a file")
+        return
     stays = entry.folder is None or Path(value).is_absolute()
     path = str(there) if stays else os.path.relpath(there, entry.folder)
     lines = "the file is one document; LLaMA-Factory takes each line for one" if there.suffix == ".txt" else None
-    entry.put(key, "path", path, lines if there.exists() else "it is not there now")
+    entry.put(key, "path", path, lines if is_there else "it is not there now")
 
 
 def _parts(entry: Entry, *, on_hub: bool) -> None:
@@ -302,4 +307,5 @@ def _rows(path: Path) -> Iterator[Any]:
     if text.lstrip().startswith("["):
         yield from json.loads(text)
     else:
-        yield from (json.loads(line) for line in text.splitlines() if line.strip())
+        # Not `splitlines`: what else ends a line for it (U+2028) may stand bare in a text of JSON.
+        yield from (json.loads(line) for line in text.split("\n") if line.strip())

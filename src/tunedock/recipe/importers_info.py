@@ -86,14 +86,21 @@ def _info_file(draft: Draft, folder: str, given: Path | None) -> Path:
     near = (draft.cwd / draft.file).parent
     places = [draft.cwd, near, *list(near.parents)[:_PARENTS]]
     found = (place / folder / INFO for place in places)
-    return next((path for path in found if path.is_file()), draft.cwd / folder / INFO)
+    return next((path for path in found if _is_file(path)), draft.cwd / folder / INFO)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, a folder that must not be looked into
+        return False
 
 
 def _read_info(draft: Draft, path: Path, word: str) -> dict[str, Any] | None:
     """The file's entries; None after a problem."""
     hint = "name it by `--dataset-info PATH`"
-    if not path.exists():
-        draft.problem(word, f"there is no {path}", hint)
+    if not _is_file(path):
+        draft.problem(word, f"there is no file {path}", hint)
         return None
     try:
         return read_info(path)
@@ -120,7 +127,7 @@ def _entries_of_v1(draft: Draft, word: str, to: str, dataset_info: Path | None) 
         if dataset_info
         else [place / given for place in (draft.cwd, near, *list(near.parents)[:_PARENTS])]
     )
-    path = next((draft.cwd / place for place in places if (draft.cwd / place).is_file()), None)
+    path = next((draft.cwd / place for place in places if _is_file(draft.cwd / place)), None)
     if path is None:
         draft.problem(word, f"there is no {draft.cwd / places[0]}", "name it by `--dataset-info PATH`")
         return []
