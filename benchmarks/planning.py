@@ -60,7 +60,12 @@ class Case:
 CASES = (
     Case("qwen3, LoRA", "qwen3", WIDE | {"head_dim": 64}),
     Case("qwen3, LoRA, large vocabulary", "qwen3", WIDE | {"head_dim": 64, "vocab_size": 151_936}),
-    Case("qwen3, LoRA, rows of 512", "qwen3", WIDE | {"head_dim": 64}, {"train": {"token_budget": 512}}),
+    Case(
+        "qwen3, LoRA, rows of 512",
+        "qwen3",
+        WIDE | {"head_dim": 64},
+        {"train": {"token_budget": 512}, "data": {"max_length": 512}},
+    ),
     Case("qwen3, LoRA, checkpointing", "qwen3", WIDE | {"head_dim": 64}, {"train": {"gradient_checkpointing": True}}),
     Case("qwen3, all weights", "qwen3", WIDE | {"head_dim": 64}, {"adapter": "full"}),
     Case(
@@ -176,6 +181,7 @@ def _recipe(case: Case, model: Path, rows: Path, work: Path) -> dict[str, Any]:
             "split": {"train": 1.0, "validation": 0.0, "test": 0.0},
             "max_length": 1024,
             "cache_dir": str(work / "cache"),
+            **own.pop("data", {}),
         },
         **own,
         "train": {

@@ -10,7 +10,7 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +23,10 @@ from tunedock.launch.supervise import supervise
 from tunedock.launch.watch import OnEvent, watch
 from tunedock.plan.cards import Target
 from tunedock.plan.machine.check import Check
+from tunedock.plan.memory import Number, numbers
 from tunedock.plan.outlook import Outlook, Rows, Spread, outlook
 from tunedock.plan.shapes import find_shape
+from tunedock.plan.speed import Speeds
 from tunedock.plan.steps import split_sizes
 from tunedock.recipe import paths
 from tunedock.recipe.conversion import Order
@@ -205,10 +207,14 @@ def plan(
     target: Target,
     spread: Spread,
     rows: int | None = None,
+    calibrate: bool = False,
     on_event: OnEvent = ignore,
     launcher: Launcher | None = None,
 ) -> Outlook:
-    """What a run by the recipe will take on `target`. `rows`: of the data, before the split; they are counted by default."""
+    """What a run by the recipe will take on `target`.
+
+    `rows`: of the data, before the split; they are counted by default. `calibrate`: measures this machine's speed anew.
+    """
     resolved = resolve_recipe(files, overrides)
     recipe = resolved.recipe
     shape = find_shape(recipe.model)
@@ -221,7 +227,24 @@ def plan(
         counted = None  # nobody knows before the end
     else:
         counted = Rows(**_run(JobSpec("data-count", None, {"recipe": _plain(recipe)}), on_event, launcher))
+    if target.here and (calibrate or (counted is not None and counted.mean_tokens is not None)):
+        target = _measured(target, numbers(recipe, bf16=target.bf16)[1], calibrate, on_event, launcher)
     return outlook(recipe, shape, target, rows=counted, spread=spread, batch_size=batch_size)
+
+
+def _measured(target: Target, compute: Number, anew: bool, on_event: OnEvent, launcher: Launcher | None) -> Target:
+    """With the speed this machine has; where it cannot be measured (there is no torch), the maker's stays."""
+    speeds, kind = Speeds(), f"{target.kind}, {compute}"
+    speed = None if anew else speeds.get(kind)
+    if speed is None:
+        try:
+            speed = float(_run(JobSpec("calibrate", None, {"compute": compute}), on_event, launcher)["teraflops"])
+        except InterruptedRun:
+            raise
+        except TunedockError:
+            return target
+        speeds.put(kind, speed)
+    return replace(target, teraflops=speed, measured=True)
 
 
 def doctor(*, on_event: OnEvent = ignore, launcher: Launcher | None = None) -> list[Check]:

@@ -134,6 +134,12 @@ def _data_count(call: Call) -> None:
     call.emit.result(count(call.recipe(), call.emit))
 
 
+def _calibrate(call: Call) -> None:
+    from tunedock.train.estimate import calibrate
+
+    call.emit.result(calibrate(str(call.request["compute"])))
+
+
 def _doctor(call: Call) -> None:
     from tunedock.train.doctor import examine
 
@@ -149,6 +155,7 @@ STAGES: dict[str, Callable[[Call], None]] = {
     "data-check": _data_check,
     "data-show": _data_show,
     "data-convert": _data_convert,
+    "calibrate": _calibrate,
     "doctor": _doctor,
 }
 

@@ -45,6 +45,23 @@ def test_what_does_not_fit_ends_with_seven_and_says_what_would(tunedock, real):
     assert "does not fit" in out and "adapter=lora" in out and "a third more time" in out
 
 
+def test_this_machine_is_measured_once(tunedock, real, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = tmp_path / "tunedock" / "speeds.json"
+    here = ("plan", str(real), "model=Qwen/Qwen3-0.6B", "--json")
+    target = json.loads(tunedock(*here)[1])["target"]
+    assert target["here"] and target["measured"] and target["teraflops"] > 0
+    kept = json.loads(file.read_text())
+    (key,) = kept
+    assert list(kept.values()) == [target["teraflops"]]
+    file.write_text(json.dumps({key: 1000.0}))
+    found = json.loads(tunedock(*here)[1])
+    assert found["target"]["teraflops"] == 1000.0
+    assert "by this machine's own speed" in tunedock(*here[:-1])[1]
+    assert json.loads(tunedock(*here, "--calibrate")[1])["target"]["teraflops"] != 1000.0
+    assert tunedock("plan", str(real), "--gpu", "l20", "--calibrate")[0] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -30,7 +30,7 @@ def whole(kind: str) -> tuple[float, dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def extensions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where DeepSpeed builds what it needs. In the user's own folder a build that was killed leaves a lock all later ones wait for."""
+    """Where DeepSpeed builds what it needs. In the user's folder a build that was killed leaves a lock all later ones wait for."""
     return tmp_path_factory.mktemp("extensions")
 
 

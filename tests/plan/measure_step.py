@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM
 
 from tunedock.data.sample import single
 from tunedock.model.adapter import attach, checkpoint_activations
-from tunedock.model.head import CHUNK_BYTES
 from tunedock.model.policy import Policy, Precision
 from tunedock.plan.memory import plan_memory
 from tunedock.recipe.schema import Adapter, Full, Lora
@@ -78,7 +77,7 @@ def measure(name: str) -> dict[str, int]:
         compute=compute,  # type: ignore[arg-type]
         gradient_checkpointing=checkpointing,
         longest_path=PATH,
-        chunk_bytes=min(CHUNK_BYTES, 4 * VOCABULARY * TOKENS),
+        most_tokens=TOKENS,
         fused=fused_parts(policy),
     )
     return {"measured": peak.size - before, "planned": plan.to_come_bytes + plan.bytes_per_token * TOKENS}

@@ -35,6 +35,9 @@ def plan(
             "--rows", metavar="N", help="Rows of data, before the split; counted by default.", show_default=False
         ),
     ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure this machine's speed again; it is kept from the first plan.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Tell steps, memory by part, and whether a run fits, on this machine or on a card you name.
@@ -52,6 +55,8 @@ def plan(
     from tunedock.plan.outlook import Spread
 
     _check(devices, zero, offload, rows)
+    if gpu and calibrate:
+        raise RecipeError("only this machine can be measured", where="--calibrate", hint="leave out `--gpu`")
     target = card(gpu, devices or 1) if gpu else this_machine(devices)
     if zero and target.devices == 1:
         raise RecipeError(
@@ -59,7 +64,12 @@ def plan(
         )
     with display() as tell:
         found = pipeline.plan(
-            *recipe_files(recipe), target=target, spread=Spread(zero, offload), rows=rows, on_event=tell
+            *recipe_files(recipe),
+            target=target,
+            spread=Spread(zero, offload),
+            rows=rows,
+            calibrate=calibrate,
+            on_event=tell,
         )
     if as_json:
         print_json({**asdict(found), "fits": found.fits})
@@ -132,7 +142,11 @@ def _steps(found: Outlook) -> Iterator[tuple[str, str]]:
     )
     yield "steps in all", f"{found.steps.total_steps:,} ({found.floor.total_steps:,})"
     if found.seconds is not None:
-        yield "time", f"about {_duration(found.seconds)}, by the data sheet"
+        yield "time", f"about {_duration(found.seconds)}, by {_source(found)}"
+
+
+def _source(found: Outlook) -> str:
+    return "this machine's own speed" if found.target.measured else "the card's data sheet"
 
 
 def _verdict(found: Outlook) -> str:

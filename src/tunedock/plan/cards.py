@@ -36,6 +36,10 @@ class Target:
     devices: int = 1
     teraflops: float | None = None
     """Of one device; None where nobody has measured it."""
+    here: bool = False
+    """This machine's, so that it can be measured."""
+    measured: bool = False
+    """Whether the teraflops are; else they are the maker's."""
 
 
 def card(name: str, devices: int) -> Target:
@@ -65,12 +69,11 @@ def this_machine(devices: int | None = None) -> Target:
         row = next((row for row in _table().values() if row["name"] == smallest.name), None)
         bf16 = float(smallest.capability or 0) >= BF16_SINCE
         speed = None if row is None else float(row["teraflops"])
-        return Target(smallest.name, "cuda", smallest.memory_bytes or 0, bf16, devices or len(found), speed)
+        return Target(smallest.name, "cuda", smallest.memory_bytes or 0, bf16, devices or len(found), speed, here=True)
     free = int(psutil.virtual_memory().available)
     allowed = control_group.free_bytes(control_group.groups())
-    return Target(
-        "this machine's CPU", "cpu", free if allowed is None else min(free, allowed), cpu_has_bf16(), devices or 1
-    )
+    room = free if allowed is None else min(free, allowed)
+    return Target("this machine's CPU", "cpu", room, cpu_has_bf16(), devices or 1, here=True)
 
 
 def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -86,6 +86,8 @@ class Decoder:
     """(experts, width of each) of every layer that has some."""
     expert_lora_names: tuple[tuple[str, ...], ...]
     gated: bool
+    gate_fused: bool
+    """The gate and what it closes are one linear layer."""
     norms: int
     """Norms of a layer over the hidden size."""
     qk_norm: bool
@@ -178,6 +180,7 @@ class _Reader:
             expert_layers=tuple(experts),
             expert_lora_names=family.experts.lora_names if family.experts else (),
             gated=family.mlp != "plain",
+            gate_fused=family.mlp == "gated_fused",
             norms=len(family.norms),
             qk_norm=family.qk_norm != "none",
             soft_capped=bool(self.config.get("attn_logit_softcapping")),

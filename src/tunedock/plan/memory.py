@@ -21,8 +21,8 @@ from tunedock.plan.decoder import Decoder, Linear, decoder
 from tunedock.recipe.schema import Adapter, Freeze, Lora, Recipe
 
 Number = Literal["float32", "bfloat16", "float16"]
-Part = Literal["lora", "norm", "gate"]
-"""What `model.fused` makes one operation of, which then keeps its inputs once and nothing in between."""
+Part = Literal["lora", "norm", "gate", "softmax"]
+"""What is one operation, which keeps its inputs once and nothing in between: those of `model.fused`, and the head's softmax."""
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -44,7 +44,8 @@ CHUNK_BYTES = 1 << 27
 """Logits the head holds at once; `model.head` says the same (a test compares them)."""
 
 CHUNK_COPIES = 4
-"""A chunk's logits in the compute type and in float32, their probabilities, and what becomes of them on the way back."""
+"""A chunk's logits in the compute type and in float32, their probabilities, and what becomes of them on the way back. Where the
+softmax is one operation it overwrites the only copy."""
 
 TRUST = 1.7
 """Measured and planned activations differ by at most this factor on the models of the tests."""
@@ -55,8 +56,12 @@ ALLOCATOR: Mapping[str, float] = {"cpu": 1.25, "cuda": 1.1}
 GATED_COPIES, PLAIN_COPIES, ROUTED_COPIES = 3, 4, 3
 """Tensors a feed-forward part keeps: gate, its activation and up; GELU's four; a routed token's on the way to its experts."""
 
-RUNTIME_BYTES: Mapping[str, int] = {"cpu": 700 << 20, "cuda": 600 << 20}
-"""What Python, torch and the other libraries take before there is a model; on CUDA the context on the card."""
+AFTER_ATTENTION = ("self_attn.o_proj", "self_attn.dense")
+"""Layers whose input is what attention gives."""
+
+RUNTIME_BYTES: Mapping[str, int] = {"cpu": 815 << 20, "cuda": 600 << 20}
+"""What Python, torch and the other libraries take before there is a model, and oneDNN's kernels for the sizes it meets; on CUDA the
+context on the card."""
 
 OPTIMIZER_BYTES: tuple[tuple[str, float], ...] = (
     (r"adalomo|lomo|sgd", 0),
@@ -111,14 +116,15 @@ def plan_memory(
     quantize: str = "none",
     gradient_checkpointing: bool | int = False,
     longest_path: int = 2048,
-    chunk_bytes: int = CHUNK_BYTES,
+    most_tokens: int | None = None,
     fused: Collection[Part] = (),
     device: str = "cpu",
 ) -> MemoryPlan:
     """The plan for a model's config.json under a recipe's adapter and optimizer.
 
     `quantize`: the recipe's; `gradient_checkpointing`: all layers, or how many; `longest_path` in tokens, for attention that
-    materialises its scores; `fused`: the parts of the model that are. Raises ModelError where the config says too little.
+    materialises its scores; `most_tokens`: of any row, which the head need not go beyond; `fused`: the parts that are. Raises
+    ModelError where the config says too little.
     """
     shape = decoder(config)
     w, c = NUMBER_BYTES[weights], NUMBER_BYTES[compute]
@@ -132,7 +138,7 @@ def plan_memory(
         "gradients": trained * MASTER_BYTES,
         "optimizer": math.ceil(trained * optimizer_bytes(optim, optim_args)),
         "compute copies": _copies(shape, in_base, first, w, c),
-        "head": chunk_bytes * CHUNK_COPIES,
+        "head": _head(shape, c, most_tokens, fused),
         "widened layer": _widened(shape, c) if quantize != "none" else 0,
     }
     kept, working = _activations(shape, adapter, w, c, longest_path, fused)
@@ -141,6 +147,13 @@ def plan_memory(
     largest = sum(kept[again:]) + again * shape.hidden * w + max(kept[:again], default=0)
     held = ALLOCATOR.get(device, ALLOCATOR["cpu"])
     return MemoryPlan(parts, math.ceil((largest + working) * held), shape.known)
+
+
+def _head(shape: Decoder, c: int, most_tokens: int | None, fused: Collection[Part]) -> int:
+    """Logits of a chunk of tokens, and what is made of them."""
+    number, copies = (c, 1) if "softmax" in fused else (MASTER_BYTES, CHUNK_COPIES)
+    chunk = CHUNK_BYTES if most_tokens is None else min(CHUNK_BYTES, number * shape.vocabulary * most_tokens)
+    return chunk * copies
 
 
 def _widened(shape: Decoder, c: int) -> int:
@@ -284,6 +297,7 @@ def _kept_inputs(shape: Decoder, adapter: Adapter, c: int, *, shared: bool) -> l
     `shared`: layers with one input keep it once; under autocast each keeps a cast copy of its own.
     """
     chosen = list(targets(shape, adapter)) if isinstance(adapter, Lora) else list(shape.linears)
+    rank = c * adapter.r if isinstance(adapter, Lora) else 0
     kept = [0] * shape.layers
     seen: set[tuple[int, str]] = set()
     for linear in chosen:
@@ -291,9 +305,12 @@ def _kept_inputs(shape: Decoder, adapter: Adapter, c: int, *, shared: bool) -> l
         if found is None:
             continue
         layer = int(found.group(1))
+        kept[layer] += rank
+        if linear.name.endswith(AFTER_ATTENTION):
+            continue  # what attention gives is kept by attention itself
         place = (layer, f"{found.group(2)} {linear.inputs}")
         if place in seen and shared:
             continue
         seen.add(place)
-        kept[layer] += c * linear.inputs + (MASTER_BYTES * adapter.r if isinstance(adapter, Lora) else 0)
+        kept[layer] += c * linear.inputs
     return kept

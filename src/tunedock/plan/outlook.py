@@ -12,9 +12,10 @@ from typing import Any
 
 from tunedock.plan.cards import Target
 from tunedock.plan.decoder import Decoder, decoder
-from tunedock.plan.memory import CHUNK_BYTES, NUMBER_BYTES, MemoryPlan, Part, numbers, plan_memory, trained_size
+from tunedock.plan.memory import MemoryPlan, Part, numbers, plan_memory, trained_size
 from tunedock.plan.rungs import HEADROOM, LADDER, MOST_TOKENS, at_most
 from tunedock.plan.shapes import Shape
+from tunedock.plan.speed import CHECKPOINTING, EFFICIENCY, operations
 from tunedock.plan.steps import StepPlan, floor_steps, plan_steps
 from tunedock.recipe.schema import Recipe
 
@@ -25,9 +26,6 @@ CARD_SHARE = 0.95
 
 GATHERED_LAYERS = 2
 """Under ZeRO-3: the layer at work and the next one, on its way."""
-
-EFFICIENCY: Mapping[str, float] = {"cpu": 0.35, "cuda": 0.4}
-"""Share of the peak that training reaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +149,6 @@ def outlook(
 
 def _plan(recipe: Recipe, shape: Shape, target: Target) -> MemoryPlan:
     weights, compute = numbers(recipe, bf16=target.bf16)
-    vocabulary = decoder(shape.config).vocabulary
     return plan_memory(
         shape.config,
         adapter=recipe.adapter,
@@ -162,17 +159,24 @@ def _plan(recipe: Recipe, shape: Shape, target: Target) -> MemoryPlan:
         quantize=recipe.quantize,
         gradient_checkpointing=recipe.train.gradient_checkpointing,
         longest_path=recipe.data.max_length,
-        chunk_bytes=min(CHUNK_BYTES, NUMBER_BYTES["float32"] * vocabulary * MOST_TOKENS[target.kind]),
-        fused=_fused(recipe, target),
+        most_tokens=MOST_TOKENS[target.kind],
+        fused=_fused(recipe, decoder(shape.config), target),
         device=target.kind,
     )
 
 
-def _fused(recipe: Recipe, target: Target) -> tuple[Part, ...]:
-    """What `model.fused` will make one operation of: on a CPU with a compiler; LoRA only on plain linear layers."""
-    if target.kind != "cpu" or recipe.train.torch_compile is True:
-        return ()
-    return ("lora", "norm", "gate") if recipe.quantize == "none" else ("norm", "gate")
+def _fused(recipe: Recipe, model: Decoder, target: Target) -> set[Part]:
+    """What will be one operation: on a CPU with a compiler; LoRA on plain linear layers, gates that are two of them."""
+    if target.kind != "cpu":
+        return set()
+    parts: set[Part] = {"norm", "gate", "lora", "softmax"}
+    if recipe.train.torch_compile is True:
+        parts = {"softmax"}
+    if recipe.adapter.kind != "lora" or recipe.quantize != "none":
+        parts.discard("lora")
+    if model.gate_fused:
+        parts.discard("gate")
+    return parts
 
 
 def _need(recipe: Recipe, shape: Shape, model: Decoder, target: Target, spread: Spread) -> Need:
@@ -210,11 +214,10 @@ def _seconds(recipe: Recipe, model: Decoder, target: Target, rows: Rows | None, 
         return None
     head = model.vocabulary * model.hidden
     body = sum(linear.size for linear in model.linears if linear.name != "lm_head")
-    each = 4 if recipe.adapter.kind == "lora" else 6
+    tokens = rows.mean_tokens * (CHECKPOINTING if recipe.train.gradient_checkpointing else 1.0)
     trained = rows.mean_trained if rows.mean_trained is not None else rows.mean_tokens
-    again = 1.33 if recipe.train.gradient_checkpointing else 1.0
-    operations = each * steps.examples_seen * (body * rows.mean_tokens * again + head * trained)
-    return operations / (target.teraflops * 1e12 * EFFICIENCY[target.kind] * target.devices)
+    each = operations(body, head, tokens, trained, full=recipe.adapter.kind != "lora")
+    return each * steps.examples_seen / (target.teraflops * 1e12 * EFFICIENCY[target.kind] * target.devices)
 
 
 def _ways(recipe: Recipe, shape: Shape, model: Decoder, target: Target, spread: Spread, longest: int) -> Iterator[Way]:

@@ -1,8 +1,5 @@
-"""How long training will take, before its first step: operations needed over what the device does in a tenth of a second.
-
-Operations a token: forward 2 and backward 4 a parameter when all weights are trained; with a frozen base the weights' own gradients
-(2 of the 4) fall away. The head counts for trained tokens only. Real steps reach a part of a plain product's speed, `EFFICIENCY`;
-the estimate is corrected as steps run.
+"""How long training will take, before its first step: operations needed (`plan.speed`) over what the device does in a tenth of a
+second. Real steps reach a part of a plain product's speed; the estimate is corrected as steps run.
 """
 
 from __future__ import annotations
@@ -13,9 +10,18 @@ import torch
 
 from tunedock.model.policy import Policy
 from tunedock.model.quantize import numbers_in
+from tunedock.plan.speed import EFFICIENCY, operations
 
-EFFICIENCY = 0.35
 SIDE = 1024
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def calibrate(compute: str) -> dict[str, float]:
+    """What this machine's first device does: teraflops of a product in the type a run would compute in, named as a recipe's plan
+    does (`plan.memory.Number`)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {"teraflops": product_speed(device, DTYPES[compute]) / 1e12}
 
 
 def product_speed(device: torch.device, dtype: torch.dtype) -> float:
@@ -38,9 +44,8 @@ def estimate_seconds(policy: Policy, tokens: int, trained_tokens: int, *, full: 
     total = sum(numbers_in(parameter) for parameter in policy.model.parameters())
     tied = policy.model.get_output_embeddings().weight is policy.model.get_input_embeddings().weight  # type: ignore[operator]
     body = total - embedding - (0 if tied else head)
-    a_weight = 6 if full else 4
-    operations = float(a_weight * (body * tokens + head * trained_tokens))
-    return operations / (product_speed(policy.device, policy.precision.compute) * EFFICIENCY)
+    speed = product_speed(policy.device, policy.precision.compute)
+    return operations(body, head, tokens, trained_tokens, full=full) / (speed * EFFICIENCY[policy.device.type])
 
 
 def _wait(device: torch.device) -> None:

@@ -10,7 +10,7 @@ import torch
 from tunedock.errors import ModelError
 from tunedock.events import Emitter
 from tunedock.model import adapter as adapters
-from tunedock.model.head import CHUNK_BYTES
+from tunedock.model.kernels import kernels
 from tunedock.model.policy import Policy
 from tunedock.plan.memory import PARTS, MemoryPlan, Number, Part, plan_memory, readable
 from tunedock.plan.rungs import MOST_TOKENS
@@ -61,8 +61,6 @@ def make_budget(run: Run, recipe: Recipe, policy: Policy, *, longest_path: int, 
 def _plan(recipe: Recipe, policy: Policy, longest_path: int, checkpointing: int, emit: Emitter) -> MemoryPlan | None:
     config: dict[str, Any] = policy.config.to_dict()
     device = policy.device.type
-    most = MOST_TOKENS.get(device, MOST_TOKENS["cpu"])
-    vocabulary = int(policy.config.get_text_config().vocab_size)
     try:
         return plan_memory(
             config,
@@ -74,7 +72,7 @@ def _plan(recipe: Recipe, policy: Policy, longest_path: int, checkpointing: int,
             quantize=recipe.quantize,
             gradient_checkpointing=checkpointing,
             longest_path=longest_path,
-            chunk_bytes=min(CHUNK_BYTES, 4 * vocabulary * most),
+            most_tokens=MOST_TOKENS.get(device, MOST_TOKENS["cpu"]),
             fused=fused_parts(policy),
             device=device,
         )
@@ -86,7 +84,11 @@ def _plan(recipe: Recipe, policy: Policy, longest_path: int, checkpointing: int,
 def fused_parts(policy: Policy) -> set[Part]:
     """The kinds of parts that are one operation each; Liger's kernels are norms and gates."""
     names = {entry.split()[-1] for entry in policy.fused}
-    return {part for part in PARTS if part in names or (part != "lora" and "liger" in names)}
+    if "liger" in names:
+        names |= {"norm", "gate"}
+    if policy.device.type == "cpu" and kernels() is not None:
+        names.add("softmax")
+    return {part for part in PARTS if part in names}
 
 
 def _number(dtype: torch.dtype) -> Number:
