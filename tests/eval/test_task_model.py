@@ -217,6 +217,12 @@ def test_a_continuation_the_model_cannot_take(place: Path) -> None:
         ask(model_of(place / "short"), "loglikelihood", ("Q:", ""))
 
 
+def test_a_context_of_white_space_alone_is_an_empty_one(place: Path) -> None:
+    """Its space is the continuation's. HFLM fails there; what is wrong would be to leave the first token out of the sum."""
+    blank, empty = ask(model_of(place / "long"), "loglikelihood", (" ", " wants"), ("", "  wants"))
+    assert blank == empty
+
+
 def test_learned_positions_are_never_left(tmp_path: Path) -> None:
     """GPT-2 has no place for a token more; an over-long text loses it at the left, and what fits is as HFLM has it."""
     words = tokenizer("qwen3")

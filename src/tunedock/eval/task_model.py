@@ -165,7 +165,9 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]
                 f"the continuation {name} has {len(continuation)} tokens, and the model takes {self.max_length}",
                 where="eval.tasks",
             )
-        tokens = (context + continuation)[-self.max_length - 1 :]
+        # A context of white space alone goes to the continuation and leaves nothing: as with an empty one, the first token is asked
+        # for after the token that texts begin with.
+        tokens = ((context or [self.prefix_token_id]) + continuation)[-self.max_length - 1 :]
         weights = np.zeros(len(tokens), np.float32)
         weights[len(tokens) - len(continuation) :] = 1.0
         return single(name, tokens, weights)
