@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from families import tokenizer
 from tunedock import pipeline
 from tunedock.events import Emitter
-from tunedock.plan.cards import card
-from tunedock.plan.outlook import WHOLE
+from tunedock.plan.cards import Target, card
+from tunedock.plan.outlook import Spread
 from tunedock.plan.shapes import find_shape
 from tunedock.recipe.load import load
 from tunedock.recipe.schema import Model
@@ -28,19 +28,21 @@ SMALL = {
 }  # fmt: skip
 
 
-def command(path: Path) -> tuple[str, str]:
-    """The file and the card its first line plans for."""
-    found = re.search(r"`tunedock plan (\S+) --gpu (\S+)`", path.read_text().splitlines()[0])
+def command(path: Path) -> tuple[str, Target, Spread]:
+    """What its first line plans: the file, its cards, and how the run is spread over them."""
+    plan = r"`tunedock plan (\S+) --gpu (\S+?)(?: --devices (\d+) --zero (\d))?`"
+    found = re.search(plan, path.read_text().splitlines()[0])
     assert found is not None
-    return found.group(1), found.group(2)
+    name, gpu, devices, zero = found.groups()
+    return name, card(gpu, int(devices or 1)), Spread(int(zero or 0))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_fits_the_card_it_names(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    name, gpu = command(path)
+    name, target, spread = command(path)
     assert name == path.name
-    found = pipeline.plan([path], target=card(gpu, 1), spread=WHOLE, rows=1000)
+    found = pipeline.plan([path], target=target, spread=spread, rows=1000)
     assert found.fits and found.known_family and found.shape_source == "the shapes of well-known models"
     assert found.steps is not None and found.steps.steps_per_epoch == 50
 

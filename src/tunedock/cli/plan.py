@@ -106,7 +106,8 @@ def _show(out: Console, found: Outlook) -> None:
     each = f"each of {target.devices} x {target.name}" if target.devices > 1 else target.name
     made = table(f"memory on {each}", "", numbers_from=1)
     for name, size in found.need.parts.items():
-        add_row(made, name, readable(size))
+        if size:
+            add_row(made, name, readable(size))
     row = found.row_tokens or found.longest
     add_row(made, f"activations of a row of {row:,} tokens", readable(found.need.bytes_per_token * row))
     add_row(made, "in all", Text(readable(found.need.at(row)), style="bold"))
