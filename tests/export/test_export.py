@@ -67,6 +67,10 @@ def test_the_merged_files_are_the_runs_model(lora: tuple[Run, Recipe], tmp_path:
     card = (tmp_path / "out" / "README.md").read_text()
     assert "merged difference" in card and recipe.objective.kind in card
     assert not list(tmp_path.glob(".out*"))
+    # A server is often another user: who may read the config may read the weights.
+    modes = {file.name: file.stat().st_mode for folder in (tmp_path / "out", run.model) for file in folder.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+    assert modes["adapter_model.safetensors"] == modes["adapter_config.json"]
 
 
 def test_the_adapter_alone_gives_the_same_model_through_peft(lora: tuple[Run, Recipe], tmp_path: Path) -> None:

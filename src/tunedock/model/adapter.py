@@ -7,6 +7,7 @@ folder holds either an adapter (adapter_config.json) or whole weights (config.js
 from __future__ import annotations
 
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,13 @@ def checkpointable(model: nn.Module) -> list[nn.Module]:
 
 
 def save(model: nn.Module, folder: Path, *, max_shard_size: str = "5GB") -> None:
-    """Writes the adapter, or the whole weights, as safetensors."""
+    """Writes the adapter, or the whole weights, as safetensors, for whom the folder's other files are."""
     model.save_pretrained(folder, max_shard_size=max_shard_size)  # type: ignore[operator]
+    # safetensors writes for its owner alone: a server of another user could read the config and not the weights.
+    config = folder / ("adapter_config.json" if is_adapter(folder) else "config.json")
+    mode = stat.S_IMODE(config.stat().st_mode)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)
 
 
 def is_adapter(folder: Path) -> bool:
