@@ -153,3 +153,26 @@ def test_delete_refuses_a_run_at_work(tmp_path):
 def test_flatten_keeps_empty_sections():
     assert flatten({"a": {"b": 1, "c": []}, "d": [{"e": 2}]}) == {"a.b": 1, "a.c": [], "d.0.e": 2}
     assert flatten({}) == {}
+
+
+def test_a_folder_in_use_says_what_can_be_done_about_the_run_in_it(tmp_path):
+    def hint(name):
+        with pytest.raises(RunError, match="in use") as caught:
+            make(tmp_path, name)
+        return str(caught.value.hint)
+
+    make(tmp_path, "too early", status="failed")
+    assert f"tunedock runs delete 'too early' --runs-dir {tmp_path}`" in hint("too early")
+    assert "--resume" in hint("too early"), "what failed may have been the machine"
+    later = make(tmp_path, "later", status="failed")
+    (later.checkpoints / "index.json").write_text("{}")
+    assert "runs delete" not in hint("later")
+    make(tmp_path, "damaged").path.joinpath("run.json").write_text("{")
+    assert "--resume" in hint("damaged")
+
+
+def test_an_exported_model_is_no_run(tmp_path):
+    (tmp_path / "export.json").write_text("{}")
+    with pytest.raises(RunError, match="exported model") as caught:
+        find(str(tmp_path), tmp_path / "runs")
+    assert "the run it was made of" in str(caught.value.hint)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -115,12 +116,10 @@ class Run:
         Raises RunError when it is in use, for a run never writes into another's results; DiskError when it cannot be written.
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            is_run = (path / "run.json").is_file()
             raise RunError(
                 "the output directory is in use" if path.is_dir() else "the output directory is a file",
                 where=str(path),
-                hint="give another `train.output_dir`"
-                + (f", or go on with this run by `tunedock train --resume {path}`" if is_run else ""),
+                hint="give another `train.output_dir`" + _other_way(cls(path)),
             )
         run = cls(path)
         try:
@@ -224,3 +223,15 @@ class Run:
                 yield
             finally:
                 fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _other_way(run: Run) -> str:
+    """What else than another folder there is."""
+    if not (run.path / "run.json").is_file():
+        return ""
+    way = f", or go on with this run by `tunedock train --resume {shlex.quote(str(run.path))}`"
+    with suppress(RunError):
+        if run.state().status == "failed" and not (run.checkpoints / "index.json").is_file():
+            command = f"tunedock runs delete {shlex.quote(run.name)} --runs-dir {shlex.quote(str(run.path.parent))}"
+            way += f"; it failed before its first checkpoint, so `{command}` loses no training"
+    return way

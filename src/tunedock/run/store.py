@@ -106,8 +106,13 @@ def find(name: str, runs_dir: Path) -> Run:
             hint="give more of the name",
         )
     if name and Path(name).is_dir():
+        exported = (Path(name) / "export.json").is_file()
         raise RunError(
-            "this folder is no run: it has no run.json", where=name, hint="`tunedock runs list` lists the runs"
+            "this folder is an exported model, not a run" if exported else "this folder is no run: it has no run.json",
+            where=name,
+            hint="name the run it was made of; `tunedock runs list` lists the runs"
+            if exported
+            else "`tunedock runs list` lists the runs",
         )
     close = difflib.get_close_matches(name, names, n=1)
     hint = (
