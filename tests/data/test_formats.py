@@ -542,8 +542,9 @@ def test_detect_names_what_it_saw_and_the_way_out() -> None:
     assert "frage, antwort" in caught.value.message
     assert "columns:" in str(caught.value.hint)
     assert all(format in str(caught.value.hint) for format in FORMATS)
-    with pytest.raises(DataError, match="no row could be read"):
+    with pytest.raises(DataError, match="no row could be read") as caught:
         detect([])
+    assert "format:" not in str(caught.value.hint), "no format makes rows of nothing"
     with pytest.raises(DataError, match="is no format"):
         parse({}, "alpacca", {})
 

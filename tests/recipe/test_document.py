@@ -122,3 +122,11 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert error.where
         return
     assert isinstance(value, dict | list | str | int | float | bool | None)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet"])
+def test_data_in_the_place_of_a_recipe_are_called_so(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PAR1\xff\n")
+    with pytest.raises(RecipeError, match="file of data") as caught:
+        read(tmp_path / name)
+    assert f"data.train={tmp_path / name}" in str(caught.value.hint)

@@ -394,6 +394,12 @@ def test_what_is_no_mapping_of_plain_values_is_refused(tmp_path: Path, text: str
     assert "theirs.yaml" in str(caught.value.where)
 
 
+def test_a_recipe_is_not_imported_again(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="a recipe of tunedock already") as caught:
+        made(tmp_path, "model: a/b\nobjective: sft\ndata: {train: rows.jsonl}\n")
+    assert "tunedock recipe show" in str(caught.value.hint)
+
+
 def test_a_file_without_a_model(tmp_path: Path) -> None:
     assert "`model_name_or_path`: it is missing" in said(made(tmp_path, "dataset: identity\n"))
     (tmp_path / "data.yaml").write_text("x: {path: a/b, converter: alpaca}\n")

@@ -118,6 +118,8 @@ def test_every_word_of_a_llama_factory_recipe_is_answered(tmp_path: Path) -> Non
     unanswered = [line for line in error.message.splitlines() if "the keys of a recipe are" in line]
     assert not unanswered
     assert error.message.count("hint:") == error.message.count("recipe.yaml:")
+    assert "`tunedock recipe import" in str(error.hint), "the one way out of them all"
+    assert "tunedock recipe import" not in str(refused(tmp_path, "cutoff_len: 2\ntemplate: qwen\n").hint)
 
 
 @pytest.mark.parametrize(

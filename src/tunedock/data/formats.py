@@ -79,8 +79,14 @@ def detect(rows: Sequence[Mapping[str, Any]], source: Source | None = None) -> s
     count, format_ = max(known, default=(0, ""))
     if count * 2 > len(rows):
         return format_
+    if not rows:
+        raise DataError(
+            "the format cannot be told: no row could be read",
+            where=source.path if source else None,
+            hint="look into the file: there is no row in it, or none that is an object with columns",
+        )
     seen = list(dict.fromkeys(key for row in rows for key in row))
-    what = f"the columns are {', '.join(map(str, seen[:30]))}" if rows else "no row could be read"
+    what = f"the columns are {', '.join(map(str, seen[:30]))}"
     found = ", ".join(f"{name} {number}" for number, name in known)
     raise DataError(
         f"the format cannot be told: {what}" + (f"; rows that fit: {found}, of {len(rows)}" if found else ""),

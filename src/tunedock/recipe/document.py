@@ -21,6 +21,8 @@ MAX_BYTES = 1 << 20
 MAX_VALUES = 50_000
 """Values after aliases are expanded: a recipe has hundreds, an alias bomb billions."""
 MAX_DEPTH = 32
+DATA_SUFFIXES = {".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow"}
+"""Never a recipe's, which JSON could be."""
 
 Key = tuple[str | int, ...]
 """Where a value stands: `("data", "train", 0, "path")`; written `data.train.0.path`."""
@@ -70,6 +72,12 @@ def read(path: Path) -> Document:
         raise RecipeError(f"cannot read the file: {error.strerror}", where=str(path)) from None
     except ValueError as error:  # a null byte in the path
         raise RecipeError(f"cannot read the file: {error}", where=repr(str(path))) from None
+    if path.suffix in DATA_SUFFIXES:
+        raise RecipeError(
+            "this is a file of data, not a recipe",
+            where=str(path),
+            hint=f"name it to a recipe: `recipe.yaml data.train={path}`; `tunedock init` writes a recipe to begin with",
+        )
     if len(content) > MAX_BYTES:
         raise RecipeError(
             "the file is larger than 1 MiB", where=str(path), hint="a recipe is a page of YAML; is this the data?"

@@ -115,10 +115,14 @@ def import_llamafactory(
     `dataset_info`: the dataset_info.json, or its folder; by default it is looked for in the file's `dataset_dir`. `to`: where the
     recipe will stand, for its paths start from there; the working directory `cwd` by default, where LLaMA-Factory's own start.
 
-    Raises RecipeError for a file that is no mapping of plain values; all else that is wrong is in `problems`.
+    Raises RecipeError for a file that is no mapping of plain values, and for a recipe; all else that is wrong is in `problems`.
     """
     here = Path.cwd() if cwd is None else cwd
     document = read(file)
+    if _is_recipe(document.value):
+        raise RecipeError(
+            "this is a recipe of tunedock already", where=str(file), hint=f"look at it: `tunedock recipe show {file}`"
+        )
     version = _version(document.value)
     folder = Path(os.path.normpath(here / (to.parent if to else Path())))
     draft = Draft(version, file, folder, here, document)
@@ -151,6 +155,11 @@ def _ordered(value: Any, section: str) -> Any:
         name: _ordered(value[name], f"{section}.{name}")
         for name in [*known, *(name for name in value if name not in known)]
     }
+
+
+def _is_recipe(words: Mapping[str, Any]) -> bool:
+    """LLaMA-Factory has neither `data` nor `objective`, and of `model` alone its v1 could be meant."""
+    return set(words) <= set(Recipe.model_fields) and not {"data", "objective"}.isdisjoint(words)
 
 
 def _version(words: Mapping[str, Any]) -> str:

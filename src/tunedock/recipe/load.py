@@ -5,6 +5,7 @@ What spans sections is `recipe.rules`; what is left out is filled in by `recipe.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ from tunedock.recipe.explain import choices, explain
 from tunedock.recipe.merge import Merge, Origin
 from tunedock.recipe.problems import Problem, error_of
 from tunedock.recipe.schema import NOT_BUILT, SAID_ELSEWHERE, Recipe
+from tunedock.recipe.words import words
+
+FOREIGN_WORDS = 3
+"""So many words of LLaMA-Factory beside each other are its own file, not a slip in a recipe."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,12 @@ def load(files: Sequence[Path], overrides: Sequence[str] = ()) -> Loaded:
     if not files and not overrides:
         raise RecipeError("no recipe given", hint="name a recipe file: `tunedock train recipe.yaml`")
     merge = Merge()
+    foreign: Path | None = None
     for file in files:
-        merge.overlay(read(file), file)
+        document = read(file)
+        if foreign is None and _speaks_llamafactory(document.value):
+            foreign = file
+        merge.overlay(document, file)
     for text in overrides:
         merge.override(text)
     values = merge.result()
@@ -56,7 +65,8 @@ def load(files: Sequence[Path], overrides: Sequence[str] = ()) -> Loaded:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         found = explain(error, values, merge)
-        raise error_of(problems + [problem for problem in found if not _told(problem.key, refused)]) from None
+        untold = [problem for problem in found if not _told(problem.key, refused)]
+        raise error_of(problems + untold, hint=_import_hint(foreign)) from None
     if problems:
         raise error_of(problems)
     return Loaded(recipe, values, merge, tuple(merge.notes))
@@ -81,6 +91,18 @@ def _not_built(values: dict[str, Any], merge: Merge) -> Iterator[Problem]:
                 today = ", ".join(choices(key))
                 message = f"`{name}: {item}` is not built yet (today: {today})"
                 yield Problem(message, where, not_built=True, key=key)
+
+
+def _speaks_llamafactory(value: dict[str, Any]) -> bool:
+    known = [name for name in value if name not in Recipe.model_fields and name in words()]
+    return sum(words()[name][0].tool == "LLaMA-Factory" for name in known) >= FOREIGN_WORDS
+
+
+def _import_hint(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    to = "recipe.yaml" if file.name != "recipe.yaml" else "tunedock.yaml"
+    return f"this is a file of LLaMA-Factory; `tunedock recipe import {shlex.quote(str(file))} --to {to}` makes a recipe of it"
 
 
 def _told(key: Key, refused: Sequence[Key]) -> bool:

@@ -21,8 +21,11 @@ class Problem:
     """The key it is about, so that one fault is told once."""
 
 
-def error_of(problems: Sequence[Problem]) -> RecipeError:
-    """One error that says every problem. A NotBuiltError when tunedock would have to grow to mend one of them."""
+def error_of(problems: Sequence[Problem], hint: str | None = None) -> RecipeError:
+    """One error that says every problem. A NotBuiltError when tunedock would have to grow to mend one of them.
+
+    `hint`: a way out of all of them at once, where there are several.
+    """
     kind = NotBuiltError if any(problem.not_built for problem in problems) else RecipeError
     unique = list(dict.fromkeys(problems))
     if len(unique) == 1:
@@ -32,4 +35,4 @@ def error_of(problems: Sequence[Problem]) -> RecipeError:
         lines.append(f"  {problem.where}: {problem.message}" if problem.where else f"  {problem.message}")
         if problem.hint:
             lines.append(f"    hint: {problem.hint}")
-    return kind("\n".join(lines))
+    return kind("\n".join(lines), hint=hint)
