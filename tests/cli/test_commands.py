@@ -223,5 +223,5 @@ def test_delete_asks_and_without_a_terminal_wants_yes(two_runs, tunedock, monkey
 
 
 def test_no_runs_is_no_error(recipe, tunedock):
-    assert tunedock("runs", "list") == (0, "", "no runs in runs\n")
+    assert tunedock("runs", "list") == (0, "", "no runs in runs; `--runs-dir` looks elsewhere\n")
     assert tunedock("runs", "list", "--json")[1] == "[]\n"

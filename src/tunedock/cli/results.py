@@ -60,7 +60,8 @@ def show_trained(outcome: Outcome) -> None:
 
 
 def show_exported(outcome: Outcome) -> None:
-    _figures(console(), outcome.value)
+    files = outcome.value.get("files")
+    _figures(console(), {**outcome.value, **({"files": ", ".join(files)} if files else {})})
 
 
 def show_metrics(outcome: Outcome) -> None:
@@ -204,4 +205,6 @@ def _change(before: Any, after: Any) -> str:
     if not all(isinstance(figure, int | float) and not isinstance(figure, bool) for figure in (before, after)):
         return ""
     change = after - before
+    if not change:
+        return "0"
     return f"{change:+,}" if isinstance(change, int) else f"{change:+,.4f}"

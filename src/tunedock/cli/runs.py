@@ -19,7 +19,7 @@ def list_(runs_dir: RunsDir = RUNS_DIR, as_json: Json = False) -> None:
     """List the runs, newest first."""
     from tunedock.cli.results import add_row, number, table
     from tunedock.cli.show import console, duration
-    from tunedock.cli.text import print_json
+    from tunedock.cli.text import print_json, printable
     from tunedock.run.store import list_runs
 
     runs = list_runs(Path(runs_dir))
@@ -28,7 +28,7 @@ def list_(runs_dir: RunsDir = RUNS_DIR, as_json: Json = False) -> None:
         return
     out = console()
     if not runs:
-        print(f"no runs in {runs_dir}", file=sys.stderr)
+        print(f"no runs in {printable(runs_dir)}; `--runs-dir` looks elsewhere", file=sys.stderr)
         return
     made = table(
         "name",
