@@ -214,10 +214,14 @@ def test_a_source_that_breaks_leaves_nothing(tmp_path: Path) -> None:
         ("out.jsonl", {"spelling": "openai"}, "only `preference` and `labelled` have several"),
         ("out.jsonl", {"refused": "rows.jsonl"}, "--refused"),
         ("out.jsonl", {"refused": "out.jsonl"}, "one file"),
+        ("out.jsonl", {"refused": "folder.jsonl/../out.jsonl"}, "one file"),
+        ("out.jsonl", {"refused": "rows.jsonl", "force": True}, "a file that is read"),
     ],
 )
-def test_places_that_cannot_be_written_to(tmp_path: Path, out: str, options: dict[str, str], said: str) -> None:
+def test_places_that_cannot_be_written_to(tmp_path: Path, out: str, options: dict[str, Any], said: str) -> None:
     (tmp_path / "folder.jsonl").mkdir()
+    if "refused" in options:
+        options = {**options, "refused": str(tmp_path / options["refused"])}
     given = order(tmp_path, [TALK], "messages", out, **options)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     with pytest.raises(RecipeError) as caught:

@@ -29,7 +29,7 @@ from tunedock.data.conversation import (
     verdicts,
 )
 from tunedock.data.convert_account import Conversion
-from tunedock.data.files import FileType, file_type
+from tunedock.data.files import FileType, file_type, is_url
 from tunedock.data.formats_out import FORMATS, held, marked, say, schema, spellings
 from tunedock.data.records import read_records
 from tunedock.data.records_out import FLAT, KINDS, Write, beside, publish, rows_into
@@ -133,9 +133,25 @@ def _writable(out: Path, order: Order) -> FileType:
             raise RecipeError(f"there is no folder {path.parent}", where=f"{option} {path}", hint="make it first")
         if path.exists() and not order.force:
             raise _in_the_way(option, path)
-    if order.refused and Path(order.refused) == out:
-        raise RecipeError("`--out` and `--refused` are one file", where=f"--out {out}", hint="give two names")
+    if order.refused:
+        refused = Path(order.refused).resolve()
+        if refused == out.resolve():
+            raise RecipeError("`--out` and `--refused` are one file", where=f"--out {out}", hint="give two names")
+        if refused.is_file() and any(_holds(source.path, refused) for source in order.sources):
+            raise RecipeError(
+                "this is a file that is read, and a list of refused rows would take the place of its rows",
+                where=f"--refused {order.refused}",
+                hint="give a new name",
+            )
     return kind
+
+
+def _holds(source: str, file: Path) -> bool:
+    """Whether a source is a file, or the folder it lies in. `--out` may be one, for it has the rows; not what tells of them."""
+    if is_url(source):
+        return False
+    path = Path(source).resolve()
+    return file == path or (path.is_dir() and file.is_relative_to(path))
 
 
 def _spelling(order: Order, kind: FileType) -> str:
