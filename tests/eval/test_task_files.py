@@ -54,6 +54,7 @@ def test_the_tasks_of_the_tests_are_plain(tmp_path: Path) -> None:
         (PLAIN + "metric_list:\n  - metric: my/metric\n", 4, "no metric `my/metric`"),
         (PLAIN + "x: &x {metric: my/metric}\nmetric_list:\n  - *x\n", 3, "no metric `my/metric`"),
         ("task: mine\ndataset_path: pandas\n", 2, "reads pickles"),
+        (PLAIN + "use_prompt: ../prompts.yaml:mine\n", 3, "can name Python objects"),
     ],
 )
 def test_code_is_refused_by_line_and_allowed_by_name(tmp_path: Path, text: str, line: int, said: str) -> None:

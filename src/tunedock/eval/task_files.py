@@ -185,6 +185,8 @@ def _check(node: Any, path: Path, place: _Folder) -> None:
                 raise _code(f"lm-eval has no metric `{plain}`, and would fetch and run one of that name", path, value)
             if key == "dataset_path" and plain in _UNPICKLING:
                 raise _code(f"`dataset_path: {plain}` reads pickles, which can hold code", path, value)
+            if key == "use_prompt" and ".yaml" in str(plain):
+                raise _code("`use_prompt` reads a file by a YAML loader that can name Python objects", path, value)
 
 
 def _top(node: yaml.MappingNode) -> dict[str, Any]:
