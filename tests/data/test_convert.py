@@ -71,7 +71,7 @@ def test_rows_become_rows_of_another_format(tmp_path: Path) -> None:
     value = converted(order(tmp_path, [TALK, LONGER], "sharegpt"))
     assert value == {
         "to": "sharegpt", "out": str(tmp_path / "out.jsonl"), "read": 2, "written": 2, "refused": 0, "rows": 2, "reasons": {},
-        "refusals": [], "left_out": {}, "formats": {str(tmp_path / "rows.jsonl"): "messages"},
+        "refusals": [], "left_out": {}, "unread": {}, "formats": {str(tmp_path / "rows.jsonl"): "messages"},
     }  # fmt: skip
     assert [[turn["from"] for turn in row["conversations"]] for row in lines(tmp_path / "out.jsonl")] == [
         ["human", "gpt"],
@@ -228,6 +228,17 @@ def test_places_that_cannot_be_written_to(tmp_path: Path, out: str, options: dic
         convert(given, Emitter(None))
     assert said in str(caught.value)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_columns_that_no_format_reads_are_told(tmp_path: Path) -> None:
+    rows = [{**TALK, "id": 7, "from_where": None}, {**TALK, "id": 8, "score": 0.5}]
+    assert converted(order(tmp_path, rows, "sharegpt"))["unread"] == {"id": 2, "score": 1}
+
+
+def test_names_of_columns_are_bounded(tmp_path: Path) -> None:
+    rows = [{"text": "t", f"column {number}": 1} for number in range(80)]
+    value = converted(order(tmp_path, rows, "text"))
+    assert len(value["unread"]) == 51 and value["unread"]["..."] == 30
 
 
 def test_a_name_no_disk_takes(tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 EXAMPLES = 3
 """Dropped rows named per reason; the report has them all."""
 
+SHOWN = 8
+"""Columns named in a line."""
+
 BAR_WIDTH = 40
 MODELS = ("base", "tuned")
 
@@ -147,6 +150,10 @@ def show_conversion(value: Mapping[str, Any]) -> None:
         add_row(made, f"without {part}", number(count))
     out.print(made)
     _show_reasons(out, "refused because", value.get("reasons") or {}, value.get("refusals") or [])
+    if unread := value.get("unread"):
+        named = ", ".join(f"{one_line(name, 40)} ({number(count)})" for name, count in list(unread.items())[:SHOWN])
+        more = f" and {len(unread) - SHOWN} more" if len(unread) > SHOWN else ""
+        out.print(Text(f"not written, for no format has such a column (rows): {named}{more}"))
     for path, kind in (value.get("formats") or {}).items():
         out.print(Text(f"format of {one_line(path)}: {one_line(kind)}"))
     if value.get("out"):

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from tunedock.data import formats
+from tunedock.data.columns import OPTIONAL, REQUIRED
 from tunedock.data.conversation import (
     Conversation,
     Document,
@@ -186,6 +187,7 @@ def _examples(order: Order, done: Conversion, emit: Emitter) -> Iterator[tuple[s
         format_, rows = open_source(source, hub=order.hub, offline=order.offline)
         done.formats[source.path] = format_
         _refuse_other_kind(source, format_, order.to)
+        read = {*REQUIRED, *OPTIONAL, *source.columns.values()}
         for row in rows:
             done.read += 1
             if done.read % TOLD_EVERY == 0:
@@ -197,6 +199,7 @@ def _examples(order: Order, done: Conversion, emit: Emitter) -> Iterator[tuple[s
             except RowRefused as refused:
                 yield row.row_id, refused
                 continue
+            done.leave(name for name, value in row.value.items() if name not in read and value is not None)
             yield row.row_id, _meant(example, order, done)
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from tunedock.data.account import EXAMPLES_KEPT
 from tunedock.data.conversation import RowRefused
 from tunedock.errors import DataError
+
+MOST_UNREAD = 50
+"""Columns told by name; a file whose rows all have names of their own takes no more."""
 
 
 @dataclass(slots=True)
@@ -27,6 +31,8 @@ class Conversion:
     """[row id, reason, detail] of the first of each reason."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Rows that lost something by `without`."""
+    unread: Counter[str] = field(default_factory=Counter)
+    """Columns that no format reads (an id, where a row came from) -> rows that have them; what is there is not written."""
     formats: dict[str, str] = field(default_factory=dict)
     """Source path -> its format."""
 
@@ -39,6 +45,10 @@ class Conversion:
         if self.reasons[why.reason] <= EXAMPLES_KEPT:
             self.refusals.append([row_id, why.reason, why.detail])
 
+    def leave(self, columns: Iterable[str]) -> None:
+        for name in columns:
+            self.unread[name if name in self.unread or len(self.unread) < MOST_UNREAD else "..."] += 1
+
     def to_json(self) -> dict[str, Any]:
         return {
             "to": self.to,
@@ -50,6 +60,7 @@ class Conversion:
             "reasons": dict(self.reasons.most_common()),
             "refusals": self.refusals,
             "left_out": dict(self.left_out),
+            "unread": dict(self.unread.most_common()),
             "formats": self.formats,
         }
 
