@@ -19,6 +19,14 @@ def test_version_and_help(tunedock):
         assert f"\n  {command} " in out
 
 
+@pytest.mark.parametrize("group", [[], ["data"], ["recipe"], ["runs"]], ids=lambda group: " ".join(group) or "all")
+def test_the_list_of_commands_cuts_no_line(tunedock, group, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = tunedock(*group, "--help")
+    assert code == 0
+    assert [line for line in out.partition("Commands:")[2].splitlines() if line.endswith("...")] == []
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -76,3 +76,8 @@ def test_bad_input_is_named(tunedock, real, monkeypatch, tmp_path, arguments, sa
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     code, out, err = tunedock("plan", str(real), *arguments)
     assert code in (2, 4) and said in err and "Traceback" not in err and not out
+
+
+def test_an_empty_name_of_a_card_is_no_card(tunedock, real):
+    code, _, err = tunedock("plan", str(real), "--gpu", "")
+    assert code == 2 and "no card in the table" in err and "4090" in err

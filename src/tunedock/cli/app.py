@@ -55,17 +55,18 @@ def root(
     """Fine-tune large language models from one recipe."""
 
 
-app.command("init")(init.init)
-app.command("doctor")(doctor.doctor)
-app.command("plan")(plan.plan)
+# The list of commands cuts a line at a terminal's 80 columns: where the first sentence is longer, a shorter one stands there.
+app.command("init", short_help="Start a project: a recipe that trains, and sample data.")(init.init)
+app.command("doctor", short_help="Check this machine, and say what is missing.")(doctor.doctor)
+app.command("plan", short_help="Tell steps, memory and time before a run starts.")(plan.plan)
 app.command("train")(stages.train)
-app.command("eval")(stages.evaluate)
+app.command("eval", short_help="Measure a run's model beside its base.")(stages.evaluate)
 app.command("chat")(chat.chat)
-app.command("export")(stages.export)
-app.add_typer(data.app, name="data")
-app.add_typer(recipe.app, name="recipe")
+app.command("export", short_help="Write a run's model to a folder, checked.")(stages.export)
+app.add_typer(data.app, name="data", short_help="Look at the data as training sees it, or convert it.")
+app.add_typer(recipe.app, name="recipe", short_help="Show a recipe in full, or make one.")
 app.add_typer(runs.app, name="runs")
-app.command("completion")(completion.completion)
+app.command("completion", short_help="Print a script for Tab in your shell.")(completion.completion)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

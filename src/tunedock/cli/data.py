@@ -18,7 +18,7 @@ app = group("Look at the data as training will see it, or write it in another fo
 app.command("convert")(convert)
 
 
-@app.command("check")
+@app.command("check", short_help="Account for every row: kept, dropped or cut, and why.")
 def check(
     recipe: Recipe,
     to: Annotated[
@@ -64,7 +64,7 @@ def check(
     print_json(document)
 
 
-@app.command("show")
+@app.command("show", short_help="Show one row: its messages, tokens, what is trained.")
 def show(
     recipe: Recipe,
     row: Annotated[

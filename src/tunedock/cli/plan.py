@@ -55,9 +55,9 @@ def plan(
     from tunedock.plan.outlook import Spread
 
     _check(devices, zero, offload, rows)
-    if gpu and calibrate:
+    if gpu is not None and calibrate:
         raise RecipeError("only this machine can be measured", where="--calibrate", hint="leave out `--gpu`")
-    target = card(gpu, devices or 1) if gpu else this_machine(devices)
+    target = this_machine(devices) if gpu is None else card(gpu, devices or 1)
     if zero and target.devices == 1:
         raise RecipeError(
             "ZeRO divides over several devices, and there is one", where="--zero", hint="add `--devices 2`"

@@ -37,7 +37,7 @@ def schema() -> None:
     print_json(json_schema())
 
 
-@app.command("import")
+@app.command("import", short_help="Make a recipe of a LLaMA-Factory file.")
 def import_(
     file: Annotated[
         str,

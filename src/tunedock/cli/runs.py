@@ -78,7 +78,7 @@ def show(run: RunName, runs_dir: RunsDir = RUNS_DIR, as_json: Json = False) -> N
     console().print(made)
 
 
-@app.command("compare")
+@app.command("compare", short_help="Show what differs between runs.")
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Two runs or more.", show_default=False)],
     runs_dir: RunsDir = RUNS_DIR,
