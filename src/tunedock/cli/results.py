@@ -55,7 +55,8 @@ def add_row(made: Table, *cells: Any) -> None:
 
 def show_trained(outcome: Outcome) -> None:
     out = console()
-    _figures(out, outcome.value)
+    # What was computed: fewer than the data's tokens where samples of a step begin alike.
+    _figures(out, {"tokens computed" if key == "tokens" else key: item for key, item in outcome.value.items()})
     name = (
         outcome.run.name if outcome.run.parent == Path.cwd() / RUNS_DIR else outcome.run
     )  # what the next command finds
