@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from tunedock.errors import ModelError
+from tunedock.errors import DependencyError, ModelError
 from tunedock.model.hub import Located, locate
 from tunedock.model.policy import Precision
 from tunedock.plan.cards import cpu_has_bf16
@@ -94,9 +94,10 @@ def load_weights(
 ) -> nn.Module:
     """The causal language model of a folder, in eval mode. Safetensors only: other weight files can run code.
 
-    `quantization`: transformers' configuration of it, for weights that are to be held in fewer bits.
+    `quantization`: transformers' configuration of it, for weights that are to be held in fewer bits. A checkpoint that holds them
+    so itself is read by the library its config names; DependencyError where that is not installed.
     """
-    require_config(folder)
+    held = held_in(require_config(folder))
     if model.init != "random":
         _require_whole_weights(folder)
     try:
@@ -114,18 +115,27 @@ def load_weights(
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # told below, by name
                 output_loading_info=True,
-                **({} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}),
+                **({} if quantization is None else {"quantization_config": quantization}),
+                **({} if quantization is None and held is None else {"device_map": {"": device}}),
             )
             _require_all_loaded(folder, report)
     except (torch.OutOfMemoryError, ModelError):
         raise
     except Exception as error:  # policy: whatever the model's files make the library raise, they are at fault
+        if held is not None and isinstance(error, ImportError):
+            raise DependencyError(
+                f"the weights are held in {held}, and what reads them is not installed: {_first_line(error)}",
+                where=str(folder),
+                hint="install what it names, or take the model's own weights with `quantize: nf4`",
+            ) from error
         raise ModelError(
             f"the weights cannot be loaded: {_first_line(error)}",
             where=str(folder),
-            hint="the folder needs config.json and *.safetensors of a causal language model",
+            hint="the folder needs config.json and *.safetensors of a causal language model"
+            if held is None
+            else f"not every machine reads {held}; the model's own weights with `quantize: nf4` are read by all",
         ) from error
-    moved: nn.Module = made if quantization is not None else made.to(device)
+    moved: nn.Module = made if quantization is not None or held is not None else made.to(device)
     return moved.eval()
 
 
@@ -188,6 +198,13 @@ def _require_all_loaded(folder: Path, report: Mapping[str, Any]) -> None:
             where=str(folder),
             hint="is a *.safetensors file missing? is config.json the config of these weights, of a causal language model?",
         )
+
+
+def held_in(config: Mapping[str, Any]) -> str | None:
+    """How a checkpoint holds its weights in few bits, as its config.json says (`gptq`, `awq`, `bitsandbytes`); None where it holds
+    them whole."""
+    found = config.get("quantization_config")
+    return str(found.get("quant_method", "few bits")) if isinstance(found, Mapping) else None
 
 
 def require_config(folder: Path) -> Mapping[str, Any]:

@@ -126,7 +126,7 @@ def plan_memory(
     materialises its scores; `most_tokens`: of any row, which the head need not go beyond; `fused`: the parts that are. Raises
     ModelError where the config says too little.
     """
-    shape = decoder(config)
+    shape, quantize = decoder(config), held_as(config, quantize)
     w, c = NUMBER_BYTES[weights], NUMBER_BYTES[compute]
     trained = trained_size(shape, adapter)
     in_base = 0 if isinstance(adapter, Lora) else trained
@@ -170,6 +170,15 @@ def _narrowed(shape: Decoder, quantize: str, w: int) -> int:
     number, output = QUANTIZED_BYTES[quantize]
     linears = [linear for linear in shape.linears if linear.name != "lm_head"]
     return round(sum(linear.outputs * (linear.inputs * (w - number) - output) for linear in linears))
+
+
+def held_as(config: Mapping[str, Any], quantize: str) -> str:
+    """What the base's linear layers are held in: the recipe's `quantize`, or what a checkpoint of few bits comes nearest to."""
+    own = config.get("quantization_config")
+    if quantize != "none" or not isinstance(own, Mapping):
+        return quantize
+    eight = own.get("bits") == 8 or own.get("load_in_8bit") is True or own.get("quant_method") == "fp8"
+    return "int8" if eight else "nf4"
 
 
 def numbers(recipe: Recipe, *, bf16: bool) -> tuple[Number, Number]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tunedock.plan.cards import Target
 from tunedock.plan.decoder import Decoder, decoder
-from tunedock.plan.memory import MemoryPlan, Part, numbers, plan_memory, trained_size
+from tunedock.plan.memory import MemoryPlan, Part, held_as, numbers, plan_memory, trained_size
 from tunedock.plan.rungs import HEADROOM, LADDER, MOST_TOKENS, at_most
 from tunedock.plan.shapes import Shape
 from tunedock.plan.speed import CHECKPOINTING, EFFICIENCY, operations
@@ -160,21 +160,21 @@ def _plan(recipe: Recipe, shape: Shape, target: Target) -> MemoryPlan:
         gradient_checkpointing=recipe.train.gradient_checkpointing,
         longest_path=recipe.data.max_length,
         most_tokens=MOST_TOKENS[target.kind],
-        fused=_fused(recipe, decoder(shape.config), target),
+        fused=_fused(recipe, shape, target),
         device=target.kind,
     )
 
 
-def _fused(recipe: Recipe, model: Decoder, target: Target) -> set[Part]:
+def _fused(recipe: Recipe, shape: Shape, target: Target) -> set[Part]:
     """What will be one operation: on a CPU with a compiler; LoRA on plain linear layers, gates that are two of them."""
     if target.kind != "cpu":
         return set()
     parts: set[Part] = {"norm", "gate", "lora", "softmax"}
     if recipe.train.torch_compile is True:
         parts = {"softmax"}
-    if recipe.adapter.kind != "lora" or recipe.quantize != "none":
+    if recipe.adapter.kind != "lora" or held_as(shape.config, recipe.quantize) != "none":
         parts.discard("lora")
-    if model.gate_fused:
+    if decoder(shape.config).gate_fused:
         parts.discard("gate")
     return parts
 
