@@ -592,7 +592,8 @@ def test_evaluation_of_rows_that_are_not_there(workplace, tunedock, finished):
     )
     assert_refused(tunedock("eval", "finished", "train.seed=3"), 2, "`train.seed=3`", "`max_samples=50`")
     tunedock("train", "r.yaml", "train.output_dir=runs/testless", "data.split.test=0", "data.split.validation=0.1")
-    assert_refused(tunedock("eval", "testless"), 3, "data.split: the test split is empty", "set `data.split.test`")
+    answer = tunedock("eval", "testless")
+    assert_refused(answer, 3, "data.split: the test split is empty", "`--split validation`", "set `data.split.test`")
     assert not (workplace / "runs" / "testless" / "eval").exists()
 
 

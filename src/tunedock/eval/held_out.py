@@ -153,10 +153,12 @@ def _held_out(base: Base, recipe: Recipe, side: str, emit: Emitter) -> SampleSto
     name: Side = side
     store = prepared.side(name)
     if not len(store):
+        others = [other for other in ("validation", "test") if other != side and len(prepared.side(other))]
+        here = f"this run has `--split {others[0]}`; for the next, " if others else "for the next run, "
         raise DataError(
             f"the {side} split is empty",
             where="data.split",
-            hint=f"set `data.split.{side}` or give `data.{side}` files",
+            hint=f"{here}set `data.split.{side}` or give `data.{side}` files",
         )
     return store
 
