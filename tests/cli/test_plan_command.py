@@ -39,10 +39,19 @@ def test_rows_can_be_told_instead_of_counted(tunedock, real):
     assert "counting" not in err
 
 
+@pytest.mark.parametrize("name", ["RTX 4090", "NVIDIA GeForce RTX 4090", "rtx4090", "4090"])
+def test_a_card_is_known_as_people_write_it(tunedock, real, name):
+    code, out, _ = tunedock(
+        "plan", str(real), "quantize=nf4", "train.gradient_checkpointing=true", "--gpu", name, "--rows", "10", "--json"
+    )
+    assert code == 0 and json.loads(out)["target"]["name"] == "NVIDIA GeForce RTX 4090"
+
+
 def test_what_does_not_fit_ends_with_seven_and_says_what_would(tunedock, real):
     code, out, _ = tunedock("plan", str(real), "adapter=full", "--gpu", "3090", "--rows", "100")
     assert code == 7
     assert "does not fit" in out and "adapter=lora" in out and "a third more time" in out
+    assert "adapter=lora quantize=nf4" in " ".join(out.split()) and "time " not in out.split("memory on")[0]
 
 
 def test_this_machine_is_measured_once(tunedock, real, monkeypatch, tmp_path):

@@ -142,7 +142,7 @@ def _steps(found: Outlook) -> Iterator[tuple[str, str]]:
         f"{found.steps.steps_per_epoch:,} ({found.floor.steps_per_epoch:,} where a partial batch is left out)",
     )
     yield "steps in all", f"{found.steps.total_steps:,} ({found.floor.total_steps:,})"
-    if found.seconds is not None:
+    if found.seconds is not None and found.fits:
         yield "time", f"about {_duration(found.seconds)}, by {_source(found)}"
 
 
@@ -155,7 +155,8 @@ def _verdict(found: Outlook) -> str:
 
     room = readable(found.room_bytes)
     if found.row_tokens is not None:
-        return f"It fits: rows of up to {found.row_tokens:,} tokens, within the {room} that may be used."
+        rows = f"samples packed into rows of up to {found.row_tokens:,} tokens"
+        return f"It fits: {rows}, within the {room} that may be used."
     short = readable(found.need.at(found.longest) - found.room_bytes)
     return f"It does not fit: a sample of {found.longest:,} tokens needs {short} more than the {room} that may be used."
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -19,6 +20,9 @@ from tunedock.errors import RecipeError
 from tunedock.plan import control_group
 from tunedock.plan.machine.bounds import MIB
 from tunedock.plan.machine.cards import find
+
+MAKERS_WORDS = "nvidia|geforce|rtx|tesla"
+"""What people write in front of a card's number."""
 
 BF16_SINCE = 8.0
 """Compute capability of the first cards with bfloat16 products."""
@@ -44,13 +48,14 @@ class Target:
 
 def card(name: str, devices: int) -> Target:
     """A card by its short name. Raises RecipeError for one that is not in the table."""
-    row = _table().get(name.lower())
+    short = "-".join(re.sub(MAKERS_WORDS, " ", name.lower()).split())
+    row = _table().get(short)
     if row is None:
-        near = difflib.get_close_matches(name.lower(), _table(), n=1)
+        near = difflib.get_close_matches(short, _table(), n=1)
         raise RecipeError(
             f"`{name}` is no card in the table",
             where="--gpu",
-            hint=f"did you mean `{near[0]}`? " if near else f"known: {', '.join(_table())}",
+            hint=f"did you mean `{near[0]}`?" if near else f"known: {', '.join(_table())}",
         )
     return Target(
         str(row["name"]), "cuda", int(row["memory_mib"]) * MIB, bool(row["bf16"]), devices, float(row["teraflops"])

@@ -231,6 +231,10 @@ def _ways(recipe: Recipe, shape: Shape, model: Decoder, target: Target, spread: 
             yield Way(_said(keys), after, after <= _room(target), cost)
             if "adapter" not in keys and "data.max_length" not in keys:
                 together |= keys
+    if recipe.adapter.kind != "lora" and recipe.quantize == "none":
+        keys = {"adapter": "lora", "quantize": "nf4"}
+        after = _need(_with(recipe, keys), shape, model, target, spread).at(longest)
+        yield Way(_said(keys), after, after <= _room(target), "QLoRA: the base in four bits; needs bitsandbytes")
     for stage, offload, cost in _spreads(recipe, target, spread):
         after = _need(recipe, shape, model, target, Spread(stage, offload)).at(longest)
         if after < before:
