@@ -64,7 +64,7 @@ CASES = (
         "qwen3, LoRA, rows of 512",
         "qwen3",
         WIDE | {"head_dim": 64},
-        {"train": {"token_budget": 512}, "data": {"max_length": 512}},
+        {"train": {"token_budget": 512}, "data": {"max_length": 512, "over_length": "truncate"}},
     ),
     Case("qwen3, LoRA, checkpointing", "qwen3", WIDE | {"head_dim": 64}, {"train": {"gradient_checkpointing": True}}),
     Case("qwen3, all weights", "qwen3", WIDE | {"head_dim": 64}, {"adapter": "full"}),
