@@ -73,7 +73,9 @@ def test_it_trains_as_the_one_the_recipe_quantises(folder: Path, tmp_path: Path)
     assert "--format adapter" in str(raised.value.hint) and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("change", "said"), [("adapter=full", "do not train"), ("quantize=nf4", "already")])
+@pytest.mark.parametrize(
+    ("change", "said"), [("adapter=full", "do not train"), ("quantize=nf4", "not quantised again")]
+)
 def test_what_it_cannot_be_is_said(folder: Path, tmp_path: Path, change: str, said: str) -> None:
     with pytest.raises(ModelError, match=said) as raised:
         run(folder / "held", tmp_path / "run", change)

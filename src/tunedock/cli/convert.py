@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tunedock.cli.options import Json, recipe_files
-from tunedock.errors import DataError
 
 if TYPE_CHECKING:
-    from tunedock.events import Event
+    pass
 
 
 class Format(StrEnum):
@@ -115,7 +114,7 @@ def convert(
     """
     from tunedock import pipeline
     from tunedock.cli.results import show_conversion
-    from tunedock.cli.show import display
+    from tunedock.cli.show import judged
     from tunedock.cli.text import print_json
 
     settings = {"format": format_ and format_.value, "columns": _columns(columns or []), "num_samples": num_samples}
@@ -129,29 +128,17 @@ def convert(
         "train_on": train_on and train_on.value,
         "without": [part.value for part in without or []],
     }
-    found: list[dict[str, Any]] = []
-    failed: DataError | None = None
-    with display() as tell:
-
-        def collect(event: Event) -> None:
-            if event["kind"] == "result" and isinstance(event.get("value"), dict):
-                found.append(event["value"])
-            tell(event)
-
-        try:
-            pipeline.data_convert(
-                files, overrides, to=to.value, out=Path(out), settings=settings, options=options, on_event=collect
-            )
-        except DataError as error:
-            if not found:
-                raise
-            failed = error
+    value, failed = judged(
+        lambda tell: pipeline.data_convert(
+            files, overrides, to=to.value, out=Path(out), settings=settings, options=options, on_event=tell
+        )
+    )
     if as_json:  # one document, so that a program can parse it
-        print_json({**found[-1], **({"error": failed.to_json()} if failed else {})})
+        print_json({**value, **({"error": failed.to_json()} if failed else {})})
         if failed is not None:
             raise typer.Exit(failed.exit_code)
         return
-    show_conversion(found[-1])
+    show_conversion(value)
     if failed is not None:
         raise failed
 

@@ -9,10 +9,9 @@ import typer
 
 from tunedock.cli.convert import convert
 from tunedock.cli.options import Json, Recipe, group, recipe_files
-from tunedock.errors import DataError
 
 if TYPE_CHECKING:
-    from tunedock.events import Event
+    pass
 
 app = group("Look at the data as training will see it, or write it in another format.")
 app.command("convert")(convert)
@@ -32,25 +31,12 @@ def check(
     """
     from tunedock import pipeline
     from tunedock.cli.results import show_data_check
-    from tunedock.cli.show import display
+    from tunedock.cli.show import judged
     from tunedock.cli.text import print_json
 
-    found: list[dict[str, Any]] = []
-    failed: DataError | None = None
-    with display() as tell:
-
-        def collect(event: Event) -> None:
-            if event["kind"] == "result" and isinstance(event.get("value"), dict):
-                found.append(event["value"])
-            tell(event)
-
-        try:
-            pipeline.data_check(*recipe_files(recipe), to=Path(to) if to else None, on_event=collect)
-        except DataError as error:
-            if not found:
-                raise
-            failed = error
-    value = found[-1]
+    value, failed = judged(
+        lambda tell: pipeline.data_check(*recipe_files(recipe), to=Path(to) if to else None, on_event=tell)
+    )
     if not as_json:
         show_data_check(value)
         if failed is not None:

@@ -42,8 +42,8 @@ def plan(
 ) -> None:
     """Tell steps, memory by part, and whether a run fits, on this machine or on a card you name.
 
-    Loads no weights and fetches no model; the rows are counted unless --rows says how many there are. Ends with exit
-    code 7 when the run does not fit.
+    Loads no weights and fetches no model; the rows are counted unless --rows says how many there are, and the first plan
+    for this machine measures its speed. Ends with exit code 7 when the run does not fit.
     """
     from dataclasses import asdict
 

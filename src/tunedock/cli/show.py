@@ -15,7 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from tunedock.cli.text import one_line, printable
+from tunedock.errors import DataError
 from tunedock.events import Event
+from tunedock.launch.watch import OnEvent
 
 PLAIN_EVERY_S = 5.0
 """The least time between two plain lines of progress."""
@@ -53,6 +55,28 @@ def display() -> Iterator[Callable[[Event], None]]:
         return
     with _progress(target) as progress:
         yield LiveDisplay(target, progress)
+
+
+def judged(stage: Callable[[OnEvent], object]) -> tuple[dict[str, Any], DataError | None]:
+    """The account a stage tells as its result, and the error it then ends with where the account is a bad one.
+
+    Raises a DataError that comes before there is an account.
+    """
+    found: list[dict[str, Any]] = []
+    with display() as tell:
+
+        def collect(event: Event) -> None:
+            if event["kind"] == "result" and isinstance(event.get("value"), dict):
+                found.append(event["value"])
+            tell(event)
+
+        try:
+            stage(collect)
+        except DataError as error:
+            if not found:
+                raise
+            return found[-1], error
+    return found[-1], None
 
 
 def metrics_line(event: Event) -> str:

@@ -32,7 +32,7 @@ CHUNK_BYTES = 1 << 27
 
 GRANULE = 32
 """On a CPU places are filled up to a multiple of this. Each new number of them makes oneDNN write a kernel for each product, over a
-megabyte that it keeps in the middle of the heap: rows of many lengths took a third more memory than rows of few."""
+megabyte that it keeps in the middle of the heap."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,13 +90,6 @@ def trainable_policy(base: Base) -> Policy:
     precision = load.precision(recipe, device)
     if precision.compute == torch.float32:
         use_fast_float32(device)
-    held = load.held_in(load.require_config(base.located.folder))
-    if held is not None and recipe.adapter.kind != "lora":
-        raise ModelError(
-            f"the weights are held in {held}, and weights of few bits do not train",
-            where=str(base.located.folder),
-            hint="use `adapter: lora`, or take the model's own weights",
-        )
     model = _base_weights(base, precision, device, quantise=True)
     model = adapters.attach(model, recipe.adapter, seed=recipe.train.seed)
     if recipe.train.gradient_checkpointing:
@@ -126,16 +119,8 @@ def _base_weights(base: Base, precision: Precision, device: torch.device, *, qua
     recipe = base.recipe
     kind = recipe.quantize if quantise else "none"
     held = load.held_in(load.require_config(base.located.folder))
-    if held is not None and kind != "none":
-        raise ModelError(
-            f"the weights are held in {held} already", where=str(base.located.folder), hint="leave `quantize` out"
-        )
-    if held is not None and not quantise:
-        raise ModelError(
-            f"the weights are held in {held}, and there are no whole ones to merge into",
-            where=str(base.located.folder),
-            hint="`tunedock export --format adapter` writes the adapter, which fits the model's own weights too",
-        )
+    if held is not None:
+        _require_frozen_as_it_is(base, held, quantise=quantise)
     quantization = bits_and_bytes(kind, precision.compute) if kind in ("nf4", "int8") else None
     model = load.load_weights(
         base.located.folder,
@@ -150,3 +135,17 @@ def _base_weights(base: Base, precision: Precision, device: torch.device, *, qua
         model = model.to(device)
     keep_gradients(model)
     return model
+
+
+def _require_frozen_as_it_is(base: Base, held: str, *, quantise: bool) -> None:
+    """Raises ModelError for what a checkpoint whose weights are `held` in few bits cannot be."""
+    if base.recipe.adapter.kind != "lora":
+        why, hint = "weights of few bits do not train", "use `adapter: lora`, or take the model's own weights"
+    elif not quantise:
+        why = "there are no whole ones to merge into"
+        hint = "`tunedock export --format adapter` writes the adapter, which fits the model's own weights too"
+    elif base.recipe.quantize != "none":
+        why, hint = "are not quantised again", "leave `quantize` out"
+    else:
+        return
+    raise ModelError(f"the weights are held in {held}, and {why}", where=str(base.located.folder), hint=hint)

@@ -9,17 +9,17 @@ Operations a token: forward 2 and backward 4 a parameter when all weights are tr
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tunedock.errors import DiskError, RunError
 from tunedock.plan.machine.cards import find
-from tunedock.plan.machine.system import cores_here
+from tunedock.plan.machine.system import cores_here, processor_name
+from tunedock.run.record import read_json, write_json
 
 EFFICIENCY: Mapping[str, float] = {"cpu": 0.35, "cuda": 0.4}
 """Share of a plain product's speed that training reaches."""
@@ -48,16 +48,14 @@ class Speeds:
 
     def put(self, kind: str, teraflops: float) -> None:
         """Keeps a figure. A folder that cannot be written costs the next plan a moment, and nothing else."""
-        part = self._file.with_name(f"{self._file.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):
+        with suppress(OSError, DiskError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps({**self._read(), _key(kind): teraflops}, indent=1) + "\n", encoding="utf-8")
-            part.replace(self._file)
+            write_json(self._file, {**self._read(), _key(kind): teraflops})
 
     def _read(self) -> dict[str, Any]:
         try:
-            found = json.loads(self._file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = read_json(self._file)
+        except (OSError, RunError):
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -69,12 +67,4 @@ def _key(kind: str) -> str:
     except PackageNotFoundError:
         torch = "none"
     cards = ", ".join(card.name for card in find().cards)
-    return f"{kind}; {_processor()}, {cores_here()} cores; {cards or 'no card'}; torch {torch}"
-
-
-def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    with contextlib.suppress(OSError):
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return f"{kind}; {processor_name()}, {cores_here()} cores; {cards or 'no card'}; torch {torch}"

@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import torch
 
+from tunedock.plan.machine.system import processor_name
+
 PACKAGES = (
     "tunedock",
     "torch",
@@ -54,7 +56,7 @@ def hardware() -> dict[str, Any]:
     Memory in bytes; `driver` and `cuda` are null where there is none.
     """
     return {
-        "cpu": _cpu_model(),
+        "cpu": processor_name(),
         "cores": _cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
@@ -104,15 +106,6 @@ def _gpu(index: int) -> dict[str, Any]:
         "memory_bytes": properties.total_memory,
         "capability": f"{properties.major}.{properties.minor}",
     }
-
-
-def _cpu_model() -> str:
-    """The name people know (`AMD EPYC 9654`); the architecture where the system does not tell."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        found = None
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
 def _driver() -> str | None:

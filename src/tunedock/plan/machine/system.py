@@ -38,6 +38,16 @@ def cores_here() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def processor_name(proc: Path = PROC) -> str:
+    """The name people know (`AMD EPYC 9654`); the architecture where the system does not tell."""
+    try:
+        text = (proc / "cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
 def cores() -> Check:
     """The cores this process may run on, which can be fewer than the machine has."""
     here = cores_here()
