@@ -223,7 +223,8 @@ def _ours(job: Job) -> Measured:
     from tunedock.model.compiling import compile_layers
     from tunedock.model.policy import Policy, Precision
     from tunedock.model.quantize import quantised, to_fp8
-    from tunedock.recipe.schema import Full, Lora, Source, Train
+    from tunedock.recipe.adapters import Full, Lora
+    from tunedock.recipe.schema import Source, Train
     from tunedock.train.optimizer import make_updater
 
     tokenizer = AutoTokenizer.from_pretrained(models.ensure("tiny"))

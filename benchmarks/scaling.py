@@ -75,7 +75,7 @@ def measure(point: Point, seconds: float) -> Found:
     from tunedock.model.adapter import attach
     from tunedock.model.load import find_device, has_bf16
     from tunedock.model.policy import Policy, Precision
-    from tunedock.recipe.schema import Lora
+    from tunedock.recipe.adapters import Lora
 
     folder = models.ensure(point.model)
     device = find_device()

@@ -17,7 +17,7 @@ from tunedock.data.conversation import Conversation, Message
 from tunedock.data.layout import step_indices
 from tunedock.model.adapter import attach, save
 from tunedock.model.policy import Policy, Precision
-from tunedock.recipe.schema import Lora
+from tunedock.recipe.adapters import Lora
 
 HERE = Path(__file__).parent
 BATCH, STEPS, LEARNING_RATE, BUDGET_TOKENS, SEED = 16, 30, 3e-3, 1024, 42

@@ -23,7 +23,8 @@ from tunedock.events import Emitter
 from tunedock.model.adapter import attach, checkpoint_activations
 from tunedock.model.policy import Policy, Precision
 from tunedock.objective.likelihood import Sft
-from tunedock.recipe.schema import Adapter, Lora, Train
+from tunedock.recipe.adapters import Adapter, Lora
+from tunedock.recipe.schema import Train
 from tunedock.train.budget import Budget
 from tunedock.train.checkpoint import Checkpoints
 from tunedock.train.loop import Course, Loop

@@ -51,6 +51,8 @@ def test_every_weighted_token_is_chosen_once_behind_its_own_prefix(
         assert len(picks)
         for k in range(len(picks)):
             prefix = path_before(row, int(picks.line_N[k]), int(picks.position_N[k]))
+            assert row.input_ids_BT[picks.line_N[k], picks.own_N[k]] == picks.token_N[k]
+            assert row.position_ids_BT[picks.line_N[k], picks.own_N[k]] == len(prefix)
             chosen.append((int(picks.sample_N[k]), prefix, int(picks.token_N[k]), float(picks.weight_N[k])))
     expected = []
     for number, sample in enumerate(samples):

@@ -22,7 +22,7 @@ from tunedock.events import Emitter
 from tunedock.model.policy import Policy, Precision
 from tunedock.objective.evaluate import measure
 from tunedock.objective.registry import make
-from tunedock.recipe.schema import Sft
+from tunedock.recipe.objectives.likelihood import Sft
 
 
 def policy() -> Policy:

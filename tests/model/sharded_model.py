@@ -11,7 +11,7 @@ from families import tiny_model
 from tunedock.data.sample import Sample
 from tunedock.model.adapter import attach
 from tunedock.model.policy import Policy
-from tunedock.recipe.schema import Full, Lora
+from tunedock.recipe.adapters import Full, Lora
 
 
 def make(kind: str) -> Policy:

@@ -13,7 +13,7 @@ from families import tiny_model
 from tunedock.model import kernels as compiled_kernels
 from tunedock.model.adapter import attach
 from tunedock.model.fused import fuse
-from tunedock.recipe.schema import Lora
+from tunedock.recipe.adapters import Lora
 
 
 def adapted(family: str, dropout: float = 0.0) -> nn.Module:

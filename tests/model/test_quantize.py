@@ -15,7 +15,7 @@ from tunedock.errors import DependencyError
 from tunedock.model.adapter import attach, parameter_counts
 from tunedock.model.policy import Policy, Precision
 from tunedock.model.quantize import bits_and_bytes, quantised
-from tunedock.recipe.schema import Lora
+from tunedock.recipe.adapters import Lora
 
 BFLOAT16 = torch.bfloat16
 

@@ -17,7 +17,7 @@ from tunedock.data.sample import Sample, Segment
 from tunedock.model.adapter import attach
 from tunedock.model.policy import Policy, Precision
 from tunedock.model.reference import Reference, starts_at_zero
-from tunedock.recipe.schema import Adapter, Freeze, Full, Lora
+from tunedock.recipe.adapters import Adapter, Freeze, Full, Lora
 
 CPU = torch.device("cpu")
 FLOAT32 = Precision(torch.float32, torch.float32)

@@ -23,7 +23,7 @@ from tunedock.objective.base import StepLogprobs
 from tunedock.objective.dpo import Dpo
 from tunedock.objective.evaluate import measure, rows_of_split_samples, step_terms
 from tunedock.objective.likelihood import Sft
-from tunedock.recipe import schema
+from tunedock.recipe.objectives import likelihood, preference
 
 CPU = torch.device("cpu")
 FLOAT32 = Precision(torch.float32, torch.float32)
@@ -224,8 +224,8 @@ def test_measured_in_parts_and_whole() -> None:
 def test_the_recipe_makes_it() -> None:
     from tunedock.objective.registry import make
 
-    assert make(schema.Dpo(beta=0.4, label_smoothing=0.1)) == Dpo(beta=0.4, label_smoothing=0.1)
-    assert (make(schema.Sft()).name, make(schema.Pretrain()).name) == ("sft", "pretrain")
+    assert make(preference.Dpo(beta=0.4, label_smoothing=0.1)) == Dpo(beta=0.4, label_smoothing=0.1)
+    assert (make(likelihood.Sft()).name, make(likelihood.Pretrain()).name) == ("sft", "pretrain")
 
 
 def test_loss_and_gradients_are_those_of_trl(tmp_path: object) -> None:

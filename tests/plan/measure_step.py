@@ -20,7 +20,7 @@ from tunedock.data.sample import single
 from tunedock.model.adapter import attach, checkpoint_activations
 from tunedock.model.policy import Policy, Precision
 from tunedock.plan.memory import plan_memory
-from tunedock.recipe.schema import Adapter, Full, Lora
+from tunedock.recipe.adapters import Adapter, Full, Lora
 from tunedock.train.memory import HostMemory
 from tunedock.train.planning import fused_parts
 

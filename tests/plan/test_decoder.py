@@ -15,7 +15,7 @@ from tunedock.errors import ModelError
 from tunedock.model.adapter import attach
 from tunedock.plan.decoder import _families, decoder
 from tunedock.plan.memory import targets, trained_size
-from tunedock.recipe.schema import Adapter, Freeze, Full, Lora
+from tunedock.recipe.adapters import Adapter, Freeze, Full, Lora
 
 SMALL = {
     "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -18,7 +18,8 @@ from tunedock.model import head
 from tunedock.model.quantize import quantised
 from tunedock.plan.decoder import decoder
 from tunedock.plan.memory import CHUNK_BYTES, TRUST, MemoryPlan, optimizer_bytes, plan_memory, readable
-from tunedock.recipe.schema import Freeze, Full, Lora, Train
+from tunedock.recipe.adapters import Freeze, Full, Lora
+from tunedock.recipe.schema import Train
 from tunedock.train.optimizer import make_optimizer
 
 QWEN3_8B = {

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tunedock.errors import NotBuiltError, RecipeError
+from tunedock.recipe.adapters import Full, Lora
 from tunedock.recipe.load import load
-from tunedock.recipe.schema import NOT_BUILT, Full, Lora
+from tunedock.recipe.schema import NOT_BUILT
 
 HEAD = "model: Qwen/Qwen3-8B\ndata: {train: rows.jsonl}\n"
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from tunedock import __version__
 from tunedock.errors import RecipeError
+from tunedock.recipe.adapters import Lora
 from tunedock.recipe.load import load
 from tunedock.recipe.resolve import Resolved, json_schema, resolve
-from tunedock.recipe.schema import Lora, Recipe
+from tunedock.recipe.schema import Recipe
 
 NOW = datetime(2025, 1, 31, 9, 30)
 

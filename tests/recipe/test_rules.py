@@ -85,7 +85,7 @@ def recipe(changes: dict[str, Any]) -> Recipe:
 
 
 def test_every_rule_has_a_recipe_that_breaks_it() -> None:
-    assert [rule.name for rule in RULES] == list(BROKEN)
+    assert sorted(rule.name for rule in RULES) == sorted(BROKEN)
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -31,7 +31,7 @@ from tunedock.model.out_of_memory import is_out_of_memory
 from tunedock.model.policy import Policy
 from tunedock.plan.memory import MemoryPlan
 from tunedock.plan.rungs import LADDER
-from tunedock.recipe.schema import Lora
+from tunedock.recipe.adapters import Lora
 from tunedock.train.budget import Budget, Need, agree, least
 from tunedock.train.checkpoint import Checkpoints
 from tunedock.train.loop import Loop

@@ -26,7 +26,8 @@ from tunedock.model.adapter import attach
 from tunedock.model.policy import Policy, Precision
 from tunedock.model.reference import Reference
 from tunedock.objective.dpo import Dpo
-from tunedock.recipe.schema import Adapter, Freeze, Full, Lora, Recipe, Train
+from tunedock.recipe.adapters import Adapter, Freeze, Full, Lora
+from tunedock.recipe.schema import Recipe, Train
 from tunedock.run.record import Run
 from tunedock.run.stop import StopRequest
 from tunedock.train.budget import Budget

@@ -30,7 +30,7 @@ from tunedock.model.adapter import attach, checkpoint_activations, checkpointabl
 from tunedock.model.policy import Policy, Precision
 from tunedock.objective.evaluate import measure, step_terms
 from tunedock.objective.likelihood import Sft
-from tunedock.recipe.schema import Freeze, Full, Lora
+from tunedock.recipe.adapters import Freeze, Full, Lora
 
 FLOAT32 = Precision(torch.float32, torch.float32)
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from tunedock.events import Emitter
 from tunedock.export.stage import export
 from tunedock.model.quantize import bits_and_bytes
 from tunedock.plan.memory import plan_memory
-from tunedock.recipe.schema import Lora
+from tunedock.recipe.adapters import Lora
 from tunedock.run.record import Run
 from tunedock.run.stop import StopRequest
 from tunedock.train.stage import train

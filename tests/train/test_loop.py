@@ -11,7 +11,7 @@ import torch
 
 from tiny_loop import build, data, losses, weights
 from tunedock.errors import DivergedError, InterruptedRun, RecipeError
-from tunedock.recipe.schema import Adapter, Full, Lora
+from tunedock.recipe.adapters import Adapter, Full, Lora
 from tunedock.train.checkpoint import Checkpoints, random_states
 
 

@@ -23,6 +23,8 @@ class RowTensors:
     weight_N: Tensor
     sample_N: Tensor
     leaf_N: Tensor
+    place_N: Tensor
+    """Tokens before each chosen token on its path."""
     tree: Tree | None = None
     """How the one line's tokens hang together; it may end before the line does (`width`)."""
 
@@ -49,5 +51,6 @@ def to_device(row: Row, device: torch.device, *, width: int | None = None) -> Ro
         weight_N=move(chosen.weight_N, torch.float32),
         sample_N=move(chosen.sample_N, torch.int64),
         leaf_N=move(chosen.leaf_N, torch.int64),
+        place_N=move(row.position_ids_BT[chosen.line_N, chosen.position_N] + 1, torch.int64),
         tree=row.tree,
     )

@@ -13,7 +13,7 @@ Shapes: B lines of a row, T tokens of a line, S segments of a row, N chosen toke
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -45,6 +45,8 @@ class Chosen:
     sample_N: Ints
     """Index of the sample within the step."""
     leaf_N: Ints
+    own_N: Ints
+    """The token's own position in its line."""
 
     def __len__(self) -> int:
         return len(self.token_N)
@@ -151,16 +153,14 @@ def empty_row() -> Row:
     """One token that nothing is asked of."""
     one = np.zeros((1, 1), np.int64)
     nothing = np.zeros(0, np.int64)
-    chosen = Chosen(nothing, nothing, nothing, np.zeros(0, np.float32), nothing, nothing)
+    chosen = Chosen(nothing, nothing, nothing, np.zeros(0, np.float32), nothing, nothing, nothing)
     tree = Tree(np.zeros(1, np.int64), np.ones(1, np.int64), np.full(1, -1, np.int64))
     return Row(one, one, np.ones((1, 1), np.bool_), chosen, tree)
 
 
 def _renumbered(row: Row, members: Ints) -> Row:
     chosen = row.chosen
-    moved = Chosen(
-        chosen.line_N, chosen.position_N, chosen.token_N, chosen.weight_N, members[chosen.sample_N], chosen.leaf_N
-    )
+    moved = replace(chosen, sample_N=members[chosen.sample_N])
     return Row(row.input_ids_BT, row.position_ids_BT, row.mask_BT, moved, row.tree)
 
 
@@ -200,7 +200,7 @@ def _tree_row(nodes: Sequence[Node], row: Sequence[Part]) -> Row:
     positions: list[Ints] = []
     starts: list[int] = []
     parents: list[int] = []
-    chosen: list[tuple[Ints, Ints, Ints, NDArray[np.float32], Ints]] = []
+    chosen: list[tuple[Ints, Ints, Ints, NDArray[np.float32], Ints, Ints]] = []
     at = 0
     for part in row:
         place: dict[int, int] = {}  # node -> segment of this row
@@ -214,17 +214,16 @@ def _tree_row(nodes: Sequence[Node], row: Sequence[Part]) -> Row:
                 where = where[where + node.depth > 0]  # nothing predicts the first token
                 predecessor = np.where(where > 0, at + where - 1, before)
                 same = np.full(len(where), target.sample), np.full(len(where), target.leaf)
-                chosen.append(
-                    (predecessor, node.tokens_T[where].astype(np.int64), same[0], target.weights_T[where], same[1])
-                )
+                found = node.tokens_T[where].astype(np.int64), same[0], target.weights_T[where], same[1]
+                chosen.append((predecessor, *found, at + where))
             starts.append(at)
             parents.append(parent)
             tokens.append(node.tokens_T)
             positions.append(node.depth + np.arange(len(node.tokens_T)))
             at += len(node.tokens_T)
-    places = [np.concatenate(column) for column in zip(*chosen, strict=True)] if chosen else [np.zeros(0)] * 5
+    places = [np.concatenate(column) for column in zip(*chosen, strict=True)] if chosen else [np.zeros(0)] * 6
     order = np.argsort(places[0], kind="stable")
-    position_N, token_N, sample_N, weight_N, leaf_N = (column[order] for column in places)
+    position_N, token_N, sample_N, weight_N, leaf_N, own_N = [column[order] for column in places]
     start_S = np.asarray(starts, np.int64)
     return Row(
         input_ids_BT=np.concatenate(tokens).astype(np.int64)[None],
@@ -237,6 +236,7 @@ def _tree_row(nodes: Sequence[Node], row: Sequence[Part]) -> Row:
             weight_N=weight_N.astype(np.float32),
             sample_N=sample_N.astype(np.int64),
             leaf_N=leaf_N.astype(np.int64),
+            own_N=own_N.astype(np.int64),
         ),
         tree=Tree(start_S, np.append(start_S[1:], at), np.asarray(parents, np.int64)),
     )
@@ -279,5 +279,6 @@ def _padded_row(lines: list[Node], width: int) -> Row:
         weight_N=weights_BT[line_N, place_N],
         sample_N=np.asarray([line.targets[0].sample for line in lines], np.int64)[line_N],
         leaf_N=np.asarray([line.targets[0].leaf for line in lines], np.int64)[line_N],
+        own_N=place_N,
     )
     return Row(input_ids_BT, position_ids_BT.astype(np.int64), mask_BT, chosen)

@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tunedock.errors import ModelError
 from tunedock.model.quantize import numbers_in
-from tunedock.recipe.schema import Adapter, Freeze, Lora
+from tunedock.recipe.adapters import Adapter, Freeze, Lora
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 

@@ -34,6 +34,8 @@ class RowLogprobs:
     """Index of the sample within the step."""
     leaf_N: Tensor
     """Index of the leaf within the sample."""
+    place_N: Tensor
+    """Tokens before each on its path."""
 
 
 @dataclass(frozen=True, slots=True)

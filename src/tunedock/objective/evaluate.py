@@ -44,7 +44,7 @@ class Measured:
 
 def row_logprobs(policy: GivesLogprobs, row: Row) -> RowLogprobs:
     logprob_N, tensors = policy.logprobs(row)
-    return RowLogprobs(logprob_N, tensors.weight_N, tensors.sample_N, tensors.leaf_N)
+    return RowLogprobs(logprob_N, tensors.weight_N, tensors.sample_N, tensors.leaf_N, tensors.place_N)
 
 
 def step_terms(

@@ -5,14 +5,15 @@ from __future__ import annotations
 from tunedock.objective.base import Objective
 from tunedock.objective.dpo import Dpo
 from tunedock.objective.likelihood import Pretrain, Sft
-from tunedock.recipe import schema
+from tunedock.recipe.objectives import Objective as Section
+from tunedock.recipe.objectives import likelihood, preference
 
 
-def make(section: schema.Objective) -> Objective:
+def make(section: Section) -> Objective:
     match section:
-        case schema.Dpo():
+        case preference.Dpo():
             return Dpo(beta=section.beta, label_smoothing=section.label_smoothing)
-        case schema.Pretrain():
+        case likelihood.Pretrain():
             return Pretrain()
-        case schema.Sft():
+        case likelihood.Sft():
             return Sft()

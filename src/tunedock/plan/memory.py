@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from tunedock.plan.decoder import Decoder, Linear, decoder
-from tunedock.recipe.schema import Adapter, Freeze, Lora, Recipe
+from tunedock.recipe.adapters import Adapter, Freeze, Lora
+from tunedock.recipe.schema import Recipe
 
 Number = Literal["float32", "bfloat16", "float16"]
 Part = Literal["lora", "norm", "gate", "softmax"]

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from tunedock.recipe.schema import Fraction, Section, Source
+from tunedock.recipe.schema import Source
+from tunedock.recipe.section import Fraction, Section
 
 Format = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "labelled"]
 Spelling = Literal["trl", "openai", "llamafactory"]

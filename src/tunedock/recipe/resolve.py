@@ -34,8 +34,9 @@ from tunedock.recipe.write import commented_yaml
 DEFAULT = "default"
 BATCH_SIZE = 16
 LEARNING_RATES = {"lora": 1e-4, "full": 1e-5, "freeze": 1e-5}
-PREFERENCE_LEARNING_RATES = {"lora": 1e-5, "full": 1e-6, "freeze": 1e-6}
-"""A preference objective moves likelihoods of answers the model can give already: a tenth of what teaches new ones."""
+SMALL_STEPS = frozenset({"dpo", "orpo", "simpo", "kto", "ppo", "grpo", "rloo"})
+"""Objectives that move likelihoods of answers the model can give already: a tenth of what teaches new ones."""
+SMALL_LEARNING_RATES = {"lora": 1e-5, "full": 1e-6, "freeze": 1e-6}
 FRESH_LEARNING_RATE = 1e-3
 
 _NO_EFFECT: tuple[Key, ...] = (
@@ -194,8 +195,9 @@ def _learning_rate(values: dict[str, Any], kind: str) -> tuple[float, str]:
     """The default and what it follows from."""
     if values["model"]["init"] == "random":
         return FRESH_LEARNING_RATE, "model.init random"
-    if values["objective"]["kind"] == "dpo":
-        return PREFERENCE_LEARNING_RATES[kind], f"objective.kind dpo, adapter.kind {kind}"
+    objective = values["objective"]["kind"]
+    if objective in SMALL_STEPS:
+        return SMALL_LEARNING_RATES[kind], f"objective.kind {objective}, adapter.kind {kind}"
     return LEARNING_RATES[kind], f"adapter.kind {kind}"
 
 

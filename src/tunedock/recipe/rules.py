@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from tunedock.recipe.document import Key
 from tunedock.recipe.problems import Problem, error_of
-from tunedock.recipe.schema import Dpo, Freeze, Recipe, Source
+from tunedock.recipe.rule import Rule
+from tunedock.recipe.rules_adapters import ADAPTER_RULES
+from tunedock.recipe.rules_objectives import OBJECTIVE_RULES
+from tunedock.recipe.schema import Recipe, Source
 
 _SERVER = ("http://", "https://")
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    name: str
-    """Stable; tests and documentation refer to it."""
-    keys: tuple[str, ...]
-    """The keys it speaks about; the first is where the error points."""
-    broken: Callable[[Recipe], bool]
-    message: str
-    hint: str
 
 
 def _nothing_to_evaluate(recipe: Recipe) -> bool:
@@ -51,36 +42,8 @@ def _remote(path: str) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule(
-        name="freeze-names-nothing",
-        keys=("adapter.kind",),
-        broken=lambda r: (
-            isinstance(r.adapter, Freeze) and r.adapter.last_n_layers is None and not r.adapter.trainable_modules
-        ),
-        message="`adapter.kind: freeze` freezes everything, so nothing would train",
-        hint="say what trains: `adapter.last_n_layers: 2`, or `adapter.trainable_modules: [norm]`",
-    ),
-    Rule(
-        name="lora-on-random-weights",
-        keys=("adapter.kind", "model.init"),
-        broken=lambda r: r.adapter.kind == "lora" and r.model.init == "random",
-        message="a LoRA on random weights trains nothing useful",
-        hint="use `adapter: full`, or drop `model.init: random`",
-    ),
-    Rule(
-        name="freeze-on-random-weights",
-        keys=("adapter.kind", "model.init"),
-        broken=lambda r: r.adapter.kind == "freeze" and r.model.init == "random",
-        message="random weights that stay frozen learn nothing",
-        hint="use `adapter: full`, or drop `model.init: random`",
-    ),
-    Rule(
-        name="quantized-weights-do-not-train",
-        keys=("quantize", "adapter.kind"),
-        broken=lambda r: r.quantize != "none" and r.adapter.kind != "lora",
-        message="quantized weights stay as they are, and without a LoRA they are what would train",
-        hint="use `adapter: lora`, or `quantize: none`",
-    ),
+    *ADAPTER_RULES,
+    *OBJECTIVE_RULES,
     Rule(
         name="overrides-of-a-trained-config",
         keys=("model.config_overrides", "model.init"),
@@ -138,41 +101,6 @@ RULES: tuple[Rule, ...] = (
         broken=lambda r: r.train.max_steps == 0,
         message="`train.max_steps: 0` trains nothing",
         hint="leave it out to train by epochs",
-    ),
-    Rule(
-        name="pretrain-train-on",
-        keys=("data.train_on", "objective.kind"),
-        broken=lambda r: r.objective.kind == "pretrain" and r.data.train_on != "assistant",
-        message="`data.train_on` chooses turns of a conversation; `objective: pretrain` trains every token of its text",
-        hint="drop `data.train_on`, or use `objective: sft`",
-    ),
-    Rule(
-        name="pretrain-system",
-        keys=("data.system", "objective.kind"),
-        broken=lambda r: r.objective.kind == "pretrain" and r.data.system is not None,
-        message="plain text has no system prompt, so `objective: pretrain` cannot use `data.system`",
-        hint="drop `data.system`, or use `objective: sft`",
-    ),
-    Rule(
-        name="dpo-train-on",
-        keys=("data.train_on", "objective.kind"),
-        broken=lambda r: r.objective.kind == "dpo" and r.data.train_on != "assistant",
-        message="`data.train_on` chooses turns of a conversation; `objective: dpo` compares the two completions whole",
-        hint="drop `data.train_on`, or use `objective: sft`",
-    ),
-    Rule(
-        name="dpo-on-random-weights",
-        keys=("objective.kind", "model.init"),
-        broken=lambda r: r.objective.kind == "dpo" and r.model.init == "random",
-        message="`objective: dpo` moves a model that answers towards the better answers; random weights give none",
-        hint="train with `objective: sft` first and give its export as `model`, or drop `model.init: random`",
-    ),
-    Rule(
-        name="precompute-a-stream",
-        keys=("objective.precompute_ref_log_probs", "data.streaming"),
-        broken=lambda r: isinstance(r.objective, Dpo) and r.objective.precompute_ref_log_probs and r.data.streaming,
-        message="`objective.precompute_ref_log_probs` reads all rows before the first step, and a stream has no end",
-        hint="drop one of the two; what the reference said of a row is remembered either way",
     ),
     Rule(
         name="batch-sizes-differ",

@@ -9,37 +9,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,  # `r: true` is no rank, `"3"` no number: YAML has types, so nothing is guessed from text
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
-
-
-def _shorthand(key: str, accepts: Any) -> BeforeValidator:
-    """A bare string stands for `{key: string}`. `accepts` is what editors are told may stand here."""
-    return BeforeValidator(
-        lambda value: {key: value} if isinstance(value, str) else value, json_schema_input_type=str | accepts
-    )
+from tunedock.recipe.adapters import Adapter, Lora
+from tunedock.recipe.objectives import Objective
+from tunedock.recipe.objectives.likelihood import Sft
+from tunedock.recipe.section import Fraction, Section, Seed, shorthand
 
 
 class Model(Section):
@@ -55,80 +30,6 @@ class Model(Section):
     """A Jinja file to use instead of the tokenizer's own template."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for a model you trust."""
-
-
-class Sft(Section):
-    """Maximum likelihood on conversations."""
-
-    kind: Literal["sft"] = "sft"
-
-
-class Pretrain(Section):
-    """Maximum likelihood on documents."""
-
-    kind: Literal["pretrain"] = "pretrain"
-
-
-class Dpo(Section):
-    """Direct preference optimization: of two answers to a prompt, the chosen one is made likelier than the rejected one."""
-
-    kind: Literal["dpo"] = "dpo"
-    beta: PositiveFloat = 0.1
-    """How close to stay to the model training began with; larger is closer."""
-    loss_type: Literal["sigmoid"] = "sigmoid"
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
-    """Share of pairs taken to be labelled the wrong way round."""
-    precompute_ref_log_probs: bool = False
-    """Ask the reference about all rows before the first step, and keep no copy of it (whole weights, `freeze`)."""
-
-
-def _objective_kind(value: Any) -> Any:
-    """`dpo` is `{kind: dpo}`, and settings without a kind are sft's."""
-    if isinstance(value, str):
-        return {"kind": value}
-    return {"kind": "sft", **value} if isinstance(value, dict) else value
-
-
-Objective = Annotated[
-    Annotated[Sft | Pretrain | Dpo, Field(discriminator="kind")],
-    BeforeValidator(_objective_kind, json_schema_input_type=Literal["sft", "pretrain", "dpo"] | Sft | Pretrain | Dpo),
-]
-
-
-class Lora(Section):
-    kind: Literal["lora"] = "lora"
-    r: PositiveInt = 16
-    """Rank."""
-    alpha: PositiveFloat | None = None
-    """Scale numerator; twice the rank by default."""
-    dropout: Fraction = 0.0
-    target_modules: str | list[str] = "all-linear"
-    """Module names, or `all-linear` for every linear layer but the head."""
-
-
-class Full(Section):
-    kind: Literal["full"] = "full"
-
-
-class Freeze(Section):
-    kind: Literal["freeze"] = "freeze"
-    last_n_layers: PositiveInt | None = None
-    """Train the last n decoder layers."""
-    trainable_modules: list[str] = []
-    """Train parameters whose name contains one of these words (`norm`, `lm_head`)."""
-
-
-def _default_kind(value: Any) -> Any:
-    """`full` is `{kind: full}`, and `{r: 8}` is a LoRA."""
-    if isinstance(value, str):
-        return {"kind": value}
-    return {"kind": "lora", **value} if isinstance(value, dict) else value
-
-
-Adapter = Annotated[
-    Annotated[Lora | Full | Freeze, Field(discriminator="kind")],
-    BeforeValidator(_default_kind, json_schema_input_type=Literal["lora", "full", "freeze"] | Lora | Full | Freeze),
-]
 
 
 class Source(Section):
@@ -160,7 +61,7 @@ class Split(Section):
 
 
 Sources = Annotated[
-    list[Annotated[Source, _shorthand("path", Source)]],
+    list[Annotated[Source, shorthand("path", Source)]],
     BeforeValidator(
         lambda value: [value] if isinstance(value, str | dict) else value,
         json_schema_input_type=str | Source | list[str | Source],
@@ -303,7 +204,7 @@ class Launch(Section):
 class Recipe(Section):
     """One recipe decides a run."""
 
-    model: Annotated[Model, _shorthand("path", Model)]
+    model: Annotated[Model, shorthand("path", Model)]
     objective: Objective = Sft()
     adapter: Adapter = Lora()
     quantize: Literal["none", "nf4", "int8", "fp8"] = "none"

@@ -26,7 +26,8 @@ from tunedock.model.sharding import is_sharded
 from tunedock.objective.registry import make as make_objective
 from tunedock.plan.memory import optimizer_bytes, readable
 from tunedock.plan.steps import plan_steps
-from tunedock.recipe.schema import Dpo, Recipe
+from tunedock.recipe.objectives.preference import Dpo
+from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run, read_json, write_json
 from tunedock.run.stop import StopRequest
 from tunedock.train.budget import Budget
