@@ -43,6 +43,7 @@ def test_exit_codes_are_stable() -> None:
         8: ["DiskError"],
         9: ["DivergedError"],
         10: ["DependencyError"],
+        11: ["RewardError"],
         70: ["BugError"],
         130: ["InterruptedRun"],
     }

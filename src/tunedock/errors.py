@@ -12,6 +12,7 @@
     ├── DiskError        8   the disk is full or not writable
     ├── DivergedError    9   the loss is not a number
     ├── DependencyError 10   an optional package is missing
+    ├── RewardError     11   a reward function, a reward model or a judge gave no score for an answer
     ├── BugError        70   tunedock's own mistake; its traceback is in the log
     └── InterruptedRun 130   stopped by the user (Ctrl-C), its state saved
 
@@ -91,6 +92,10 @@ class DivergedError(TunedockError):
 
 class DependencyError(TunedockError):
     exit_code = 10
+
+
+class RewardError(TunedockError):
+    exit_code = 11
 
 
 class BugError(TunedockError):

@@ -12,7 +12,7 @@ from tunedock.recipe.document import Key, at, dotted
 from tunedock.recipe.merge import KINDS, Merge
 from tunedock.recipe.problems import Problem
 from tunedock.recipe.schema import Recipe
-from tunedock.recipe.words import hint_for, sections
+from tunedock.recipe.words import hint_for, section_name, sections
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -57,7 +57,7 @@ _MISSING = {
 def choices(key: Key) -> list[str]:
     """The values a key can have today, read from the JSON schema so that they cannot go stale."""
     if key[-1] == "kind":
-        return list(sections()[dotted(key[:-1])]["kind"])
+        return list(sections()[section_name(key[:-1])]["kind"])
     schema = Recipe.model_json_schema(mode="serialization")
     node: Any = schema
     for part in key:
@@ -88,8 +88,11 @@ def explain(error: ValidationError, values: dict[str, Any], merge: Merge) -> lis
 def _key(loc: tuple[int | str, ...], values: dict[str, Any]) -> Key:
     """The key an error is about: pydantic's path without the names of union members."""
     key: Key = ()
-    for index, part in enumerate(loc):
-        if index == 1 and key in KINDS and part in choices((*key, "kind")):
+    told: Key = ()  # the section whose kind was passed over: a key of its own may be called like one
+    for part in loc:
+        kinds = sections().get(section_name(key), {}).get("kind", ()) if key else ()
+        if part in kinds and key != told:
+            told = key
             continue
         above = at(values, key)
         if isinstance(above, dict) or (isinstance(above, list) and isinstance(part, int)):
@@ -105,7 +108,10 @@ def _problem(key: Key, items: list[Any], values: dict[str, Any], merge: Merge) -
         return Problem(f"`{name}` is missing", where, _MISSING.get(name), key=key)
     if kind == "extra_forbidden":
         section = at(values, key[:-1])
-        tag = str(section.get("kind", KINDS[key[:-1]] or "sft")) if key[:-1] in KINDS else None
+        if key[:-1] in KINDS:
+            tag: str | None = str(section.get("kind", KINDS[key[:-1]] or "sft"))
+        else:
+            tag = section.get("kind") if isinstance(section, dict) else None
         return Problem(f"`{name}` is not a key of a recipe", where, hint_for(key, tag), key=key)
     if kind == "union_tag_invalid":
         return _wrong_kind((*key, "kind"), values, where)

@@ -14,6 +14,7 @@ from typing import Any
 
 from tunedock.errors import RecipeError
 from tunedock.recipe.document import Document, Key, dotted, parse
+from tunedock.recipe.objectives.rewards import widened
 
 COMMAND_LINE = "command line"
 
@@ -113,6 +114,9 @@ class Merge:
             section = value if len(key) == 1 else data
             if isinstance(section, dict) and key[-1] in section:
                 section[key[-1]] = _widen_all(key, section[key[-1]])
+        objective = value.get("objective")
+        if isinstance(objective, dict) and isinstance(objective.get("rewards"), list):
+            objective["rewards"] = [widened(reward) for reward in objective["rewards"]]
         for key in _SECTIONS:
             section = value if len(key) == 1 else data
             if isinstance(section, dict) and key[-1] in section and section[key[-1]] is None:

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from tunedock import __version__
 from tunedock.errors import RecipeError
-from tunedock.recipe import paths, rules
+from tunedock.recipe import paths, rewards, rules
 from tunedock.recipe.described import expand
 from tunedock.recipe.document import Key, dotted
 from tunedock.recipe.load import Loaded
@@ -118,6 +118,7 @@ def resolve(loaded: Loaded, *, now: datetime | None = None, cwd: Path | None = N
     _fill_train(values, loaded, derived)
     rules.check(Recipe.model_validate(values), lambda key: _written(loaded, key))
     _fill_paths(values, loaded, here)
+    rewards.settle(values, loaded, derived)
     if values["train"]["output_dir"] is None:
         values["train"]["output_dir"] = str(here / "runs" / run_name(values, now or datetime.now()))
         derived["train.output_dir"] = "time, objective and model"
@@ -230,6 +231,7 @@ def _path_keys(values: dict[str, Any]) -> Iterator[tuple[Key, bool, bool]]:
     for side in ("train", "validation", "test"):
         for index in range(len(values["data"][side])):
             yield ("data", side, index, "path"), True, True
+    yield from rewards.path_keys(values)
     yield ("data", "cache_dir"), False, False
     yield ("eval", "tasks_path"), True, False
     yield ("train", "output_dir"), False, False
