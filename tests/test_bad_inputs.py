@@ -143,11 +143,7 @@ IN_THE_RECIPE = {
     ),
     "bad-yaml": (["broken.yaml"], 2, ["broken.yaml:2:1: not valid YAML", "expected ',' or '}'"]),
     "learning-rate-negative": (["train.learning_rate=-1"], 2, ["`train.learning_rate: -1` should be a number above 0"]),
-    "objective-not-built": (
-        ["objective=orpo"],
-        2,
-        ["`objective.kind: orpo` is not built yet (today: sft, pretrain, dpo)"],
-    ),
+    "not-built": (["launch.on=kubernetes"], 2, ["`launch.on: kubernetes` is not built yet (today: local)"]),
     "adapter-not-built": (
         ["adapter.kind=dora"],
         2,

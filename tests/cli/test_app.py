@@ -86,7 +86,7 @@ def test_usage_errors_end_with_2(tunedock, arguments):
         (["train", "r.yaml", "=3"], "`=3` is neither a recipe file nor key=value"),
         (["train", "r.yaml", "train.sede=3"], "sede"),
         (["train", "r.yaml", "train.seed=x"], "train.seed"),
-        (["train", "r.yaml", "objective=orpo"], "not built yet"),
+        (["train", "r.yaml", "launch.on=kubernetes"], "not built yet"),
         (["data", "show", "r.yaml", "--row", "x"], "`x` names no row"),
     ],
 )

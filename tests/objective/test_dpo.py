@@ -3,68 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
 
-from families import tiny_model, tokenizer
+from families import tiny_model
+from pair_steps import (
+    CPU,
+    FLOAT32,
+    LENGTHS,
+    Bigrams,
+    Fixed,
+    assert_same_gradients,
+    gradients,
+    moved,
+    run_step,
+)
 from pairs import pair, pairs, rewards
-from tunedock.data.batch import RowTensors, to_device
-from tunedock.data.layout import Kind, Row, lay_out
-from tunedock.data.sample import Sample, Segment
-from tunedock.model.policy import Policy, Precision
+from tunedock.data.layout import Kind, lay_out
+from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
 from tunedock.objective.base import StepLogprobs
 from tunedock.objective.dpo import Dpo
 from tunedock.objective.evaluate import measure, rows_of_split_samples, step_terms
 from tunedock.objective.likelihood import Sft
+from tunedock.objective.orpo import Orpo
+from tunedock.objective.simpo import Simpo
 from tunedock.recipe.objectives import likelihood, preference
-
-CPU = torch.device("cpu")
-FLOAT32 = Precision(torch.float32, torch.float32)
-
-
-def moved(model: nn.Module, seed: int = 11) -> nn.Module:
-    """The model some way from where it began."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
-
-
-def gradients(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def run_step(
-    policy: Policy, reference: Reference, objective: Dpo, group: Sequence[Sample], rows: Sequence[Row]
-) -> tuple[float, dict[str, float]]:
-    """Loss and metrics of a step, its gradients left in the model."""
-    loss = 0.0
-    sums: dict[str, list[float]] = {}
-    for terms in step_terms(policy, objective, group, rows, reference):
-        share = terms.loss / objective.count(group)
-        share.backward()
-        loss += float(share.detach())
-        for name, (total, of) in terms.metrics.items():
-            metric = sums.setdefault(name, [0.0, 0.0])
-            metric[0] += float(total)
-            metric[1] += float(of)
-    assert all(of == len(group) for _, of in sums.values()), "each pair counts once"
-    return loss, {name: total / of for name, (total, of) in sums.items()}
-
-
-def assert_same_gradients(got: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 2e-5) -> None:
-    assert got.keys() == wanted.keys()
-    for name, gradient in wanted.items():
-        scale = float(gradient.abs().max()) + 1e-9
-        assert float((got[name] - gradient).abs().max()) / scale < tolerance, name
 
 
 @pytest.mark.parametrize("kind", ["tree", "packed", "padded"])
@@ -104,40 +72,6 @@ def test_a_policy_that_has_not_moved_loses_log_two() -> None:
     assert loss == pytest.approx(math.log(2), rel=1e-7)
     assert metrics["rewards/margins"] == metrics["rewards/accuracies"] == 0.0
     assert metrics["logps/chosen"] < 0
-
-
-class Bigrams(nn.Module):
-    """A real language model that looks one token back: small enough to be asked thousands of times."""
-
-    def __init__(self, vocabulary: int, seed: int) -> None:
-        super().__init__()
-        self.table_VV = nn.Parameter(torch.randn(vocabulary, vocabulary, generator=torch.Generator().manual_seed(seed)))
-        self.calls = 0
-
-    def logprobs(self, row: Row) -> tuple[Tensor, RowTensors]:
-        self.calls += 1
-        tensors = to_device(row, CPU)
-        before_N = tensors.input_ids_BT.flatten()[tensors.flat_N]
-        return torch.log_softmax(self.table_VV, -1)[before_N, tensors.token_N], tensors
-
-    def of(self, sample: Sample, leaf: int) -> Tensor:
-        tokens, weights = sample.path(sample.leaves()[leaf])
-        ids = torch.as_tensor(tokens, dtype=torch.int64)
-        found = torch.log_softmax(self.table_VV, -1)[ids[:-1], ids[1:]].double()
-        return (torch.as_tensor(weights[1:]) * found).sum()
-
-
-class Fixed:
-    """A reference whose figures are given."""
-
-    def __init__(self, leaves_S2: Tensor) -> None:
-        self._leaves_S2 = leaves_S2
-
-    def leaf_logprobs(self, samples: Sequence[Sample], rows: Sequence[Row]) -> Tensor:
-        return self._leaves_S2
-
-
-LENGTHS = st.tuples(st.integers(0, 12), st.integers(1, 9), st.integers(1, 9))
 
 
 @settings(max_examples=60, deadline=None)
@@ -225,61 +159,7 @@ def test_the_recipe_makes_it() -> None:
     from tunedock.objective.registry import make
 
     assert make(preference.Dpo(beta=0.4, label_smoothing=0.1)) == Dpo(beta=0.4, label_smoothing=0.1)
+    assert make(preference.Dpo(loss_type="ipo", sft_weight=2.0)) == Dpo(loss_type="ipo", sft_weight=2.0)
+    assert make(preference.Orpo(beta=0.3)) == Orpo(beta=0.3)
+    assert make(preference.Simpo(beta=3.0, simpo_gamma=0.2, sft_weight=1.0)) == Simpo(3.0, 0.2, 1.0)
     assert (make(likelihood.Sft()).name, make(likelihood.Pretrain()).name) == ("sft", "pretrain")
-
-
-def test_loss_and_gradients_are_those_of_trl(tmp_path: object) -> None:
-    """TRL's trainer makes the batch, the loss and the gradients; the same token ids go through here."""
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    tokens = tokenizer("qwen3")
-    rows = [
-        {
-            "prompt": [{"role": "user", "content": f"How many hours are in {n} days?"}],
-            "chosen": [{"role": "assistant", "content": f"There are {24 * n} hours in {n} days."}],
-            "rejected": [{"role": "assistant", "content": "I do not know." * (n % 2 + 1)}],
-        }
-        for n in range(2, 6)
-    ]
-    theirs = moved(tiny_model("qwen3"))
-    trainer = DPOTrainer(
-        model=theirs,
-        ref_model=tiny_model("qwen3"),
-        args=DPOConfig(
-            output_dir=str(tmp_path), per_device_train_batch_size=4, beta=0.25, use_cpu=True, bf16=False,
-            gradient_checkpointing=False, report_to="none", max_length=256,
-        ),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokens,
-    )  # fmt: skip
-    batch = next(iter(trainer.get_train_dataloader()))
-    theirs.train()
-    expected = trainer.compute_loss(theirs, batch)
-    expected.backward()
-
-    group = [_pair_of_batch(batch, n, n + 4) for n in range(4)]
-    model = tiny_model("qwen3").train()
-    policy = Policy(model, CPU, FLOAT32)
-    policy.probe()
-    reference = Reference.of(policy)
-    moved(model)
-    loss, metrics = run_step(policy, reference, Dpo(beta=0.25), group, policy.rows(group, 128))
-    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
-    assert_same_gradients(gradients(model), gradients(theirs))
-    logged = {name: values[-1] for name, values in trainer._metrics["train"].items()}
-    for name, value in metrics.items():
-        assert value == pytest.approx(logged[name], rel=1e-4, abs=1e-5), name
-
-
-def _pair_of_batch(batch: dict[str, Tensor], chosen: int, rejected: int) -> Sample:
-    """A pair from TRL's padded batch, whose first half is chosen and second half rejected."""
-    ids, masks = [], []
-    for line in (chosen, rejected):
-        here = batch["attention_mask"][line].bool()
-        ids.append(batch["input_ids"][line][here].numpy().astype(np.int32))
-        masks.append(batch["completion_mask"][line][here].numpy().astype(np.float32))
-    shared = int(masks[0].argmax())
-    assert (ids[0][:shared] == ids[1][:shared]).all()
-    leaves = (Segment(i[shared:], m[shared:], 0) for i, m in zip(ids, masks, strict=True))
-    return Sample(f"pair {chosen}", (Segment(ids[0][:shared], masks[0][:shared]), *leaves))

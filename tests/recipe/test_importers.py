@@ -239,6 +239,11 @@ STAGES = {
         "stage: dpo\npref_loss: kto_pair\npref_beta: 0.2\ndataset: pairs\n",
         {"kind": "kto", "beta": 0.2},
     ),
+    "mixed losses": ("stage: dpo\npref_ftx: 0.5\ndataset: pairs\n", {"kind": "dpo", "sft_weight": 0.5}),
+    "CPO-SimPO": (
+        "stage: dpo\npref_loss: simpo\npref_ftx: 1\ndataset: pairs\n",
+        {"kind": "simpo", "sft_weight": 1},
+    ),
     "ld": ("stage: dpo\nld_alpha: 0.5\ndataset: pairs\n", {"kind": "dpo", "ld_alpha": 0.5}),
 }
 
@@ -346,7 +351,7 @@ ONE_PROBLEM = {
     "first layers": ("finetuning_type: freeze\nfreeze_trainable_layers: -2", "`freeze_trainable_layers: -2`", "above 0"),
     "some modules": ("finetuning_type: freeze\nfreeze_trainable_modules: mlp", "`freeze_trainable_modules: mlp`", "`all`"),
     "another reference": ("stage: dpo\ndataset: pairs\nref_model: c/d", "`ref_model: c/d`", "take it out"),
-    "mixed losses": ("stage: dpo\ndataset: pairs\npref_ftx: 1.0", "`pref_ftx: 1.0`: this loss is not built", "take it out"),
+    "SFT twice": ("stage: dpo\ndataset: pairs\npref_loss: orpo\npref_ftx: 1.0", "`objective: orpo`: its loss has", "take it out"),
     "new tokens": ("add_tokens: <a>,<b>", "`add_tokens: <a>,<b>`: it changes the tokenizer", "prepare the model folder"),
     "interleaved": ("mix_strategy: interleave_under", "`mix_strategy: interleave_under`", "repeat a source"),
     "no share": ("val_size: 4", "`val_size: 4`: there are 4 rows in all", "write fewer"),

@@ -58,9 +58,12 @@ ONE_PROBLEM = {
     "nothing near": ("train: {xyzzy: 1}", "`train.xyzzy`", "the keys of `train` are output_dir"),
     "dotted key in a file": ("train.seed: 1", "`train.seed` is not a key", "nested"),
     "another kind's key": ("adapter: {kind: full, r: 8}", "`adapter.r`", "belongs to `adapter.kind: lora`"),
-    "unknown objective": ("objective: sftt", "`objective.kind: sftt` should be sft, pretrain or dpo", "`sft`"),
-    "another objective's key": ("objective: {beta: 0.2}", "`objective.beta`", "belongs to `objective.kind: dpo`"),
+    "unknown objective": ("objective: sftt", "`objective.kind: sftt` should be sft, pretrain, ", "`sft`"),
+    "another objective's key": ("objective: {beta: 0.2}", "`objective.beta`", "belongs to `objective.kind: dpo or orpo or "),
     "objective is a list": ("objective: [dpo]", '`objective: ["dpo"]` should be a mapping', "objective: dpo"),
+    "a loss is no objective": ("objective: ipo", "`objective.kind` has no `ipo`", "`objective: {kind: dpo, loss_type: ipo}`"),
+    "an objective is no loss": ("objective: {kind: dpo, loss_type: orpo}", "loss_type` has no `orpo`", "`objective: orpo`"),
+    "TRL's SFT term": ("objective: {kind: dpo, rpo_alpha: 1.0}", "`objective.rpo_alpha`", "`objective.sft_weight`"),
     "no beta": ("objective: {kind: dpo, beta: 0}", "`objective.beta: 0` should be a number above 0", None),
     "smoothed to nothing": ("objective: {kind: dpo, label_smoothing: 0.5}", "should be a number below 0.5", None),
     "LLaMA-Factory 5": ("pref_beta: 0.2", "`pref_beta`", "`objective.beta`"),
@@ -135,8 +138,8 @@ def test_what_is_not_built_is_refused_by_name(tmp_path: Path, key: str, value: s
 
 
 def test_not_built_says_what_there_is_today(tmp_path: Path) -> None:
-    error = refused(tmp_path, HEAD + "objective: orpo\n")
-    assert error.message == "`objective.kind: orpo` is not built yet (today: sft, pretrain, dpo)"
+    error = refused(tmp_path, HEAD + "launch: {on: kubernetes}\n")
+    assert error.message == "`launch.on: kubernetes` is not built yet (today: local)"
     assert str(error.where).endswith("recipe.yaml:3")
 
 

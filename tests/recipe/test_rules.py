@@ -27,8 +27,10 @@ BROKEN: dict[str, dict[str, Any]] = {
     "no-steps": {"train": {"max_steps": 0}},
     "pretrain-train-on": {"objective": "pretrain", "data": {"train_on": "last"}},
     "pretrain-system": {"objective": "pretrain", "data": {"system": "You are kind."}},
-    "dpo-train-on": {"objective": "dpo", "data": {"train_on": "last"}},
-    "dpo-on-random-weights": {"objective": "dpo", "model": RANDOM, "adapter": "full"},
+    "preference-train-on": {"objective": "orpo", "data": {"train_on": "last"}},
+    "smoothing-needs-a-label": {"objective": {"kind": "dpo", "loss_type": "ipo", "label_smoothing": 0.1}},
+    "exo-needs-smoothing": {"objective": {"kind": "dpo", "loss_type": "exo_pair"}},
+    "preference-on-random-weights": {"objective": "dpo", "model": RANDOM, "adapter": "full"},
     "precompute-a-stream": {
         "objective": {"kind": "dpo", "precompute_ref_log_probs": True},
         "data": {"streaming": True},

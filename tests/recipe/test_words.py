@@ -25,7 +25,7 @@ def test_sections_of_lists_and_kinds() -> None:
     assert "num_samples" in sections()["data.train.0"]
     assert sections()["adapter"]["r"] == ("lora",)
     assert sections()["adapter"]["kind"] == ("lora", "full", "freeze")
-    assert sections()["objective"]["beta"] == ("dpo",)
+    assert sections()["objective"]["beta"][:3] == ("dpo", "orpo", "simpo")
     assert sections()["train"]["seed"] == ()
 
 

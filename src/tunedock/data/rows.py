@@ -18,6 +18,7 @@ from tunedock.data.columns import check_columns
 from tunedock.data.conversation import Conversation, Document, Example, Preference, RowRefused, to_json
 from tunedock.data.sources import RawRow
 from tunedock.errors import DataError
+from tunedock.recipe.objectives.preference import PAIRS
 from tunedock.recipe.schema import Recipe, Source
 
 DETECT_ROWS = 100
@@ -152,7 +153,7 @@ def keep(made: Sequence[Encoded], account: Account) -> None:
 _WANTED: dict[str, tuple[type[Example], str]] = {
     "sft": (Conversation, "conversations or prompts with answers"),
     "pretrain": (Document, "documents (`text`)"),
-    "dpo": (Preference, "preferences (a prompt with `chosen` and `rejected`)"),
+    **dict.fromkeys(PAIRS, (Preference, "preferences (a prompt with `chosen` and `rejected`)")),
 }
 """Objective -> the example it trains on, and that in words."""
 

@@ -89,14 +89,14 @@ class Reference:
                 if len(self._known) < self._limit:
                     self._known[keys[i]] = found[i]  # type: ignore[assignment]
         table = [[*(known or ()), *(0.0 for _ in range(max(leaves) - len(known or ())))] for known in found]
-        return torch.tensor(table, dtype=_sum_type(self._device), device=self._device)
+        return torch.tensor(table, dtype=sum_type(self._device), device=self._device)
 
     @torch.no_grad()
     def _compute(self, rows: Sequence[Row], wanted: Sequence[int], shape: tuple[int, int]) -> Tensor:
         policy = self._policy
         if policy is None:
             raise RuntimeError("a sample the reference was not asked about before it was let go")
-        sums_SL = torch.zeros(shape, dtype=_sum_type(self._device), device=self._device)
+        sums_SL = torch.zeros(shape, dtype=sum_type(self._device), device=self._device)
         with _evaluating(policy.model), self._began():
             for row in rows:
                 if np.isin(row.chosen.sample_N, wanted).any():
@@ -152,7 +152,7 @@ def leaf_sums(
 ) -> Tensor:
     """Sums [S, L] of weight times log-probability by sample and leaf; float64 where the device has it: a sum over a long answer is
     large, and what matters is its small difference from another."""
-    kind = _sum_type(logprob_N.device)
+    kind = sum_type(logprob_N.device)
     flat = torch.zeros(shape[0] * shape[1], dtype=kind, device=logprob_N.device)
     return flat.index_add(0, sample_N * shape[1] + leaf_N, (weight_N * logprob_N).to(kind)).reshape(shape)
 
@@ -164,7 +164,8 @@ def starts_at_zero(policy: Policy) -> bool:
     return bool(factors) and not others and not any(bool(factor.any()) for factor in factors)
 
 
-def _sum_type(device: torch.device) -> torch.dtype:
+def sum_type(device: torch.device) -> torch.dtype:
+    """Of sums over tokens: float64, where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

@@ -18,9 +18,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from tunedock.data.sample import Sample
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,8 @@ class StepLogprobs:
     sample whose leaves stand in several rows."""
     reference_SL: Tensor | None = None
     """The reference's weighted log-probability of every leaf where the objective `needs_reference`."""
+    device: torch.device = CPU
+    """Where the rows' tensors are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ from tunedock.objective.base import Objective, RowLogprobs, StepLogprobs, Terms
 class GivesLogprobs(Protocol):
     """What an objective needs of a model (`model.policy.Policy`)."""
 
+    device: torch.device
+
     def logprobs(self, row: Row) -> tuple[Tensor, RowTensors]: ...
 
 
@@ -63,7 +65,7 @@ def step_terms(
     with torch.no_grad():
         read = {i: row_logprobs(policy, rows[i]) for i in _read_before(objective, rows)}
         leaves = reference.leaf_logprobs(samples, rows) if reference is not None and objective.needs_reference else None
-        constants = objective.prepare(StepLogprobs(samples, list(read.values()), leaves))
+        constants = objective.prepare(StepLogprobs(samples, list(read.values()), leaves, policy.device))
     if torch.is_grad_enabled():
         read.clear()  # they have no gradient; without one they are as good as new
     for i, row in enumerate(rows):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from tunedock.objective.base import Objective
 from tunedock.objective.dpo import Dpo
 from tunedock.objective.likelihood import Pretrain, Sft
+from tunedock.objective.orpo import Orpo
+from tunedock.objective.simpo import Simpo
 from tunedock.recipe.objectives import Objective as Section
 from tunedock.recipe.objectives import likelihood, preference
 
@@ -12,7 +14,11 @@ from tunedock.recipe.objectives import likelihood, preference
 def make(section: Section) -> Objective:
     match section:
         case preference.Dpo():
-            return Dpo(beta=section.beta, label_smoothing=section.label_smoothing)
+            return Dpo(section.beta, section.loss_type, section.label_smoothing, section.sft_weight)
+        case preference.Orpo():
+            return Orpo(section.beta)
+        case preference.Simpo():
+            return Simpo(section.beta, section.simpo_gamma, section.sft_weight)
         case likelihood.Pretrain():
             return Pretrain()
         case likelihood.Sft():

@@ -97,6 +97,9 @@ def objective(draft: Draft, *, pairs: bool = False) -> None:
             draft.put(f"objective.{name}", value, "pref_loss", _KTO_PAIR if loss == "kto_pair" else None)
     elif draft.has("pref_loss") and not draft.told("pref_loss"):
         draft.leave("pref_loss", "it counts only with `objective: dpo`")
+    if draft.kind in ("orpo", "kto") and draft.get("pref_ftx", "number"):
+        why = "its loss has an SFT term of its own" if draft.kind == "orpo" else "an SFT term is not built for it"
+        draft.refuse("pref_ftx", f"`objective: {draft.kind}`: {why}", "take it out", built=False)
     _words_of_kind(draft, "objective", draft.kind)
     reference = draft.get("ref_model", "text")
     if reference is not None and reference == draft.words.get("model_name_or_path"):

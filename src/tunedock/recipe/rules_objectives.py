@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunedock.recipe.objectives.preference import Dpo
+from tunedock.recipe.objectives.preference import PREFERENCES, SMOOTHED, Dpo
 from tunedock.recipe.rule import Rule
 
 OBJECTIVE_RULES: tuple[Rule, ...] = (
@@ -21,18 +21,36 @@ OBJECTIVE_RULES: tuple[Rule, ...] = (
         hint="drop `data.system`, or use `objective: sft`",
     ),
     Rule(
-        name="dpo-train-on",
+        name="preference-train-on",
         keys=("data.train_on", "objective.kind"),
-        broken=lambda r: r.objective.kind == "dpo" and r.data.train_on != "assistant",
-        message="`data.train_on` chooses turns of a conversation; `objective: dpo` compares the two completions whole",
+        broken=lambda r: r.objective.kind in PREFERENCES and r.data.train_on != "assistant",
+        message="`data.train_on` chooses turns of a conversation, and a preference weighs whole completions",
         hint="drop `data.train_on`, or use `objective: sft`",
     ),
     Rule(
-        name="dpo-on-random-weights",
+        name="preference-on-random-weights",
         keys=("objective.kind", "model.init"),
-        broken=lambda r: r.objective.kind == "dpo" and r.model.init == "random",
-        message="`objective: dpo` moves a model that answers towards the better answers; random weights give none",
+        broken=lambda r: r.objective.kind in PREFERENCES and r.model.init == "random",
+        message="a preference moves a model that answers towards the better answers; random weights give none",
         hint="train with `objective: sft` first and give its export as `model`, or drop `model.init: random`",
+    ),
+    Rule(
+        name="smoothing-needs-a-label",
+        keys=("objective.label_smoothing", "objective.loss_type"),
+        broken=lambda r: (
+            isinstance(r.objective, Dpo) and r.objective.label_smoothing > 0 and r.objective.loss_type not in SMOOTHED
+        ),
+        message="`objective.label_smoothing` is defined for the losses " + ", ".join(f"`{name}`" for name in SMOOTHED),
+        hint="drop it, or choose one of these losses",
+    ),
+    Rule(
+        name="exo-needs-smoothing",
+        keys=("objective.loss_type", "objective.label_smoothing"),
+        broken=lambda r: (
+            isinstance(r.objective, Dpo) and r.objective.loss_type == "exo_pair" and r.objective.label_smoothing == 0
+        ),
+        message="`exo_pair` measures a divergence from the smoothed label, and from one that is certain it is infinite",
+        hint="set `objective.label_smoothing: 1.0e-3`, which is what TRL takes in place of 0",
     ),
     Rule(
         name="precompute-a-stream",

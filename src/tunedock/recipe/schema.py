@@ -221,21 +221,8 @@ class Recipe(Section):
 
 
 NOT_BUILT: dict[str, tuple[str, ...]] = {
-    "objective.kind": ("reward", "orpo", "simpo", "kto", "ppo", "grpo", "rloo"),
-    "objective.loss_type": (
-        "hinge",
-        "ipo",
-        "exo_pair",
-        "nca_pair",
-        "robust",
-        "bco_pair",
-        "sppo_hard",
-        "aot",
-        "apo_zero",
-        "apo_down",
-        "discopop",
-        "sigmoid_norm",
-    ),
+    "objective.kind": ("reward", "kto", "ppo", "grpo", "rloo"),
+    "objective.loss_type": ("bco_pair", "aot", "aot_unpaired"),
     "objective.sync_ref_model": (),
     "objective.f_divergence_type": (),
     "objective.ld_alpha": (),
@@ -258,6 +245,16 @@ NOT_BUILT: dict[str, tuple[str, ...]] = {
 """What the design names and this version refuses by name: a key's values, or () for the key itself."""
 
 SAID_ELSEWHERE: dict[str, dict[str, str]] = {
+    "objective.kind": {
+        "ipo": "IPO is `objective: {kind: dpo, loss_type: ipo}`",
+        "cpo": "CPO-SimPO is `objective: {kind: simpo, sft_weight: 1.0}`",
+    },
+    "objective.loss_type": {
+        "orpo": "ORPO is an objective of its own: `objective: orpo`",
+        "simpo": "SimPO is an objective of its own: `objective: simpo`",
+        "kto": "KTO is an objective of its own: `objective: kto`",
+        "kto_pair": "KTO is an objective of its own, and takes pairs too: `objective: kto`",
+    },
     "adapter.kind": {"qlora": "a QLoRA is `adapter: lora` with `quantize: nf4`"},
     "quantize": {
         "gptq": "a GPTQ checkpoint says so itself: give it as `model`, and leave `quantize` out",
