@@ -25,6 +25,8 @@ class RowTensors:
     leaf_N: Tensor
     place_N: Tensor
     """Tokens before each chosen token on its path."""
+    own_N: Tensor
+    """line * T + position of each chosen token itself."""
     tree: Tree | None = None
     """How the one line's tokens hang together; it may end before the line does (`width`)."""
 
@@ -52,5 +54,6 @@ def to_device(row: Row, device: torch.device, *, width: int | None = None) -> Ro
         sample_N=move(chosen.sample_N, torch.int64),
         leaf_N=move(chosen.leaf_N, torch.int64),
         place_N=move(row.position_ids_BT[chosen.line_N, chosen.position_N] + 1, torch.int64),
+        own_N=move(chosen.line_N * width + chosen.own_N, torch.int64),
         tree=row.tree,
     )

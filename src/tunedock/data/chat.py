@@ -63,6 +63,8 @@ class Chat:
     the last answer weighs 1. Preferences and labelled completions train the assistant turns of the completion.
 
     `documents`: only documents are to be encoded, so the template is looked at when a prompt is first asked for.
+    `scored`: completions are judged as wholes (a reward model's data), so a leaf weighs 1 at its last token and nowhere else,
+    whatever its turns weigh.
 
     Raises ModelError when the tokenizer has no usable chat template, or no stop token is known.
     """
@@ -76,10 +78,12 @@ class Chat:
         over_length: Literal["drop", "truncate", "error"],
         train_on: Literal["assistant", "last", "all"],
         documents: bool = False,
+        scored: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._given_stop_ids = frozenset(stop_ids)
         self.documents = documents
+        self._scored = scored
         self._max_length = max_length
         self._over_length = over_length
         self._train_on = train_on
@@ -120,6 +124,7 @@ class Chat:
             "over_length": self._over_length,
             "train_on": self._train_on,
             "documents": self.documents,
+            "scored": self._scored,
         }
         return _again, (self._tokenizer, arguments)
 
@@ -143,6 +148,23 @@ class Chat:
         ids: list[int] = found.ids_T.tolist()
         return ids
 
+    def whole_ids(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
+        """Token ids of a conversation that ends with an answer, as a reward model is trained to read it; of any length.
+
+        Raises DataError when the template refuses it, or it ends with no answer.
+        """
+        try:
+            if not messages or messages[-1].role != "assistant":
+                raise RowRefused("no_assistant_turn", "the last message is not the assistant's")
+            turn = self._template.turn(messages, tools)
+            _require_unicode(turn.text)
+        except RowRefused as refused:
+            raise DataError(f"the conversation cannot be rendered: {refused.detail}", where="messages") from None
+        (found,) = self._spans.encode([turn.text])
+        rendering = _Rendering(turn.text, ((turn, 1.0),), tuple(messages), tools, False)
+        ids: list[int] = self._ids(rendering, found).tolist()
+        return ids
+
     def engine_renders(self, *, thinking: bool) -> bool:
         """Whether an engine that applies the template with `add_generation_prompt` and `enable_thinking=thinking` gets `prompt`."""
         return self._template.engine_renders(thinking=thinking)
@@ -155,7 +177,7 @@ class Chat:
             "tokenizer": {key: value for key, value in backend.items() if key not in ("truncation", "padding")},
             "special": {key: str(value) for key, value in self._tokenizer.special_tokens_map.items()},
             "stop_ids": sorted(self._first_stop_ids),
-            "arguments": [self._max_length, self._over_length, self._train_on],
+            "arguments": [self._max_length, self._over_length, self._train_on, *(["scored"] if self._scored else [])],
             "transformers": transformers.__version__,
         }
         return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
@@ -178,7 +200,8 @@ class Chat:
                 made.append(_or_refused(self._windows, row_id, next(documents)))
             else:
                 found = [next(chats) for _ in plan]
-                made.append(_or_refused(self._sample, row_id, plan, found, pair=isinstance(example, Preference)))
+                pair = example if isinstance(example, Preference) else None
+                made.append(_or_refused(self._sample, row_id, plan, found, pair))
         return made
 
     # -- text ---------------------------------------------------------------------------------------------------------
@@ -222,6 +245,8 @@ class Chat:
         self, prompt: tuple[Message, ...], completion: tuple[Message, ...], tools: Tools
     ) -> list[_Rendering]:
         messages = (*prompt, *completion)
+        if self._scored:
+            return self._renderings(messages, tools, {len(messages) - 1: 1.0})
         weights = {
             index: 1.0 if message.weight is None else message.weight
             for index, message in enumerate(messages)
@@ -270,7 +295,9 @@ class Chat:
 
     # -- tokens -------------------------------------------------------------------------------------------------------
 
-    def _sample(self, row_id: str, plan: list[_Rendering], found: list[Tokenised], *, pair: bool) -> list[Encoded]:
+    def _sample(
+        self, row_id: str, plan: list[_Rendering], found: list[Tokenised], pair: Preference | None
+    ) -> list[Encoded]:
         longest = max(len(self._ids(r, tokens)) for r, tokens in zip(plan, found, strict=True))
         long = longest > self._max_length
         if long and self._over_length != "truncate":
@@ -278,6 +305,8 @@ class Chat:
         whole = [self._path(r, tokens, headers=long) for r, tokens in zip(plan, found, strict=True)]
         paths = fit(whole, self._max_length) if pair else [fit([path], self._max_length)[0] for path in whole]
         sample = _pair(row_id, paths) if pair else merge_paths(row_id, [(p.tokens_T, p.weights_T) for p in paths])
+        if self._scored:
+            sample = replace(sample.weighed_at_ends(), margin=(pair.margin if pair else None) or 0.0)
         if not any(segment.weights_T.any() for segment in sample.segments):
             raise RowRefused("nothing_trained", "no token carries weight")
         cut = sum(map(len, whole)) - sum(map(len, paths))

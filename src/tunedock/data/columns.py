@@ -6,14 +6,14 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tunedock.data.formats import CHOSEN, COMPLETION, LABEL, PROMPT, REJECTED, TEXT, TURNS
+from tunedock.data.formats import CHOSEN, COMPLETION, LABEL, MARGIN, PROMPT, REJECTED, TEXT, TURNS
 from tunedock.errors import DataError
 from tunedock.recipe.schema import Source
 
 REQUIRED = tuple(dict.fromkeys((*TURNS, "instruction", *PROMPT, *COMPLETION, *CHOSEN, *REJECTED, *LABEL, *TEXT)))
 """Names of columns that some format cannot do without."""
 
-OPTIONAL = ("role", "content", "reasoning", "system", "tools", "history", "input")
+OPTIONAL = ("role", "content", "reasoning", "system", "tools", "history", MARGIN, "input")
 """Keys of turns, and columns that only some rows may have: the first rows need not show them."""
 
 

@@ -52,6 +52,8 @@ class Preference:
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
+    margin: float | None = None
+    """For a reward model: by how much the chosen one is better, in the unit of its scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +104,12 @@ _MESSAGE_FIELDS = ("messages", "prompt", "chosen", "rejected", "completion")
 
 
 def to_json(example: Example) -> dict[str, Any]:
-    """A JSON object of an example, with its `kind`; null and empty fields of messages left out."""
+    """A JSON object of an example, with its `kind`; null fields, and null and empty ones of messages, left out."""
     value: dict[str, Any] = {"kind": type(example).__name__.lower()}
     for name in example.__slots__:
         item = getattr(example, name)
+        if item is None:
+            continue
         value[name] = [_message_json(message) for message in item] if name in _MESSAGE_FIELDS else item
     return value
 

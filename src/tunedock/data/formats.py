@@ -7,7 +7,7 @@
 | messages | messages; system, tools | Conversation |
 | prompt_completion | prompt (input, question), completion (response, answer, output); system, tools | Conversation |
 | text | text | Document |
-| preference | chosen (preferred_output), rejected (non_preferred_output); a prompt in any spelling above | Preference |
+| preference | chosen (preferred_output), rejected (non_preferred_output); a prompt in any spelling above; margin | Preference |
 | labelled | label (kto_tag) beside a conversation or a prompt and its completion | Labelled |
 
 A source's `columns` maps a name of this table to the file's own; what it maps is read there and nowhere else. It may also name the
@@ -27,6 +27,7 @@ prompt, have weight 0 unless they say otherwise. `<think>...</think>` at the sta
 | empty_prompt | a user turn or a prompt has no text |
 | empty_text | a document has no text |
 | bad_label | a label is neither true nor false |
+| bad_margin | a margin is no finite number |
 | bad_tools | tools or calls are no JSON, or lack a name |
 | bad_content | parts that are no text (images), text that is no Unicode, reasoning given twice |
 
@@ -36,6 +37,7 @@ Nothing is mended silently: a row is read as it stands, or refused with one of t
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,6 +63,7 @@ from tunedock.recipe.schema import Source
 TURNS = ("messages", "conversations", "conversation")
 PROMPT = ("prompt", "input", "question")
 COMPLETION = ("completion", "response", "answer", "output")
+MARGIN = "margin"
 CHOSEN = ("chosen", "preferred_output")
 REJECTED = ("rejected", "non_preferred_output")
 LABEL = ("label", "kto_tag")
@@ -119,6 +122,25 @@ def group_of(value: Mapping[str, Any], column: str) -> str:
     raise RowRefused(
         "wrong_type", f"column `{column}` groups the rows and must be a string or number, not {json_type(found)}"
     )
+
+
+def margin_of(value: Mapping[str, Any], columns: Mapping[str, str]) -> float | None:
+    """By how much a preference's chosen answer is better, where the row says so. Raises RowRefused for what is no number.
+
+    Only a reward model reads it: to others the column is one of many, whatever is in it.
+    """
+    name = columns.get(MARGIN, MARGIN)
+    found = value.get(name)
+    if isinstance(found, str):  # CSV has no numbers
+        try:
+            found = float(found)
+        except ValueError:
+            raise RowRefused("bad_margin", f"`{name}` must be a number, not {quoted(found)}") from None
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        raise RowRefused("bad_margin", f"`{name}` must be a finite number, not {quoted(found)}")
+    return float(found)
 
 
 @dataclass(frozen=True, slots=True)

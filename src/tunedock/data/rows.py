@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 from tunedock.data import formats, sources
@@ -57,6 +57,8 @@ class Reading:
             raise RowRefused(*row.problem)
         example = formats.parse(row.value, self.format, self.columns, system=self.system)
         _fits(self.objective, example, self.format)
+        if self.objective == "reward" and isinstance(example, Preference):
+            example = replace(example, margin=formats.margin_of(row.value, self.columns))
         content = content_key(example)
         key = formats.group_of(row.value, self.group_by) if self.group_by else content
         return Parsed(row.row_id, index, key, content, example)
@@ -117,7 +119,9 @@ _SORTED = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
 
 
 def content_key(example: Example) -> str:
-    text = _SORTED.encode(to_json(example))
+    value = to_json(example)
+    value.pop(formats.MARGIN, None)  # of one pair judged twice, both stay on one side of the split
+    text = _SORTED.encode(value)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
@@ -154,6 +158,7 @@ _WANTED: dict[str, tuple[type[Example], str]] = {
     "sft": (Conversation, "conversations or prompts with answers"),
     "pretrain": (Document, "documents (`text`)"),
     **dict.fromkeys(PAIRS, (Preference, "preferences (a prompt with `chosen` and `rejected`)")),
+    "reward": (Preference, "preferences (a prompt with `chosen` and `rejected`)"),
 }
 """Objective -> the example it trains on, and that in words."""
 

@@ -10,7 +10,7 @@ Shapes: T tokens of a segment or a path, L leaves of a sample.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ class Sample:
     """Where it came from (`file:line`), for people."""
     segments: tuple[Segment, ...]
     """Parents stand before their children; the first is the root."""
+    margin: float = 0.0
+    """Of a pair for a reward model: by how much the score of the first leaf should at least be larger."""
 
     @property
     def tokens(self) -> int:
@@ -55,6 +57,21 @@ class Sample:
     def leaves(self) -> list[int]:
         parents = {segment.parent for segment in self.segments}
         return [index for index in range(len(self.segments)) if index not in parents]
+
+    def weighed_at_ends(self, *, pad_id: int | None = None) -> Sample:
+        """The same tree, weighing 1 at the last token of each leaf and 0 elsewhere: where a reward model's score is read.
+
+        `pad_id`: such tokens at a leaf's end are passed over, if it has others.
+        """
+        leaves = set(self.leaves())
+        segments = []
+        for index, segment in enumerate(self.segments):
+            weights_T = np.zeros(len(segment.tokens_T), np.float32)
+            if index in leaves:
+                real = np.flatnonzero(segment.tokens_T != pad_id) if pad_id is not None else np.zeros(0, np.int64)
+                weights_T[int(real[-1]) if len(real) else -1] = 1.0
+            segments.append(replace(segment, weights_T=weights_T))
+        return replace(self, segments=tuple(segments))
 
     def ancestry(self, index: int) -> list[int]:
         """Segment indices from the root to `index`."""

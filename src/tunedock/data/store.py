@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
         ("parents", pa.list_(pa.int32())),
         ("cut_tokens", pa.int32()),
         ("has_stop", pa.bool_()),
+        ("margin", pa.float64()),
     ]
 )
 
@@ -69,6 +70,7 @@ def batch_of(stored: Sequence[Stored]) -> pa.RecordBatch:
         pa.ListArray.from_arrays(by_segment, np.asarray([segment.parent for segment in flat], np.int32)),
         pa.array([one.cut_tokens for one in stored], pa.int32()),
         pa.array([one.has_stop for one in stored], pa.bool_()),
+        pa.array([one.sample.margin for one in stored], pa.float64()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
@@ -100,11 +102,12 @@ class SampleWriter:
 class _Batch:
     """Views of a record batch's tokens in the memory map: slicing them copies nothing, and makes no Arrow object."""
 
-    __slots__ = ("by_segment", "by_token", "lengths", "parents", "row_ids", "tokens", "weights")
+    __slots__ = ("by_segment", "by_token", "lengths", "margins", "parents", "row_ids", "tokens", "weights")
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         tokens, segments = batch.column("tokens"), batch.column("lengths")
         self.row_ids = batch.column("row_id")
+        self.margins: NDArray[np.float64] = batch.column("margin").to_numpy()
         self.tokens: NDArray[np.int32] = tokens.values.to_numpy()
         self.weights: NDArray[np.float32] = batch.column("weights").values.to_numpy()
         self.by_token: list[int] = tokens.offsets.to_pylist()
@@ -119,7 +122,7 @@ class _Batch:
             end = at + self.lengths[segment]
             segments.append(Segment(self.tokens[at:end], self.weights[at:end], self.parents[segment]))
             at = end
-        return Sample(self.row_ids[number].as_py(), tuple(segments))
+        return Sample(self.row_ids[number].as_py(), tuple(segments), float(self.margins[number]))
 
 
 class SampleStore(Sequence[Sample]):

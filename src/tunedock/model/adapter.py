@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tunedock.errors import ModelError
 from tunedock.model.quantize import numbers_in
+from tunedock.model.score import LAYER, score_layer
 from tunedock.recipe.adapters import Adapter, Freeze, Lora
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
@@ -46,7 +47,9 @@ def _lora(model: nn.Module, lora: Lora) -> nn.Module:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM"
+        if score_layer(model) is None
+        else "SEQ_CLS",  # the latter trains and saves the score layer whole
     )
     try:
         wrapped: nn.Module = get_peft_model(model, config)
@@ -73,7 +76,8 @@ def _freeze(model: nn.Module, freeze: Freeze) -> None:
     for name, parameter in model.named_parameters():
         layer = _LAYER.search(name)
         in_last = layer is not None and int(layer.group(1)) >= count - last_n
-        parameter.requires_grad_(in_last or any(word in name for word in freeze.trainable_modules))
+        scores = name == f"{LAYER}.weight"  # a new layer, which nothing else would train
+        parameter.requires_grad_(in_last or scores or any(word in name for word in freeze.trainable_modules))
 
 
 def checkpoint_activations(model: nn.Module, layers: int | None = None) -> None:

@@ -97,7 +97,7 @@ class ChosenHead:
             raise RuntimeError("the model did not call its output layer")
         if self.greedy_N is not None:
             self.greedy_N = self.greedy_N[: self._count]
-        return _beside(logprobs_N[: self._count], output)
+        return beside(logprobs_N[: self._count], output)
 
     def _forward(self, hidden_BTD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._chosen is None:
@@ -200,7 +200,7 @@ class _Beside(torch.autograd.Function):
         return grad, torch.zeros_like(watched)
 
 
-_beside: Callable[..., Tensor] = _Beside.apply
+beside: Callable[..., Tensor] = _Beside.apply
 
 
 class Room:

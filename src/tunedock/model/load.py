@@ -5,16 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
 
 from tunedock.errors import DependencyError, ModelError
 from tunedock.model.hub import Located, locate
 from tunedock.model.policy import Precision
+from tunedock.model.score import LAYER, begin_score, require_classifier
 from tunedock.plan.cards import cpu_has_bf16
 from tunedock.plan.memory import numbers
 from tunedock.recipe.schema import Model, Recipe
@@ -23,6 +31,9 @@ TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken
 """What a tokenizer can be made from, one of them at least."""
 
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+
+Head = Literal["logprobs", "scores"]
+"""What a model is asked for: a causal language model's log-probabilities, or a reward model's scores."""
 
 
 def find_device() -> torch.device:
@@ -90,26 +101,40 @@ def load_tokenizer(folder: Path, model: Model) -> PreTrainedTokenizerBase:
 
 
 def load_weights(
-    folder: Path, model: Model, *, dtype: torch.dtype, device: torch.device, seed: int = 0, quantization: Any = None
+    folder: Path,
+    model: Model,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int = 0,
+    quantization: Any = None,
+    head: Head = "logprobs",
 ) -> nn.Module:
     """The causal language model of a folder, in eval mode. Safetensors only: other weight files can run code.
 
+    `head: scores` makes it a reward model: with a new score layer drawn by `seed` where the folder's is not one already.
     `quantization`: transformers' configuration of it, for weights that are to be held in fewer bits. A checkpoint that holds them
     so itself is read by the library its config names; DependencyError where that is not installed.
     """
     held = held_in(require_config(folder))
+    auto: Any = AutoModelForCausalLM
+    labels, made_up = {}, False
+    if head == "scores":
+        made_up = not _is_classifier(folder, model)
+        auto, labels = AutoModelForSequenceClassification, {"num_labels": 1}
     if model.init != "random":
         _require_whole_weights(folder)
     try:
         if model.init == "random":
             torch.manual_seed(seed)
             config = AutoConfig.from_pretrained(
-                folder, trust_remote_code=model.trust_remote_code, **model.config_overrides
+                folder, trust_remote_code=model.trust_remote_code, **labels, **model.config_overrides
             )
-            made = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=model.trust_remote_code)
+            made = auto.from_config(config, dtype=dtype, trust_remote_code=model.trust_remote_code)
         else:
-            made, report = AutoModelForCausalLM.from_pretrained(
+            made, report = auto.from_pretrained(
                 folder,
+                **labels,
                 dtype=dtype,
                 trust_remote_code=model.trust_remote_code,
                 use_safetensors=True,
@@ -118,7 +143,9 @@ def load_weights(
                 **({} if quantization is None else {"quantization_config": quantization}),
                 **({} if quantization is None and held is None else {"device_map": {"": device}}),
             )
-            _require_all_loaded(folder, report)
+            _require_all_loaded(folder, report, but=f"{LAYER}." if made_up else None)
+        if head == "scores":
+            begin_score(made, seed=seed, made_up=made_up)
     except (torch.OutOfMemoryError, ModelError):
         raise
     except Exception as error:  # policy: whatever the model's files make the library raise, they are at fault
@@ -180,9 +207,21 @@ def _require_whole_weights(folder: Path) -> None:
             ) from None
 
 
-def _require_all_loaded(folder: Path, report: Mapping[str, Any]) -> None:
-    """Raises ModelError when weights were made up: transformers fills in what the files lack at random, with a printed remark."""
+def _is_classifier(folder: Path, model: Model) -> bool:
+    """As `score.require_classifier`, for a config that may be of no known architecture."""
+    try:
+        return require_classifier(folder, code=model.trust_remote_code)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(f"the config cannot be read: {_first_line(error)}", where=str(folder)) from error
+
+
+def _require_all_loaded(folder: Path, report: Mapping[str, Any], *, but: str | None = None) -> None:
+    """Raises ModelError when weights were made up: transformers fills in what the files lack at random, with a printed remark.
+
+    `but`: those whose names begin so may be.
+    """
     missing, misfits = sorted(report["missing_keys"]), sorted(report["mismatched_keys"])
+    missing = [name for name in missing if but is None or not name.startswith(but)]
     if misfits:
         name, in_file, by_config = misfits[0]
         raise ModelError(

@@ -1,7 +1,7 @@
-"""A model as the loop sees it: samples in rows, log-probabilities of their chosen tokens out.
+"""A model as the loop sees it: samples in rows, log-probabilities of their chosen tokens out, or a reward model's scores there.
 
 When a policy is made it is probed on a short made-up step, against what the untouched model gives for each path alone: the
-replaced head must give the same log-probabilities, and the leanest layout under which rows do, is the one that is used (tree, then
+replaced head must give the same values, and the leanest layout under which rows do, is the one that is used (tree, then
 packed, then padded). What had to be given up is said. A model that fails even on padded rows cannot be trained on batches and is
 refused.
 """
@@ -27,9 +27,11 @@ from tunedock.model.fp8 import widened_products
 from tunedock.model.fused import fuse, fuse_with_liger
 from tunedock.model.head import ChosenHead, PlainHead
 from tunedock.model.rope import regime_of
+from tunedock.model.score import ScoreHead, score_layer
 
 EXACT = 1e-3
-"""Largest difference in log-probability, computed in float32, for two ways of computing the same thing."""
+"""Largest difference in log-probability, computed in float32, for two ways of computing the same thing. Of scores, which have no
+unit, in their standard deviation over the probe's tokens."""
 
 ROUNDED = 0.3
 """The same where products are computed in 16 bits. The mean must also be well below what a leak between samples would do."""
@@ -47,7 +49,7 @@ class Precision:
 
 
 class Policy:
-    """A causal language model and the way it is called. N chosen tokens of a row."""
+    """A causal language model, or a reward model, and the way it is called. N chosen tokens of a row."""
 
     def __init__(
         self, model: nn.Module, device: torch.device, precision: Precision, *, to_compile: bool = False
@@ -60,11 +62,14 @@ class Policy:
         """Parts of the model that are computed in one operation each."""
         if device.type != "cpu" or not to_compile:
             self.fuse()
+        self._unit = 1.0
         self.layout: Kind = "padded"
         """How samples become rows; `probe` finds the leanest that is exact."""
         self.weighted_sum = False
         """Whether the loss to come is a sum of the log-probabilities by their weights, which spares a trained output layer work."""
-        self._head: ChosenHead | None = ChosenHead(model, self.config)
+        layer = score_layer(model)
+        self._score = None if layer is None else ScoreHead(layer)
+        self._head = ChosenHead(model, self.config) if self._score is None else None
         self._plain = PlainHead()
         self._regime = regime_of(self.config.get_text_config())
 
@@ -74,7 +79,12 @@ class Policy:
 
     @property
     def head(self) -> str:
-        return "chosen" if self._head else "plain"
+        return "score" if self._score else "chosen" if self._head else "plain"
+
+    @property
+    def gives_scores(self) -> bool:
+        """Whether it is a reward model: it gives scores, and no log-probabilities."""
+        return self._score is not None
 
     def fuse(self) -> None:
         """Replaces parts of the model by what computes them in one operation each."""
@@ -86,20 +96,33 @@ class Policy:
 
     def logprobs(self, row: Row) -> tuple[Tensor, RowTensors]:
         """Log-probabilities [N], float32, of the row's chosen tokens, with the row's tensors."""
-        logprobs_N, tensors, _ = self._logprobs(row)
+        self._require(scores=False)
+        logprobs_N, tensors, _ = self._values(row)
         return logprobs_N, tensors
+
+    def scores(self, row: Row) -> tuple[Tensor, RowTensors]:
+        """Scores [N], float32, read at the row's chosen tokens themselves, with the row's tensors."""
+        self._require(scores=True)
+        scores_N, tensors, _ = self._values(row)
+        return scores_N, tensors
+
+    def _require(self, *, scores: bool) -> None:
+        if self.gives_scores is not scores:
+            what = "scores, and this is a causal language model" if scores else "log-probabilities of a reward model"
+            raise RuntimeError(f"asked for {what}")
 
     @torch.no_grad()
     def ranked_logprobs(self, row: Row) -> tuple[Tensor, Tensor]:
         """Log-probabilities [N], float32, of the row's chosen tokens, and whether greedy decoding would take each [N]."""
-        logprobs_N, _, _ = self._logprobs(row, ranked=True)
+        self._require(scores=False)
+        logprobs_N, _, _ = self._values(row, ranked=True)
         greedy_N = self._head.greedy_N if self._head is not None else self._plain.greedy_N
         if greedy_N is None:
             raise RuntimeError("the model did not call its output layer")
         return logprobs_N, greedy_N
 
-    def _logprobs(self, row: Row, *, ranked: bool = False) -> tuple[Tensor, RowTensors, int]:
-        """And how many layers asked for the row's attention."""
+    def _values(self, row: Row, *, ranked: bool = False) -> tuple[Tensor, RowTensors, int]:
+        """Log-probabilities or scores, the row's tensors, and how many layers asked for the row's attention."""
         tensors = to_device(row, self.device, width=self._width(row))
         extra: dict[str, Any] = {}
         calls = 0
@@ -109,10 +132,10 @@ class Policy:
             if self.layout == "packed":
                 extra |= _flash_keywords(row_attention)
         with self.autocast():
-            logprobs_N = self._call(tensors, extra, ranked)
+            value_N = self._call(tensors, extra, ranked)
         if tensors.tree is not None:
             calls = row_attention.calls
-        return logprobs_N, tensors, calls
+        return value_N, tensors, calls
 
     def _width(self, row: Row) -> int | None:
         """What a row is filled up to."""
@@ -120,7 +143,9 @@ class Policy:
         return width_of(row.slots) if in_few_shapes else None
 
     def _call(self, row: RowTensors, extra: dict[str, Any], ranked: bool) -> Tensor:
-        if self._head is not None:
+        if self._score is not None:
+            self._score.choose(row.own_N)
+        elif self._head is not None:
             weight_N = row.weight_N if self.weighted_sum else None
             self._head.choose(row.flat_N, row.token_N, weight_N, ranked=ranked)
         output = self.model(
@@ -130,6 +155,8 @@ class Policy:
             use_cache=False,
             **extra,
         )
+        if self._score is not None:
+            return self._score.take(output.logits)
         if self._head is not None:
             return self._head.take(output.logits)
         return self._plain(output.logits, row.flat_N, row.token_N, ranked=ranked)
@@ -181,16 +208,36 @@ class Policy:
         with self.plain():
             alone = [self._alone(sample.path(leaf)[0]) for sample in samples for leaf in sample.leaves()]
             wanted_N, leaked_N = torch.cat(alone), self._leaked(samples)
-            leak = float((wanted_N - leaked_N).abs().mean())
+            self._unit = self._unit_of(wanted_N)
+            leak = float((wanted_N - leaked_N).abs().mean()) / self._unit
             said = self._probe_head(samples, wanted_N, leak)
         return said + self._probe_layout(samples, wanted_N, leak, layouts)
+
+    def _unit_of(self, wanted_N: Tensor) -> float:
+        """What differences are measured in. Raises ModelError for a reward model that scores everything alike, where none shows."""
+        if self._score is None:
+            return 1.0
+        unit = float(wanted_N.std())
+        if not unit > 0.0:
+            raise ModelError(
+                "the reward model gives every token the same score, so nothing can be learned from it or compared",
+                where=type(self.model).__name__,
+                hint="are its weights whole? a score layer of zeros, or of no numbers, does this",
+            )
+        return unit
 
     def _probe_head(self, samples: Sequence[Sample], wanted_N: Tensor, leak: float) -> list[str]:
         """The first path alone in a row, so that only the head can be at fault."""
         self.layout = "padded"
-        got_N, _ = self.logprobs(lay_out(samples[:1], "padded", budget_tokens=1)[0])
+        got_N, _, _ = self._values(lay_out(samples[:1], "padded", budget_tokens=1)[0])
         if self._near(got_N, wanted_N[: len(got_N)], leak):
             return []
+        if self._score is not None:
+            raise ModelError(
+                "the score layer does not give the same scores when it is asked for chosen places",
+                where=type(self.model).__name__,
+                hint="this architecture cannot be a reward model here; please report it",
+            )
         self._head = None
         return ["the model's own output layer is used: the replaced one does not give the same log-probabilities"]
 
@@ -220,7 +267,7 @@ class Policy:
         found: list[tuple[Tensor, Row]] = []
         for row in made:
             try:
-                logprobs_N, _, calls = self._logprobs(row)
+                value_N, _, calls = self._values(row)
             except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
                 # policy: whatever a strange model raises on a layout it was not made for only means: not this one
                 first = (str(error).splitlines() or [""])[0][:200]
@@ -228,26 +275,30 @@ class Policy:
             needed = _attention_layers(self.config.get_text_config(), kind)
             if kind != "padded" and calls != needed:
                 return f"{calls} of {needed} layers call the attention they are given"
-            found.append((logprobs_N, row))
+            found.append((value_N, row))
         got_N = _in_order(samples, found)
         if not self._near(got_N, wanted_N, leak):
             worst = float((got_N - wanted_N).abs().max())
-            return f"log-probabilities differ by {worst:.2g} from those of each sample alone"
+            what = "log-probabilities" if self._score is None else "scores"
+            return f"{what} differ by {worst:.2g} from those of each sample alone"
         return None
 
     def _near(self, got_N: Tensor, wanted_N: Tensor, leak: float) -> bool:
         if got_N.shape != wanted_N.shape:
             return False
-        difference_N = (got_N - wanted_N).abs()
+        difference_N = (got_N - wanted_N).abs() / self._unit
         if self.precision.compute == torch.float32:
             return bool(difference_N.max() <= EXACT)
         return bool(difference_N.max() <= ROUNDED and difference_N.mean() <= max(leak / 3, 0.02))
 
     def _alone(self, tokens_T: np.ndarray[Any, np.dtype[np.int32]]) -> Tensor:
-        """The untouched model's log-probabilities of a path's tokens but the first."""
+        """The untouched model's log-probabilities of a path's tokens but the first, or its scores there."""
         ids = torch.as_tensor(tokens_T, dtype=torch.int64, device=self.device)[None]
         with self.autocast():
-            logits_TV = self.model(input_ids=ids, use_cache=False).logits[0].float()
+            logits = self.model(input_ids=ids, use_cache=False).logits
+        if self._score is not None:
+            return self._score.take_every()[1:]
+        logits_TV = logits[0].float()
         return torch.log_softmax(logits_TV[:-1], -1).gather(-1, ids[0, 1:, None])[:, 0]
 
     def _leaked(self, samples: Sequence[Sample]) -> Tensor:
@@ -277,15 +328,15 @@ def _made_up(vocabulary: int) -> list[Sample]:
 
 
 def _in_order(samples: Sequence[Sample], found: Sequence[tuple[Tensor, Row]]) -> Tensor:
-    """Log-probabilities path by path, as `Policy.probe` computes them alone; a token that leaves share counts for each of them."""
+    """Values path by path, as `Policy.probe` computes them alone; a token that leaves share counts for each of them."""
     values: dict[
         tuple[int, int, int], Tensor
     ] = {}  # sample, segment-or-leaf's tokens by (first leaf, position on its path)
-    for logprobs_N, row in found:
+    for value_N, row in found:
         chosen = row.chosen
         place_N = row.position_ids_BT[chosen.line_N, chosen.position_N] + 1
         for at, key in enumerate(zip(chosen.sample_N, chosen.leaf_N, place_N, strict=True)):
-            values[tuple(int(part) for part in key)] = logprobs_N[at]  # type: ignore[index]
+            values[tuple(int(part) for part in key)] = value_N[at]  # type: ignore[index]
     ordered: list[Tensor] = []
     for number, sample in enumerate(samples):
         first: dict[int, int] = {}

@@ -18,6 +18,7 @@ from torch import nn
 
 from tunedock.errors import DependencyError
 from tunedock.model.fp8 import Fp8Linear, in_float8
+from tunedock.model.score import score_layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def to_fp8(model: nn.Module) -> None:
 
     Weights that are no linear layer's (embeddings, fused experts) stay.
     """
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = score_layer(model) or model.get_output_embeddings()  # type: ignore[operator]
     for parent in [module for module in model.modules() if type(module) is not nn.Linear]:
         for name in [name for name, child in parent.named_children() if type(child) is nn.Linear and child is not head]:
             setattr(parent, name, Fp8Linear(parent.get_submodule(name)))  # type: ignore[arg-type]

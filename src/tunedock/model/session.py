@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tunedock.data.chat import Chat
+from tunedock.data.conversation import Message
 from tunedock.errors import ModelError
 from tunedock.model import adapter as adapters
 from tunedock.model import load
@@ -19,6 +20,7 @@ from tunedock.model.hub import Located
 from tunedock.model.policy import Policy, Precision
 from tunedock.model.products import use_fast_float32
 from tunedock.model.quantize import bits_and_bytes, keep_gradients, to_fp8
+from tunedock.model.score import agree_on_padding, require_score_layer
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import write_json
 
@@ -55,6 +57,10 @@ class Base:
     def pad_id(self) -> int:
         return load.pad_id(self.tokenizer)
 
+    @property
+    def head(self) -> load.Head:
+        return "scores" if self.recipe.objective.kind == "reward" else "logprobs"
+
     def lineage(self) -> dict[str, Any]:
         return {"model": self.recipe.model.path, "commit": self.located.commit, "folder": str(self.located.folder)}
 
@@ -71,6 +77,7 @@ def find_base(recipe: Recipe, *, stop_ids: Collection[int] = (), weights: bool =
         over_length=recipe.data.over_length,
         train_on=recipe.data.train_on,
         documents=recipe.objective.kind == "pretrain",
+        scored=recipe.objective.kind == "reward",
     )
     return Base(recipe, located, tokenizer, chat)
 
@@ -110,7 +117,8 @@ def tuned_policy(base: Base, folder: Path, *, precision: Precision | None = None
         model: torch.nn.Module = adapters.load_adapter(frozen, folder)
     else:
         whole = base.recipe.model.model_copy(update={"init": "pretrained", "config_overrides": {}})
-        model = load.load_weights(folder, whole, dtype=chosen.weights, device=device)
+        model = load.load_weights(folder, whole, dtype=chosen.weights, device=device, head=base.head)
+        _agree(base, model)
     return Policy(model.eval(), device, chosen)
 
 
@@ -129,12 +137,22 @@ def _base_weights(base: Base, precision: Precision, device: torch.device, *, qua
         device=torch.device("cpu") if kind == "fp8" else device,
         seed=recipe.train.seed,
         quantization=quantization,
+        head=base.head,
     )
+    _agree(base, model)
     if kind == "fp8":
         to_fp8(model)
         model = model.to(device)
     keep_gradients(model)
     return model
+
+
+def _agree(base: Base, model: torch.nn.Module) -> None:
+    """What a reward model must have, and its padding."""
+    if base.head == "scores":
+        require_score_layer(model)
+        asked = (Message("user", "Which probe is asked?"), Message("assistant", "This probe is answered."))
+        agree_on_padding(model, base.tokenizer, base.chat.whole_ids(asked)[-1])
 
 
 def _require_frozen_as_it_is(base: Base, held: str, *, quantise: bool) -> None:

@@ -1,4 +1,4 @@
-"""What an objective is: two pure functions from log-probabilities to a loss.
+"""What an objective is: two pure functions from log-probabilities, or a reward model's scores, to a loss.
 
 For each optimizer step the loop asks, in this order:
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +42,22 @@ class RowLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class RowScores:
+    """A reward model's scores at a row's chosen tokens and what each belongs to."""
+
+    score_N: Tensor
+    """float32, with gradient during training."""
+    sample_N: Tensor
+    """Index of the sample within the step."""
+    leaf_N: Tensor
+    """Index of the leaf within the sample."""
+
+
+Reads = Literal["logprobs", "scores"]
+"""What an objective reads of a model: `RowLogprobs` or `RowScores`."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepLogprobs:
     """What `prepare` may read of a step, before its first backward pass. Nothing in it has a gradient."""
 
@@ -53,6 +69,8 @@ class StepLogprobs:
     """The reference's weighted log-probability of every leaf where the objective `needs_reference`."""
     device: torch.device = CPU
     """Where the rows' tensors are."""
+    scores: Sequence[RowScores] = ()
+    """In place of `rows`, where the objective reads scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +79,17 @@ class Terms:
     """Sum over the row, to be divided by the step's count."""
     metrics: Mapping[str, tuple[Tensor, Tensor | float]] = field(default_factory=dict)
     """Name -> (sum, what it is divided by, both summed over rows and ranks)."""
+    least: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name -> the row's least value, of which the least over rows and ranks is told; infinity where the row has none."""
+    most: Mapping[str, Tensor] = field(default_factory=dict)
+    """The same of largest values."""
 
 
 class Objective(Protocol):
     name: ClassVar[str]
     unit: ClassVar[str]
     """What `count` counts: `tokens`, `pairs`."""
+    reads: ClassVar[Reads]
     needs_logprobs: ClassVar[bool]
     """Whether `prepare` reads the step's log-probabilities (a pass without gradient before the training pass)."""
     whole_samples: ClassVar[bool]
@@ -80,4 +103,6 @@ class Objective(Protocol):
 
     def prepare(self, step: StepLogprobs) -> Any: ...
 
-    def terms(self, row: RowLogprobs, constants: Any) -> Terms: ...
+    def terms(self, row: Any, constants: Any) -> Terms:
+        """`row`: the `RowLogprobs` or `RowScores` that `reads` says."""
+        ...

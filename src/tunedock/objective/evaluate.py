@@ -1,4 +1,4 @@
-"""One step of samples through a policy: rows of log-probabilities, prepared constants, summed terms.
+"""One step of samples through a policy: rows of log-probabilities or scores, prepared constants, summed terms.
 
 Training and evaluation share it.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,15 +17,26 @@ from tunedock.data.batch import RowTensors
 from tunedock.data.layout import Row
 from tunedock.data.sample import Sample
 from tunedock.model.out_of_memory import is_out_of_memory
-from tunedock.objective.base import Objective, RowLogprobs, StepLogprobs, Terms
+from tunedock.objective.base import Objective, RowLogprobs, RowScores, StepLogprobs, Terms
 
 
 class GivesLogprobs(Protocol):
-    """What an objective needs of a model (`model.policy.Policy`)."""
+    """What an objective that reads log-probabilities needs of a model (`model.policy.Policy`)."""
 
     device: torch.device
 
     def logprobs(self, row: Row) -> tuple[Tensor, RowTensors]: ...
+
+
+class GivesScores(Protocol):
+    """What an objective that reads scores needs of a model."""
+
+    device: torch.device
+
+    def scores(self, row: Row) -> tuple[Tensor, RowTensors]: ...
+
+
+Gives = GivesLogprobs | GivesScores
 
 
 class GivesLeaves(Protocol):
@@ -49,8 +60,20 @@ def row_logprobs(policy: GivesLogprobs, row: Row) -> RowLogprobs:
     return RowLogprobs(logprob_N, tensors.weight_N, tensors.sample_N, tensors.leaf_N, tensors.place_N)
 
 
+def row_scores(policy: GivesScores, row: Row) -> RowScores:
+    score_N, tensors = policy.scores(row)
+    return RowScores(score_N, tensors.sample_N, tensors.leaf_N)
+
+
+def _ask(policy: Gives, objective: Objective, row: Row) -> RowLogprobs | RowScores:
+    """What the objective reads of a row."""
+    if objective.reads == "scores":
+        return row_scores(cast(GivesScores, policy), row)
+    return row_logprobs(cast(GivesLogprobs, policy), row)
+
+
 def step_terms(
-    policy: GivesLogprobs,
+    policy: Gives,
     objective: Objective,
     samples: Sequence[Sample],
     rows: Sequence[Row],
@@ -63,13 +86,15 @@ def step_terms(
     if objective.needs_reference and reference is None:
         raise ValueError(f"{objective.name} needs a reference policy")
     with torch.no_grad():
-        read = {i: row_logprobs(policy, rows[i]) for i in _read_before(objective, rows)}
+        read = {i: _ask(policy, objective, rows[i]) for i in _read_before(objective, rows)}
         leaves = reference.leaf_logprobs(samples, rows) if reference is not None and objective.needs_reference else None
-        constants = objective.prepare(StepLogprobs(samples, list(read.values()), leaves, policy.device))
+        logprobs = [found for found in read.values() if isinstance(found, RowLogprobs)]
+        scores = [found for found in read.values() if isinstance(found, RowScores)]
+        constants = objective.prepare(StepLogprobs(samples, logprobs, leaves, policy.device, scores))
     if torch.is_grad_enabled():
         read.clear()  # they have no gradient; without one they are as good as new
     for i, row in enumerate(rows):
-        yield objective.terms(read[i] if i in read else row_logprobs(policy, row), constants)
+        yield objective.terms(read[i] if i in read else _ask(policy, objective, row), constants)
 
 
 def _read_before(objective: Objective, rows: Sequence[Row]) -> Sequence[int]:
@@ -92,7 +117,16 @@ def rows_of_split_samples(rows: Sequence[Row]) -> list[int]:
 
 
 T = TypeVar("T")
-_Read = tuple[float, dict[str, tuple[float, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A row's terms as numbers."""
+
+    loss: float
+    metrics: dict[str, tuple[float, float]]
+    least: dict[str, float]
+    most: dict[str, float]
 
 
 class Smaller(Protocol):
@@ -118,13 +152,17 @@ def once_it_fits(
 
 
 def _read(terms: Terms) -> _Read:
-    metrics = {name: (float(value), float(of)) for name, (value, of) in terms.metrics.items()}
-    return float(terms.loss), metrics
+    return _Read(
+        float(terms.loss),
+        {name: (float(value), float(of)) for name, (value, of) in terms.metrics.items()},
+        {name: float(value) for name, value in terms.least.items()},
+        {name: float(value) for name, value in terms.most.items()},
+    )
 
 
 @torch.no_grad()
 def measure(
-    policy: GivesLogprobs,
+    policy: Gives,
     objective: Objective,
     samples: Sequence[Sample],
     layout: Callable[[Sequence[Sample]], list[Row]],
@@ -137,6 +175,7 @@ def measure(
     """The objective over all samples, `batch` of them at a time. `smaller` lays out anew what did not fit into memory."""
     total, count = 0.0, 0.0
     sums: dict[str, list[float]] = {}
+    extremes: dict[str, float] = {}
     if on_progress is not None:
         on_progress(0)
     for start in range(0, len(samples), batch):
@@ -146,13 +185,15 @@ def measure(
         def read(rows: Sequence[Row], part: Sequence[Sample] = part) -> list[_Read]:
             return [_read(terms) for terms in step_terms(policy, objective, part, rows, reference)]
 
-        for loss, told in once_it_fits(part, layout(part), read, smaller):
-            total += loss
-            for name, (value, of) in told.items():
+        for told in once_it_fits(part, layout(part), read, smaller):
+            total += told.loss
+            for name, (value, of) in told.metrics.items():
                 metric = sums.setdefault(name, [0.0, 0.0])
                 metric[0] += value
                 metric[1] += of
+            extremes |= {name: min(value, extremes.get(name, value)) for name, value in told.least.items()}
+            extremes |= {name: max(value, extremes.get(name, value)) for name, value in told.most.items()}
         if on_progress is not None:
             on_progress(start + len(part))
     metrics = {name: value / max(of, 1e-12) for name, (value, of) in sums.items()}
-    return Measured(total / max(count, 1e-12), count, metrics)
+    return Measured(total / max(count, 1e-12), count, metrics | extremes)

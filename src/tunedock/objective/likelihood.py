@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from tunedock.data.sample import Sample
-from tunedock.objective.base import RowLogprobs, StepLogprobs, Terms
+from tunedock.objective.base import Reads, RowLogprobs, StepLogprobs, Terms
 
 
 class Sft:
     name: ClassVar[str] = "sft"
     unit: ClassVar[str] = "tokens"
+    reads: ClassVar[Reads] = "logprobs"
     needs_logprobs: ClassVar[bool] = False
     whole_samples: ClassVar[bool] = False
     weighted_sum: ClassVar[bool] = True

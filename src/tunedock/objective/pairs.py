@@ -25,7 +25,7 @@ from torch import Tensor
 
 from tunedock.data.sample import Sample
 from tunedock.model.reference import leaf_sums, sum_type
-from tunedock.objective.base import RowLogprobs, StepLogprobs
+from tunedock.objective.base import Reads, RowLogprobs, StepLogprobs
 
 CHOSEN, REJECTED = 0, 1
 
@@ -97,6 +97,7 @@ class OnPairs:
 
     name: ClassVar[str]
     unit: ClassVar[str] = "pairs"
+    reads: ClassVar[Reads] = "logprobs"
     needs_logprobs: ClassVar[bool] = False
     whole_samples: ClassVar[bool] = True
     weighted_sum: ClassVar[bool] = False

@@ -15,6 +15,9 @@ from typing import Any, Literal
 
 from tunedock.errors import ModelError
 
+HEADS = ("lm_head", "score")
+"""What stands on the decoder: a language model's output layer, or a reward model's one score."""
+
 UNKNOWN = "llama"
 """The family an unknown `model_type` is taken for: most decoders are near enough for a plan that is corrected by measuring."""
 
@@ -94,6 +97,8 @@ class Decoder:
     soft_capped: bool
     """Attention scores go through a soft cap, which keeps them from the fused kernels."""
     vocabulary: int
+    scored: bool
+    """It is a reward model, and makes no logits."""
     linears: tuple[Linear, ...]
     others: Mapping[str, int]
     """Parameters that are no linear layer's: embedding, norms, experts."""
@@ -113,14 +118,17 @@ class Decoder:
         return sum(self.others.values()) + sum(linear.size for linear in self.linears)
 
 
-def decoder(config: Mapping[str, Any]) -> Decoder:
-    """The shape a config.json describes; of a model of several parts, the text part. Raises ModelError where it says too little."""
+def decoder(config: Mapping[str, Any], *, scored: bool = False) -> Decoder:
+    """The shape a config.json describes; of a model of several parts, the text part. `scored`: as a reward model.
+
+    Raises ModelError where it says too little.
+    """
     nested = config.get("text_config")
     text = {**nested} if isinstance(nested, Mapping) else {**config}
     kind = str(text.get("model_type", ""))
     family = _families().get(kind)
     try:
-        return _Reader(text, family or _families()[UNKNOWN], known=family is not None).read()
+        return _Reader(text, family or _families()[UNKNOWN], known=family is not None).read(scored=scored)
     except (KeyError, TypeError, ValueError, ZeroDivisionError, StopIteration) as error:
         raise ModelError(
             f"config.json does not say how large the model is ({type(error).__name__}: {error})",
@@ -154,7 +162,7 @@ class _Reader:
         self.kv_heads = int(config.get("num_key_value_heads") or self.heads)
         self.head_dim = int(config.get("head_dim") or family.head_dim or self.hidden // self.heads)
 
-    def read(self) -> Decoder:
+    def read(self, *, scored: bool) -> Decoder:
         family, vocabulary = self.family, int(self.config["vocab_size"])
         linears: list[Linear] = []
         others = {"model.embed_tokens.weight": vocabulary * self.hidden}
@@ -166,7 +174,9 @@ class _Reader:
             others |= self._norms(place)
             widths.append(self._mlp(f"{place}.mlp", layer, linears, others))
         others |= self._norm(f"model.{family.final_norm}", self.hidden)
-        if not self.config.get("tie_word_embeddings", family.tied):
+        if scored:
+            linears.append(Linear("score", self.hidden, 1))
+        elif not self.config.get("tie_word_embeddings", family.tied):
             linears.append(Linear("lm_head", self.hidden, vocabulary, family.head_bias))
         return Decoder(
             known=self.known,
@@ -185,6 +195,7 @@ class _Reader:
             qk_norm=family.qk_norm != "none",
             soft_capped=bool(self.config.get("attn_logit_softcapping")),
             vocabulary=vocabulary,
+            scored=scored,
             linears=tuple(linears),
             others=others,
         )

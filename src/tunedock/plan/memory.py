@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from tunedock.plan.decoder import Decoder, Linear, decoder
+from tunedock.plan.decoder import HEADS, Decoder, Linear, decoder
 from tunedock.recipe.adapters import Adapter, Freeze, Lora
 from tunedock.recipe.schema import Recipe
 
@@ -120,14 +120,15 @@ def plan_memory(
     most_tokens: int | None = None,
     fused: Collection[Part] = (),
     device: str = "cpu",
+    scored: bool = False,
 ) -> MemoryPlan:
     """The plan for a model's config.json under a recipe's adapter and optimizer.
 
     `quantize`: the recipe's; `gradient_checkpointing`: all layers, or how many; `longest_path` in tokens, for attention that
-    materialises its scores; `most_tokens`: of any row, which the head need not go beyond; `fused`: the parts that are. Raises
-    ModelError where the config says too little.
+    materialises its scores; `most_tokens`: of any row, which the head need not go beyond; `fused`: the parts that are; `scored`: a
+    reward model, which has no logits. Raises ModelError where the config says too little.
     """
-    shape, quantize = decoder(config), held_as(config, quantize)
+    shape, quantize = decoder(config, scored=scored), held_as(config, quantize)
     w, c = NUMBER_BYTES[weights], NUMBER_BYTES[compute]
     trained = trained_size(shape, adapter)
     in_base = 0 if isinstance(adapter, Lora) else trained
@@ -152,6 +153,8 @@ def plan_memory(
 
 def _head(shape: Decoder, c: int, most_tokens: int | None, fused: Collection[Part]) -> int:
     """Logits of a chunk of tokens, and what is made of them."""
+    if shape.scored:
+        return 0
     number, copies = (c, 1) if "softmax" in fused else (MASTER_BYTES, CHUNK_COPIES)
     chunk = CHUNK_BYTES if most_tokens is None else min(CHUNK_BYTES, number * shape.vocabulary * most_tokens)
     return chunk * copies
@@ -159,7 +162,7 @@ def _head(shape: Decoder, c: int, most_tokens: int | None, fused: Collection[Par
 
 def _widened(shape: Decoder, c: int) -> int:
     """A layer's weights on their way from few bits to the compute type, by way of float32."""
-    return max(linear.inputs * linear.outputs for linear in shape.linears if linear.name != "lm_head") * (
+    return max(linear.inputs * linear.outputs for linear in shape.linears if linear.name not in HEADS) * (
         c + MASTER_BYTES
     )
 
@@ -169,7 +172,7 @@ def _narrowed(shape: Decoder, quantize: str, w: int) -> int:
     if quantize == "none":
         return 0
     number, output = QUANTIZED_BYTES[quantize]
-    linears = [linear for linear in shape.linears if linear.name != "lm_head"]
+    linears = [linear for linear in shape.linears if linear.name not in HEADS]
     return round(sum(linear.outputs * (linear.inputs * (w - number) - output) for linear in linears))
 
 
@@ -200,7 +203,7 @@ def trained_size(shape: Decoder, adapter: Adapter) -> int:
     """Numbers that are trained."""
     if isinstance(adapter, Lora):
         pairs = sum(adapter.r * (linear.inputs + linear.outputs) for linear in targets(shape, adapter))
-        return pairs + _on_experts(shape, adapter)
+        return pairs + _on_experts(shape, adapter) + (shape.hidden if shape.scored else 0)
     if isinstance(adapter, Freeze):
         return sum(size for name, size in shape.parameters.items() if _thawed(name, shape.layers, adapter))
     return shape.size
@@ -210,7 +213,7 @@ def targets(shape: Decoder, lora: Lora) -> Iterator[Linear]:
     """The linear layers a LoRA is put on, by PEFT's rules: `all-linear`, a regular expression, or names and ends of names."""
     for linear in shape.linears:
         if lora.target_modules == "all-linear":
-            chosen = linear.name != "lm_head"
+            chosen = linear.name not in HEADS
         elif isinstance(lora.target_modules, str):
             chosen = re.fullmatch(lora.target_modules, linear.name) is not None
         else:
@@ -251,6 +254,8 @@ def readable(size: float) -> str:
 
 
 def _thawed(name: str, layers: int, freeze: Freeze) -> bool:
+    if name.startswith("score."):  # a new layer trains whatever is frozen
+        return True
     found = re.match(r"model\.layers\.(\d+)\.", name)
     in_last = found is not None and int(found.group(1)) >= layers - (freeze.last_n_layers or 0)
     return in_last or any(word in name for word in freeze.trainable_modules)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunedock.plan.cards import Target
-from tunedock.plan.decoder import Decoder, decoder
+from tunedock.plan.decoder import HEADS, Decoder, decoder
 from tunedock.plan.memory import MemoryPlan, Part, held_as, numbers, plan_memory, trained_size
 from tunedock.plan.rungs import HEADROOM, LADDER, MOST_TOKENS, at_most
 from tunedock.plan.shapes import Shape
@@ -117,7 +117,7 @@ def outlook(
 
     Raises ModelError for a config that says too little.
     """
-    model = decoder(shape.config)
+    model = decoder(shape.config, scored=recipe.objective.kind == "reward")
     need = _need(recipe, shape, model, target, spread)
     room = _room(target)
     longest = min(recipe.data.max_length, recipe.train.token_budget or recipe.data.max_length)
@@ -162,6 +162,7 @@ def _plan(recipe: Recipe, shape: Shape, target: Target) -> MemoryPlan:
         most_tokens=MOST_TOKENS[target.kind],
         fused=_fused(recipe, shape, target),
         device=target.kind,
+        scored=recipe.objective.kind == "reward",
     )
 
 
@@ -212,8 +213,8 @@ def _seconds(recipe: Recipe, model: Decoder, target: Target, rows: Rows | None, 
     """Operations over what the devices do; None where a figure is missing."""
     if rows is None or steps is None or rows.mean_tokens is None or target.teraflops is None:
         return None
-    head = model.vocabulary * model.hidden
-    body = sum(linear.size for linear in model.linears if linear.name != "lm_head")
+    head = model.hidden * (1 if model.scored else model.vocabulary)
+    body = sum(linear.size for linear in model.linears if linear.name not in HEADS)
     tokens = rows.mean_tokens * (CHECKPOINTING if recipe.train.gradient_checkpointing else 1.0)
     trained = rows.mean_trained if rows.mean_trained is not None else rows.mean_tokens
     each = operations(body, head, tokens, trained, full=recipe.adapter.kind != "lora")

@@ -221,7 +221,7 @@ class Recipe(Section):
 
 
 NOT_BUILT: dict[str, tuple[str, ...]] = {
-    "objective.kind": ("reward", "kto", "ppo", "grpo", "rloo"),
+    "objective.kind": ("kto", "ppo", "grpo", "rloo"),
     "objective.loss_type": ("bco_pair", "aot", "aot_unpaired"),
     "objective.sync_ref_model": (),
     "objective.f_divergence_type": (),

@@ -39,11 +39,13 @@ def product_speed(device: torch.device, dtype: torch.dtype) -> float:
 
 def estimate_seconds(policy: Policy, tokens: int, trained_tokens: int, *, full: bool) -> float:
     """Seconds for a run over `tokens`, of which `trained_tokens` go through the head."""
-    head = policy.model.get_output_embeddings().weight.numel()  # type: ignore[operator]
-    embedding = policy.model.get_input_embeddings().weight.numel()  # type: ignore[operator]
+    inputs = policy.model.get_input_embeddings().weight  # type: ignore[operator]
     total = sum(numbers_in(parameter) for parameter in policy.model.parameters())
-    tied = policy.model.get_output_embeddings().weight is policy.model.get_input_embeddings().weight  # type: ignore[operator]
-    body = total - embedding - (0 if tied else head)
+    head, tied = 0, False  # a reward model's score is next to nothing
+    if not policy.gives_scores:
+        outputs = policy.model.get_output_embeddings().weight  # type: ignore[operator]
+        head, tied = outputs.numel(), outputs is inputs
+    body = total - inputs.numel() - (0 if tied else head)
     speed = product_speed(policy.device, policy.precision.compute)
     return operations(body, head, tokens, trained_tokens, full=full) / (speed * EFFICIENCY[policy.device.type])
 

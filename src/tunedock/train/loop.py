@@ -94,6 +94,7 @@ class _Window:
     steps: int = 0
     grad_norm: float = 0.0
     metrics: dict[str, list[float]] = field(default_factory=dict)
+    extremes: dict[str, float] = field(default_factory=dict)
     since: float = field(default_factory=time.perf_counter)
 
 
@@ -190,6 +191,9 @@ class Loop:
             seen = self._window.metrics.setdefault(name, [0.0, 0.0])
             seen[0] += total
             seen[1] += of
+        extremes = self._window.extremes
+        extremes |= {name: min(value, extremes.get(name, value)) for name, value in sums.least.items()}
+        extremes |= {name: max(value, extremes.get(name, value)) for name, value in sums.most.items()}
         if not math.isfinite(loss):
             self._diverged("loss", loss, samples)
         norm = self._updater.clip()
@@ -268,6 +272,7 @@ class Loop:
             "tokens_per_second": window.tokens / max(seconds, 1e-9),
             "tokens": float(self.progress.tokens),
             **{name: total / max(of, 1e-12) for name, (total, of) in window.metrics.items()},
+            **window.extremes,
             **usage(),
         }
         self._emit.metrics(self.progress.step, self._course.epoch(self.progress.step), values)

@@ -75,6 +75,7 @@ def _plan(recipe: Recipe, policy: Policy, longest_path: int, checkpointing: int,
             most_tokens=MOST_TOKENS.get(device, MOST_TOKENS["cpu"]),
             fused=fused_parts(policy),
             device=device,
+            scored=policy.gives_scores,
         )
     except ModelError as error:
         emit.note(f"no memory plan: {error}; the token budget starts at its usual size and is corrected by measuring")

@@ -13,7 +13,7 @@ from tunedock.data.sample import Sample
 from tunedock.model.out_of_memory import is_out_of_memory
 from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
-from tunedock.objective.base import Objective
+from tunedock.objective.base import Objective, Terms
 from tunedock.objective.evaluate import step_terms
 from tunedock.train.budget import Budget, Shortage
 from tunedock.train.optimizer import Updater
@@ -31,6 +31,8 @@ class Sums:
     """Divided by the step's count."""
     metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Name -> (sum, what it is divided by)."""
+    least: dict[str, float] = field(default_factory=dict)
+    most: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -39,13 +41,26 @@ class _Running:
 
     loss: Tensor | float = 0.0
     metrics: dict[str, tuple[Tensor | float, Tensor | float]] = field(default_factory=dict)
+    least: dict[str, Tensor] = field(default_factory=dict)
+    most: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, name: str, total: Tensor, of: Tensor | float) -> None:
         before = self.metrics.get(name, (0.0, 0.0))
         self.metrics[name] = (before[0] + _exact(total), before[1] + _exact(of))
 
+    def add_extremes(self, terms: Terms) -> None:
+        for name, value in terms.least.items():
+            self.least[name] = torch.minimum(self.least.get(name, value), value)
+        for name, value in terms.most.items():
+            self.most[name] = torch.maximum(self.most.get(name, value), value)
+
     def read(self) -> Sums:
-        return Sums(float(self.loss), {name: (float(a), float(b)) for name, (a, b) in self.metrics.items()})
+        return Sums(
+            float(self.loss),
+            {name: (float(a), float(b)) for name, (a, b) in self.metrics.items()},
+            {name: float(value) for name, value in self.least.items()},
+            {name: float(value) for name, value in self.most.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +100,7 @@ class Gradients:
             running.loss = running.loss + _exact(share)
             for name, (total, of) in terms.metrics.items():
                 running.add(name, total, of)
+            running.add_extremes(terms)
             del terms, share  # the row's graph, before the next row is looked at
             if done < len(rows) and (shortage := self.budget.shortage(rows[done])) is not None:
                 return shortage
