@@ -24,7 +24,6 @@ from safetensors.torch import load_file, save_file
 
 from families import CHATML, save_tiny
 from inline_worker import InlineLauncher
-from tunedock import pipeline
 from tunedock.cli.app import main
 from tunedock.run.record import Run
 
@@ -74,7 +73,7 @@ def tunedock(
 ) -> Callable[..., tuple[int, str, str]]:
     """Runs a command in the workplace, workers inline: (exit code, standard output, standard error)."""
     monkeypatch.chdir(workplace)
-    monkeypatch.setattr(pipeline, "LocalLauncher", InlineLauncher)
+    monkeypatch.setattr("tunedock.pipeline.jobs.LocalLauncher", InlineLauncher)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()

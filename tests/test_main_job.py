@@ -24,7 +24,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from families import save_tiny
 from inline_worker import InlineLauncher
-from tunedock import pipeline
 from tunedock.cli.app import main
 from tunedock.events import EventReader
 from tunedock.run.record import Run
@@ -93,7 +92,7 @@ def tunedock(
 ) -> Callable[..., dict[str, Any]]:
     """Runs a command that must succeed, its worker inline and with one thread as the real ones; returns its `--json`."""
     monkeypatch.chdir(workplace)
-    monkeypatch.setattr(pipeline, "LocalLauncher", InlineLauncher)
+    monkeypatch.setattr("tunedock.pipeline.jobs.LocalLauncher", InlineLauncher)
     threads = torch.get_num_threads()
 
     def run(*arguments: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tunedock import pipeline
 from tunedock.cli.app import main
 from tunedock.launch.local import LocalLauncher
 
@@ -46,6 +45,6 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def does(*steps: list[Any]) -> None:
         command = [sys.executable, str(FAKE_WORKER), json.dumps(steps)]
-        monkeypatch.setattr(pipeline, "LocalLauncher", functools.partial(LocalLauncher, command))
+        monkeypatch.setattr("tunedock.pipeline.jobs.LocalLauncher", functools.partial(LocalLauncher, command))
 
     return does

@@ -10,7 +10,6 @@ from typing import Any, get_args
 import pytest
 
 from inline_worker import InlineLauncher
-from tunedock import pipeline
 from tunedock.cli import convert
 from tunedock.recipe.conversion import Format, Order, Part, Spelling
 
@@ -21,7 +20,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline, "LocalLauncher", InlineLauncher)
+    monkeypatch.setattr("tunedock.pipeline.jobs.LocalLauncher", InlineLauncher)
     (tmp_path / "rows.json").write_text(json.dumps([ROW, ROW, {"instruction": "q", "output": ""}]))
     (tmp_path / "good.json").write_text(json.dumps([ROW, ROW]))
     entries: dict[str, Any] = {

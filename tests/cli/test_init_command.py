@@ -18,7 +18,7 @@ import yaml
 
 from families import save_tiny
 from inline_worker import InlineLauncher
-from tunedock import __version__, pipeline
+from tunedock import __version__
 from tunedock.cli import init
 from tunedock.cli.app import app
 from tunedock.cli.init import FILES, StartObjective
@@ -165,7 +165,7 @@ def test_a_tilde_is_the_home(tunedock, here, monkeypatch):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_project_is_sound_and_trains(tunedock, here, model, objective, monkeypatch):
-    monkeypatch.setattr(pipeline, "LocalLauncher", InlineLauncher)
+    monkeypatch.setattr("tunedock.pipeline.jobs.LocalLauncher", InlineLauncher)
     monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
     assert tunedock("init", "p", "--objective", objective, "--model", str(model))[0] == 0
     monkeypatch.chdir(here / "p")

@@ -14,7 +14,6 @@ pytest.importorskip("lm_eval")
 from families import save_tiny
 from inline_worker import InlineLauncher
 from own_tasks import TASKS, rows, write_tasks
-from tunedock import pipeline
 from tunedock.cli.app import main
 from tunedock.eval.task_page import page
 from tunedock.recipe.schema import Eval
@@ -53,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tunedock(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     monkeypatch.chdir(place)
-    monkeypatch.setattr(pipeline, "LocalLauncher", InlineLauncher)
+    monkeypatch.setattr("tunedock.pipeline.jobs.LocalLauncher", InlineLauncher)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()

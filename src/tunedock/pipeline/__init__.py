@@ -1,0 +1,34 @@
+"""What the commands do: resolve the recipe, make the run directory, launch the stage, watch it to its end.
+
+Every function returns the value of the stage's `result` event, or raises the TunedockError the stage failed with. Events go to
+`on_event` as they come, the result and the failure among them.
+"""
+
+from tunedock.pipeline.jobs import Outcome, ignore
+from tunedock.pipeline.questions import data_check, data_convert, data_show, doctor, plan
+from tunedock.pipeline.stages import (
+    check_same_recipe,
+    create_run,
+    eval_section,
+    evaluate,
+    export,
+    resolve_recipe,
+    train,
+)
+
+__all__ = [
+    "Outcome",
+    "check_same_recipe",
+    "create_run",
+    "data_check",
+    "data_convert",
+    "data_show",
+    "doctor",
+    "eval_section",
+    "evaluate",
+    "export",
+    "ignore",
+    "plan",
+    "resolve_recipe",
+    "train",
+]

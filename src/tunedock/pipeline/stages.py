@@ -1,0 +1,191 @@
+"""The stages of a run: resolve the recipe, make the run directory, launch, watch to the end."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from tunedock.errors import BugError, RecipeError, RunError
+from tunedock.launch.job import JobSpec, Launcher
+from tunedock.launch.watch import OnEvent
+from tunedock.pipeline.jobs import Outcome, ignore, note_event, run_stage
+from tunedock.recipe import paths
+from tunedock.recipe.load import load
+from tunedock.recipe.resolve import Resolved, resolve
+from tunedock.run.record import Run, RunState
+from tunedock.run.store import flatten
+
+ExportFormat = Literal["hf", "adapter"]
+
+HELD_OUT_KEYS = {
+    "max_samples": "`limit=50` takes the first documents of each task",
+    "max_new_tokens": "a task says itself how much is generated (`max_gen_toks` in its `generation_kwargs`)",
+    "temperature": "a task says itself how is decoded (`generation_kwargs`)",
+}
+"""Keys of the `eval` section that named tasks do not read, and what to say instead."""
+
+
+def resolve_recipe(files: Sequence[Path], overrides: Sequence[str] = ()) -> Resolved:
+    """The recipe with every value filled in. Raises RecipeError."""
+    return resolve(load(files, overrides))
+
+
+def train(
+    files: Sequence[Path],
+    overrides: Sequence[str] = (),
+    *,
+    resume: Run | None = None,
+    on_event: OnEvent = ignore,
+    launcher: Launcher | None = None,
+) -> Outcome:
+    """Trains by the recipe into a new run directory, or goes on with `resume`, which keeps the recipe it has.
+
+    Files given along with `resume` must say what the run's own recipe says.
+    """
+    if resume is None:
+        resolved = resolve_recipe(files, overrides)
+        run = create_run(resolved)
+        for note in resolved.notes:
+            on_event(note_event(note))
+    else:
+        run = Run(resume.path.absolute())
+        _refuse_finished(run)
+        if files:
+            check_same_recipe(run, resolve_recipe(files, overrides))
+        elif overrides:
+            raise RecipeError(
+                "a resumed run keeps its recipe, so there is nothing to override",
+                where="--resume",
+                hint="leave the overrides out, or start a new run",
+            )
+    on_event(note_event(f"run directory: {run.path}", run=str(run.path)))
+    return run_stage(JobSpec("train", run.path, {"resume": resume is not None}), on_event, launcher)
+
+
+def evaluate(
+    run: Run,
+    *,
+    split: str = "test",
+    overrides: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    on_event: OnEvent = ignore,
+    launcher: Launcher | None = None,
+) -> Outcome:
+    """Evaluates a run's result. `overrides` change keys of the recipe's `eval` section for this once (`max_samples=50`).
+
+    With `tasks`, these tasks of lm-evaluation-harness and nothing else.
+    """
+    request: dict[str, Any] = {"split": split, "overrides": eval_section(run, overrides)}
+    if tasks:
+        _refuse_held_out_settings(split, overrides)
+        request["overrides"]["tasks"] = list(tasks)
+        request["only_tasks"] = True
+    return run_stage(JobSpec("eval", run.path, request), on_event, launcher)
+
+
+def export(
+    run: Run,
+    to: Path,
+    export_format: ExportFormat = "hf",
+    *,
+    on_event: OnEvent = ignore,
+    launcher: Launcher | None = None,
+) -> Outcome:
+    """Writes a run's result to a new folder: whole weights (`hf`) or the adapter alone."""
+    target = to.expanduser().absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise RunError(
+            "the target of the export is in use", where=str(target), hint="give a folder that is new or empty"
+        )
+    return run_stage(JobSpec("export", run.path, {"to": str(target), "format": export_format}), on_event, launcher)
+
+
+def create_run(resolved: Resolved) -> Run:
+    """The run directory of a new run. Raises RunError when `train.output_dir` is in use."""
+    recipe = resolved.recipe
+    if recipe.train.output_dir is None:
+        raise BugError("the resolved recipe has no train.output_dir")
+    path = Path(recipe.train.output_dir).absolute()
+    if resolved.origins.get("train.output_dir", "").startswith("derived"):
+        path = _free(path)
+    state = RunState(
+        name=path.name,
+        created=time.time(),
+        objective=recipe.objective.kind,
+        model=recipe.model.path,
+        adapter=recipe.adapter.kind,
+        recipe_hash=resolved.hash,
+    )
+    return Run.create(path, recipe_yaml=resolved.to_yaml(), resolved=resolved.to_json(), state=state)
+
+
+def check_same_recipe(run: Run, resolved: Resolved) -> None:
+    """Raises RecipeError naming what differs when the recipe given is not the one the run was made by."""
+    stored = run.resolved()
+    if stored.get("hash") == resolved.hash:
+        return
+    before, now = flatten(stored.get("recipe", {})), flatten(resolved.recipe.model_dump(mode="json"))
+    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    changes = "; ".join(
+        f"`{key}` was {before.get(key)!r}, is {now.get(key)!r}" for key in keys if key != "train.output_dir"
+    )
+    raise RecipeError(
+        f"this is not the recipe of the run: {changes}",
+        where=str(run.path),
+        hint=f"go on with the run's own by `tunedock train --resume {run.path}`, or start a new run without --resume",
+    )
+
+
+def eval_section(run: Run, overrides: Sequence[str]) -> dict[str, Any]:
+    """The run's `eval` section with `key=value` changes, checked like a recipe's. Raises RecipeError."""
+    for text in overrides:
+        if "." in text.partition("=")[0].removeprefix("eval."):
+            raise RecipeError(
+                f"`{text}`: a finished run keeps its recipe, and only keys of its `eval` section can be changed here",
+                where="command line",
+                hint="write for example `max_samples=50`",
+            )
+    prefixed = [text if text.startswith("eval.") else f"eval.{text}" for text in overrides]
+    loaded = load([run.path / "recipe.yaml"], prefixed)
+    section = loaded.recipe.eval.model_dump(mode="json")
+    if section["tasks_path"] is not None:  # relative only where it was given just now
+        origin, here = loaded.origin(("eval", "tasks_path")), Path.cwd()
+        place = paths.Place("eval.tasks_path", str(origin or "recipe"), here, here)
+        section["tasks_path"] = paths.existing(section["tasks_path"], place, hub=False)
+    return section
+
+
+def _refuse_held_out_settings(split: str, overrides: Sequence[str]) -> None:
+    """What is said of the held-out rows would be ignored by an evaluation of named tasks alone."""
+    if split != "test":
+        raise RecipeError(
+            "a task has its own documents, and the run's held-out rows are left alone",
+            where="--split",
+            hint="leave `--split` out, or `--task`",
+        )
+    for text in overrides:
+        key = text.partition("=")[0].removeprefix("eval.")
+        if key in HELD_OUT_KEYS:
+            raise RecipeError(
+                f"`{text}` is about the held-out rows, which `--task` leaves alone",
+                where="command line",
+                hint=HELD_OUT_KEYS[key],
+            )
+
+
+def _refuse_finished(run: Run) -> None:
+    if run.state().status == "finished" and run.model.is_dir():
+        raise RunError(
+            "this run is finished, so there is nothing to go on with",
+            where=str(run.path),
+            hint=f"`tunedock eval {run.path}` measures its result; to train longer, start a new run with more steps or epochs",
+        )
+
+
+def _free(path: Path) -> Path:
+    """A name made from the time is made again within a second by a loop of short runs: the next ones get a number."""
+    candidates = (path if count == 1 else path.with_name(f"{path.name}-{count}") for count in itertools.count(1))
+    return next(candidate for candidate in candidates if not candidate.exists())
