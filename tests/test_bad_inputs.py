@@ -440,7 +440,6 @@ def test_a_model_that_cannot_be_used_is_named_with_what_it_lacks(workplace, tune
             4,
             ["adapter.target_modules: ['q_prj']", "linear layers are called", "q_proj"],
         ),
-        (["train.optim=adamw_troch"], 2, ["train.optim: there is no optimizer", "did you mean `adamw_torch`?"]),
         (
             ["train.lr_scheduler_type=cosin"],
             2,

@@ -21,6 +21,7 @@ from tunedock.data.layout import padded, step_indices
 from tunedock.data.sample import Sample, single
 from tunedock.events import Emitter
 from tunedock.model.adapter import attach, checkpoint_activations
+from tunedock.model.noise import EmbeddingNoise
 from tunedock.model.policy import Policy, Precision
 from tunedock.objective.likelihood import Sft
 from tunedock.recipe.adapters import Adapter, Lora
@@ -85,6 +86,8 @@ def build(
     if settings.gradient_checkpointing:
         checkpoint_activations(model)
     policy = Policy(model, CPU, Precision(torch.float32, compute), to_compile=to_compile)
+    if settings.neftune_noise_alpha is not None:
+        policy.noise = EmbeddingNoise(model, settings.neftune_noise_alpha)
     if probed:
         policy.probe()
     torch.manual_seed(settings.seed)
@@ -96,7 +99,7 @@ def build(
         validation=validation,
         layout=policy.rows if probed else padded,
         budget=Budget(memory=HostMemory(), plan=None, most=4096, pinned=budget, emit=Emitter(stream)),
-        updater=make_updater(policy.trainable, settings, total_steps=steps, device=CPU),
+        updater=make_updater(policy.trainable, settings, total_steps=steps, device=CPU, model=model),
         checkpoints=Checkpoints(folder, keep=settings.save_total_limit),
         course=Course(steps, PER_EPOCH, steps * BATCH),
         train=settings,

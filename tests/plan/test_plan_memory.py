@@ -11,16 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from families import quantised_model
 from tunedock.model import head
 from tunedock.model.quantize import quantised
 from tunedock.plan.decoder import decoder
-from tunedock.plan.memory import CHUNK_BYTES, TRUST, MemoryPlan, optimizer_bytes, plan_memory, readable
+from tunedock.plan.memory import CHUNK_BYTES, TRUST, MemoryPlan, plan_memory, readable
 from tunedock.recipe.adapters import Freeze, Full, Lora
-from tunedock.recipe.schema import Train
-from tunedock.train.optimizer import make_optimizer
 
 QWEN3_8B = {
     "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
@@ -90,43 +87,17 @@ def test_soft_capped_scores_grow_with_the_path() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("optim", "arguments"),
-    [
-        ("adamw_torch", None),
-        ("adamw_torch_fused", None),
-        ("sgd", None),
-        ("sgd", "momentum=0.9"),
-        ("rmsprop", None),
-        ("adagrad", None),
-        ("adafactor", None),
-    ],
-)
-def test_optimizer_states_are_as_large_as_planned(optim: str, arguments: str | None) -> None:
-    weight = nn.Parameter(torch.zeros(512, 512))
-    optimizer = make_optimizer([("w", weight)], Train(optim=optim, optim_args=arguments, learning_rate=1e-3))
-    weight.grad = torch.ones_like(weight)
-    optimizer.step()
-    held = sum(
-        value.numel() * value.element_size()
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, torch.Tensor)
-    )
-    planned = optimizer_bytes(optim, arguments) * weight.numel()
-    if optim == "adafactor":
-        assert held <= planned
-    else:
-        assert held == pytest.approx(planned, abs=64)
-
-
-def test_states_of_a_byte_or_two_and_of_unknown_names() -> None:
-    assert [optimizer_bytes(name) for name in ("adamw_8bit", "paged_adamw_8bit", "lion_8bit", "brand_new")] == [
-        2,
-        2,
-        1,
-        8,
-    ]
+def test_optimizers_that_treat_matrices_apart() -> None:
+    """Muon keeps one number for a hidden matrix's and two for the others'; GaLore two numbers of a low rank and a projection."""
+    shape = decoder(QWEN3_8B)
+    hidden = sum(linear.inputs * linear.outputs for linear in shape.linears if linear.name != "lm_head")
+    whole = plan_memory(QWEN3_8B, adapter=Full())
+    muon = plan_memory(QWEN3_8B, adapter=Full(), optim="muon")
+    assert whole.parts["optimizer"] - muon.parts["optimizer"] == 4 * hidden
+    low = plan_memory(QWEN3_8B, adapter=Full(), optim="galore_adamw", optim_args="rank=256")
+    assert low.parts["optimizer"] < 0.3 * whole.parts["optimizer"]
+    lora = plan_memory(QWEN3_8B, adapter=Lora(), optim="muon")
+    assert lora.parts["optimizer"] == plan_memory(QWEN3_8B, adapter=Lora()).parts["optimizer"] // 2
 
 
 def test_the_head_says_the_same() -> None:

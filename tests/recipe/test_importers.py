@@ -312,6 +312,56 @@ def test_every_tuner(tmp_path: Path, text: str, adapter: dict[str, Any]) -> None
     }
 
 
+OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "galore": (
+        "finetuning_type: full\nuse_galore: true\ngalore_rank: 8\ngalore_target: all\n",
+        {"optim": "galore_adamw", "optim_args": "rank=8,update_proj_gap=200,scale=2.0,proj_type=std"},
+    ),
+    "galore over adafactor": (
+        "finetuning_type: freeze\nuse_galore: true\noptim: adafactor\ngalore_target: q_proj, v_proj\n",
+        {"optim": "galore_adafactor", "optim_target_modules": ["q_proj", "v_proj"]},
+    ),
+    "apollo": (
+        "finetuning_type: full\nuse_apollo: true\napollo_scale_type: tensor\napollo_layerwise: false\n",
+        {
+            "optim": "apollo_adamw",
+            "optim_args": "rank=16,update_proj_gap=200,scale=32.0,proj=random,proj_type=std,scale_type=tensor",
+        },
+    ),
+    "muon": ("use_muon: true\nadam_beta1: 0.8\n", {"optim": "muon", "adam_beta1": 0.8}),
+    "off": ("use_galore: false\nuse_muon: no\ngalore_rank: 8\noptim: sgd\n", {"optim": "sgd"}),
+    "by name": (
+        "finetuning_type: full\noptim: galore_adamw\noptim_target_modules: attn, mlp\n",
+        {"optim": "galore_adamw", "optim_target_modules": ["attn", "mlp"]},
+    ),
+    "noise": ("neftune_noise_alpha: 5\n", {"neftune_noise_alpha": 5}),
+}
+
+
+@pytest.mark.parametrize(("text", "train"), OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_every_optimizer(tmp_path: Path, text: str, train: dict[str, Any]) -> None:
+    found = made(tmp_path, HEAD + text)
+    found.check()
+    assert train.items() <= found.values["train"].items()
+    assert not found.not_built
+
+
+def test_muon_of_v1(tmp_path: Path) -> None:
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "data.yaml").write_text("{x: {path: a/b, converter: alpaca}}")
+    config = "optim_config: {name: muon, wd: 0.1, momentum: 0.9, nesterov: true, adamw_betas: [0.8, 0.95], adamw_eps: 0.001}\n"
+    found = made(tmp_path, V1 + config)
+    found.check()
+    train = found.values["train"]
+    assert train["optim"] == "muon" and train["optim_args"] == "momentum=0.9,nesterov=true"
+    assert (train["weight_decay"], train["adam_beta1"], train["adam_beta2"], train["adam_epsilon"]) == (
+        0.1,
+        0.8,
+        0.95,
+        1e-3,
+    )
+
+
 @pytest.mark.parametrize(("bits", "name"), [(4, "nf4"), (8, "int8")])
 def test_quantised_bases(tmp_path: Path, bits: int, name: str) -> None:
     found = made(tmp_path, HEAD + f"quantization_bit: {bits}\nquantization_method: bitsandbytes\n")
@@ -346,7 +396,10 @@ ONE_PROBLEM = {
     "evaluates nothing": ("eval_strategy: steps", "`eval_strategy: steps`: there is nothing to evaluate on", "`val_size`"),
     "the best of nothing": ("load_best_model_at_end: true", "`load_best_model_at_end: true`", "`eval_strategy`"),
     "too much warm-up": ("warmup_ratio: 1.5", "`warmup_ratio: 1.5`: it is a share", "below 1"),
-    "galore": ("finetuning_type: full\nuse_galore: true\ngalore_rank: 8", "`use_galore: true`: this optimizer", "leave it out"),
+    "galore under lora": ("use_galore: true\ngalore_rank: 8", "`use_galore: true`: it holds the moments", "finetuning_type: full"),
+    "galore in the backward pass": ("finetuning_type: full\nuse_galore: true\ngalore_layerwise: true", "layerwise: true`", "take it out"),
+    "two optimizers": ("use_muon: true\nuse_apollo: true", "there is one optimizer", "keep one"),
+    "badam": ("finetuning_type: full\nuse_badam: true", "`use_badam: true`: this optimizer", "leave it out"),
     "adapter": ("adapter_name_or_path: saves/x", "`adapter_name_or_path: saves/x`: training goes on from no adapter", "merge"),
     "first layers": ("finetuning_type: freeze\nfreeze_trainable_layers: -2", "`freeze_trainable_layers: -2`", "above 0"),
     "some modules": ("finetuning_type: freeze\nfreeze_trainable_modules: mlp", "`freeze_trainable_modules: mlp`", "`all`"),
@@ -753,8 +806,8 @@ V1_PROBLEMS = {
     "no mapping": ("{x: 3}", "", "should be a mapping"),
     "an optimizer": (
         "{x: {path: a/b, converter: alpaca}}",
-        "optim_config: {name: muon, wd: 0.1}\n",
-        "`optim_config.name: muon`",
+        "optim_config: {name: lion, wd: 0.1}\n",
+        "`optim_config.name: lion`",
     ),
     "unknown part": (
         "{x: {path: a/b, converter: alpaca}}",

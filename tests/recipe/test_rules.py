@@ -58,6 +58,13 @@ BROKEN: dict[str, dict[str, Any]] = {
         "train": {"early_stopping_patience": 2},
         "data": {"split": {"train": 1.0, "validation": 0.0, "test": 0.0}},
     },
+    "schedule-free-with-a-schedule": {"train": {"optim": "schedule_free_adamw", "lr_scheduler_type": "linear"}},
+    "warmup-of-its-own": {
+        "train": {"optim": "schedule_free_radam", "lr_scheduler_type": "constant", "warmup_steps": 0.1}
+    },
+    "low-rank-under-lora": {"train": {"optim": "galore_adamw"}},
+    "target-modules-unused": {"train": {"optim_target_modules": ["mlp"]}},
+    "adam-keys-unused": {"train": {"optim": "sgd", "adam_beta1": 0.8}},
     "unknown-hub": {"hub": "huggingface"},
     "offline-with-a-mirror": {"hub": "https://mirror.example", "offline": True},
     "offline-with-a-url": {"offline": True, "data": {"validation": "s3://bucket/v.jsonl"}},
@@ -108,6 +115,19 @@ def test_rule(name: str) -> None:
 @pytest.mark.parametrize("changes", KEPT)
 def test_sound_recipes_pass(changes: dict[str, Any]) -> None:
     check(recipe(changes))
+
+
+@pytest.mark.parametrize(
+    ("optim", "said", "hint"),
+    [
+        ("adamw_troch", "there is no optimizer `adamw_troch`", "did you mean `adamw_torch`?"),
+        ("lomo", "`lomo` is not taken: it updates weights inside the backward pass", "use `adafactor`"),
+    ],
+)
+def test_optimizers_are_known_before_anything_starts(optim: str, said: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        check(recipe({"train": {"optim": optim}}), lambda key: "recipe.yaml:7")
+    assert said in caught.value.message and caught.value.hint == hint and caught.value.where == "recipe.yaml:7"
 
 
 def test_all_broken_rules_are_told_at_once() -> None:

@@ -15,11 +15,10 @@ from tunedock.train import checkpoint
 from tunedock.train.checkpoint import (
     Checkpoints,
     Snapshot,
-    optimizer_state,
     random_states,
-    restore_optimizer,
     restore_random_states,
 )
+from tunedock.train.optimizer_state import optimizer_state, restore_optimizer
 
 
 def snapshot(step: int) -> Snapshot:

@@ -146,7 +146,7 @@ def test_early_overflow_with_float16_skips_the_step(tmp_path: Path) -> None:
     ("change", "word"),
     [
         ({"optim": "adamm"}, "no optimizer"),
-        ({"optim": "schedule_free_adamw"}, "not built yet"),
+        ({"optim": "lomo"}, "inside the backward pass"),
         ({"lr_scheduler_type": "cosinus"}, "schedule"),
         ({"optim_args": "x=1"}, "does not use them"),
     ],

@@ -11,6 +11,7 @@ import typer
 
 from tunedock import errors
 from tunedock.cli.app import app
+from tunedock.recipe.optimizers import table
 from tunedock.recipe.schema import Recipe
 
 _MADE = "<!-- Made by docs/generate.py; change the code, then run `make docs`. -->\n"
@@ -18,7 +19,12 @@ _MADE = "<!-- Made by docs/generate.py; change the code, then run `make docs`. -
 
 def pages() -> dict[str, str]:
     """File name under `docs/reference` -> Markdown."""
-    return {"commands.md": commands_page(), "recipe.md": recipe_page(), "exit-codes.md": exit_codes_page()}
+    return {
+        "commands.md": commands_page(),
+        "recipe.md": recipe_page(),
+        "optimizers.md": optimizers_page(),
+        "exit-codes.md": exit_codes_page(),
+    }
 
 
 def commands_page() -> str:
@@ -33,6 +39,61 @@ def commands_page() -> str:
         if rows:
             parts.append(_table(("argument or option", "meaning"), rows))
     return "\n".join(parts)
+
+
+_OPTIMIZERS = """# Optimizers
+
+`train.optim` takes the names of transformers, and `muon`. A name makes the optimizer that transformers' Trainer makes of it, with the
+recipe's `adam_beta1`, `adam_beta2`, `adam_epsilon` and `weight_decay`; `train.optim_args` are its further arguments. Weight decay
+spares norms and biases. States are part of every checkpoint, those in 8 bits too: a resumed run goes on bit by bit.
+
+`tunedock plan` counts the states; bytes are those of one trained number. Packages: `pip install 'tunedock[optimizers]'` brings those
+of schedule-free, GaLore, APOLLO and StableAdamW, `tunedock[quantize]` bitsandbytes.
+"""
+
+_OPTIMIZER_NOTES = """## Which matrices
+
+Muon makes the singular values of an update equal, which means something for a matrix between hidden states. It takes every trained
+weight of two dimensions but embeddings and heads, the two factors of a LoRA each by itself; AdamW takes the rest. Its steps are scaled
+by 0.2 times the root of the longer side (arXiv 2502.16982), so that one learning rate and one weight decay, as for AdamW, serve both.
+`optim_args: adjust_lr_fn=original` takes the scale of the first publication; `momentum`, `nesterov`, `ns_steps` and `eps` are
+further arguments.
+
+GaLore and APOLLO hold the moments of whole matrices at a low rank, so they go with `adapter: full` or `freeze`.
+`train.optim_target_modules` says of which: `all-linear`, or words or expressions, as transformers reads them; those of attention and
+feed-forward parts by default. What is not named goes by the optimizer's plain step.
+
+## Schedule-free
+
+The weights that are trained are not the weights that are good: the optimizer keeps an average of them. Validation, the best checkpoint
+and the result are of the average; a checkpoint holds the weights of training, and what it takes to average them. There is no schedule
+(`lr_scheduler_type: constant`, which is the default with these), a warm-up is the optimizer's own.
+
+## Not taken
+
+| name | why | instead |
+| --- | --- | --- |
+"""
+
+
+def optimizers_page() -> str:
+    """The table of optimizers, and what is particular about some."""
+    rows = [
+        (
+            f"`{name}`",
+            facts.package or "-",
+            facts.stores,
+            "by shape" if facts.low_rank else f"{facts.bytes:g}" if facts.matrix_bytes is None else "4 or 8",
+            facts.note,
+        )
+        for name, facts in table().items()
+        if facts.refused is None
+    ]
+    refused = [
+        f"| `{name}` | {facts.refused} | `{facts.instead}` |" for name, facts in table().items() if facts.refused
+    ]
+    known_ = _table(("name", "package", "what it stores", "bytes", "notes"), rows)
+    return "\n".join([_MADE, _OPTIMIZERS, known_, _OPTIMIZER_NOTES.rstrip("\n"), *refused]) + "\n"
 
 
 def recipe_page() -> str:

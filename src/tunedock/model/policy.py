@@ -26,6 +26,7 @@ from tunedock.model.blocks import width_of
 from tunedock.model.fp8 import widened_products
 from tunedock.model.fused import fuse, fuse_with_liger
 from tunedock.model.head import ChosenHead, PlainHead
+from tunedock.model.noise import EmbeddingNoise
 from tunedock.model.rope import regime_of
 from tunedock.model.score import ScoreHead, score_layer
 
@@ -67,6 +68,8 @@ class Policy:
         """How samples become rows; `probe` finds the leanest that is exact."""
         self.weighted_sum = False
         """Whether the loss to come is a sum of the log-probabilities by their weights, which spares a trained output layer work."""
+        self.noise: EmbeddingNoise | None = None
+        """NEFTune's, in training mode."""
         layer = score_layer(model)
         self._score = None if layer is None else ScoreHead(layer)
         self._head = ChosenHead(model, self.config) if self._score is None else None
@@ -131,7 +134,7 @@ class Policy:
             extra[attention.KEYWORD] = row_attention
             if self.layout == "packed":
                 extra |= _flash_keywords(row_attention)
-        with self.autocast():
+        with self.autocast(), self.noise.over(row) if self.noise else nullcontext():
             value_N = self._call(tensors, extra, ranked)
         if tensors.tree is not None:
             calls = row_attention.calls

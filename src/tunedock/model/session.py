@@ -17,6 +17,7 @@ from tunedock.errors import ModelError
 from tunedock.model import adapter as adapters
 from tunedock.model import load
 from tunedock.model.hub import Located
+from tunedock.model.noise import EmbeddingNoise
 from tunedock.model.policy import Policy, Precision
 from tunedock.model.products import use_fast_float32
 from tunedock.model.quantize import bits_and_bytes, keep_gradients, to_fp8
@@ -102,7 +103,10 @@ def trainable_policy(base: Base) -> Policy:
     if recipe.train.gradient_checkpointing:
         given = recipe.train.gradient_checkpointing
         adapters.checkpoint_activations(model, None if given is True else given)
-    return Policy(model, device, precision, to_compile=recipe.train.torch_compile is True)
+    policy = Policy(model, device, precision, to_compile=recipe.train.torch_compile is True)
+    if recipe.train.neftune_noise_alpha is not None:
+        policy.noise = EmbeddingNoise(model, recipe.train.neftune_noise_alpha)
+    return policy
 
 
 def tuned_policy(base: Base, folder: Path, *, precision: Precision | None = None) -> Policy:

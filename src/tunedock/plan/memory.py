@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from tunedock.plan.decoder import HEADS, Decoder, Linear, decoder
+from tunedock.plan.optimizer_memory import Matrix, optimizer_state_bytes
 from tunedock.recipe.adapters import Adapter, Freeze, Lora
 from tunedock.recipe.schema import Recipe
 
@@ -63,20 +64,6 @@ AFTER_ATTENTION = ("self_attn.o_proj", "self_attn.dense")
 RUNTIME_BYTES: Mapping[str, int] = {"cpu": 815 << 20, "cuda": 600 << 20}
 """What Python, torch and the other libraries take before there is a model, and oneDNN's kernels for the sizes it meets; on CUDA the
 context on the card."""
-
-OPTIMIZER_BYTES: tuple[tuple[str, float], ...] = (
-    (r"adalomo|lomo|sgd", 0),
-    (r".*adafactor.*", 0.1),  # a row and a column of each matrix
-    (r".*(adamw|ademamix)_(bnb_)?8bit|.*adamw_torch_8bit|paged_ademamix_8bit", 2),
-    (r"adamw_torch_4bit", 1),
-    (r".*lion_8bit|rmsprop_bnb_8bit", 1),
-    (r".*(lion|rmsprop|adagrad).*", 4),
-    (r".*ademamix.*", 12),
-    (r"galore.*|apollo.*", 2),
-)
-"""A pattern for names of `train.optim` -> bytes of state a trained number; for all others Adam's two moments in float32."""
-
-ADAM_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +125,7 @@ def plan_memory(
         "base weights": (shape.size - in_base) * w + in_base * MASTER_BYTES - _narrowed(shape, quantize, w),
         "adapter weights": (trained - in_base) * MASTER_BYTES,
         "gradients": trained * MASTER_BYTES,
-        "optimizer": math.ceil(trained * optimizer_bytes(optim, optim_args)),
+        "optimizer": math.ceil(optimizer_state_bytes(optim, optim_args, trained, _trained_matrices(shape, adapter))),
         "compute copies": _copies(shape, in_base, first, w, c),
         "head": _head(shape, c, most_tokens, fused),
         "widened layer": _widened(shape, c) if quantize != "none" else 0,
@@ -241,11 +228,17 @@ def _on_experts(shape: Decoder, lora: Lora) -> int:
     return total
 
 
-def optimizer_bytes(optim: str, optim_args: str | None = None) -> float:
-    """Bytes of optimizer state a trained number."""
-    if optim == "sgd" and "momentum" in (optim_args or ""):
-        return 4
-    return next((size for pattern, size in OPTIMIZER_BYTES if re.fullmatch(pattern, optim)), ADAM_BYTES)
+def _trained_matrices(shape: Decoder, adapter: Adapter) -> Iterator[Matrix]:
+    """Matrices of hidden layers that are trained, the factors of a LoRA among them."""
+    if isinstance(adapter, Lora):
+        for linear in targets(shape, adapter):
+            yield f"{linear.name}.lora_A", adapter.r, linear.inputs
+            yield f"{linear.name}.lora_B", linear.outputs, adapter.r
+        return
+    for linear in shape.linears:
+        thawed = not isinstance(adapter, Freeze) or _thawed(f"{linear.name}.weight", shape.layers, adapter)
+        if linear.name not in HEADS and thawed:
+            yield linear.name, linear.outputs, linear.inputs
 
 
 def readable(size: float) -> str:

@@ -9,6 +9,7 @@ defaults differ, LLaMA-Factory's is written out, so that the run means the same.
 | importers_words | the table of words, the report, the recipe as it grows |
 | importers_sections | what the file is for, and kinds with their settings |
 | importers_training | keys of training that hang together |
+| importers_optimizers | GaLore, APOLLO and Muon |
 | importers_rules | keys that cannot stand together |
 | importers_info | which data sets the file names, and where they are described |
 | dataset_info | what an entry becomes |
@@ -34,6 +35,7 @@ from tunedock.recipe.document import Document, Key, dotted, read
 from tunedock.recipe.explain import explain
 from tunedock.recipe.importers_data import put_data
 from tunedock.recipe.importers_info import read_data_sets
+from tunedock.recipe.importers_optimizers import optimizers
 from tunedock.recipe.importers_rules import contradictions
 from tunedock.recipe.importers_training import training
 from tunedock.recipe.importers_words import Draft, Line, coerce, is_off, left_out, nearest, of_kinds, refused, tables
@@ -134,6 +136,7 @@ def import_llamafactory(
     sections.quantize(draft)
     put_data(draft, data)
     training(draft)
+    optimizers(draft)
     _simple(draft)
     if purpose == "train":
         _defaults(draft)

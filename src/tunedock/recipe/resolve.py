@@ -182,6 +182,9 @@ def _fill_train(values: dict[str, Any], loaded: Loaded, derived: dict[str, str])
             derived["train.batch_size"] = "per_device_train_batch_size x gradient_accumulation_steps x 1 device"
     if train["learning_rate"] is None:
         train["learning_rate"], derived["train.learning_rate"] = _learning_rate(values, kind)
+    if train["optim"].startswith("schedule_free") and not loaded.origin(("train", "lr_scheduler_type")):
+        train["lr_scheduler_type"] = "constant"
+        derived["train.lr_scheduler_type"] = f"train.optim {train['optim']}"
     if train["eval_strategy"] == "steps" and train["eval_steps"] is None:
         train["eval_steps"] = train["save_steps"]
         derived["train.eval_steps"] = "as train.save_steps"

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tunedock.recipe.document import Key
+from tunedock.recipe.optimizers import why_not
 from tunedock.recipe.problems import Problem, error_of
 from tunedock.recipe.rule import Rule
 from tunedock.recipe.rules_adapters import ADAPTER_RULES
 from tunedock.recipe.rules_objectives import OBJECTIVE_RULES
+from tunedock.recipe.rules_training import TRAINING_RULES
 from tunedock.recipe.schema import Recipe, Source
 
 _SERVER = ("http://", "https://")
@@ -44,6 +46,7 @@ def _remote(path: str) -> bool:
 RULES: tuple[Rule, ...] = (
     *ADAPTER_RULES,
     *OBJECTIVE_RULES,
+    *TRAINING_RULES,
     Rule(
         name="overrides-of-a-trained-config",
         keys=("model.config_overrides", "model.init"),
@@ -224,6 +227,8 @@ def check(recipe: Recipe, where: Callable[[Key], str | None] = lambda _: None) -
             given = ", ".join(f"`{key}: {_value(recipe, key)}`" for key in rule.keys)
             place = next((place for place in places if place), rule.keys[0])
             problems.append(Problem(f"{rule.message} ({given})", place, rule.hint))
+    if (said := why_not(recipe.train.optim)) is not None:
+        problems.append(Problem(f"`train.optim`: {said[0]}", where(("train", "optim")), said[1]))
     if problems:
         raise error_of(problems)
 
@@ -233,5 +238,5 @@ def _value(recipe: Recipe, key: str) -> str:
     for part in key.split("."):
         value = getattr(value, part)
     if isinstance(value, list):
-        return ", ".join(source.path for source in value)
+        return ", ".join(item.path if isinstance(item, Source) else str(item) for item in value)
     return value if isinstance(value, str) else json.dumps(value)

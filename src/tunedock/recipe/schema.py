@@ -120,15 +120,20 @@ class Train(Section):
     warmup_steps: NonNegativeFloat = 0.0
     """Steps, or a share of all steps when below 1."""
     optim: str = "adamw_torch"
-    """An optimizer by transformers' name."""
+    """An optimizer by transformers' name, or `muon`; docs/reference/optimizers.md lists them."""
     optim_args: str | None = None
     """`key=value,key=value`, as transformers takes it."""
+    optim_target_modules: str | list[str] | None = None
+    """Matrices GaLore and APOLLO work on: `all-linear`, words or expressions that modules' names match; those of attention and
+    feed-forward parts, by default."""
     weight_decay: NonNegativeFloat = 0.0
     adam_beta1: Fraction = 0.9
     adam_beta2: Fraction = 0.999
     adam_epsilon: PositiveFloat = 1e-8
     max_grad_norm: NonNegativeFloat = 1.0
     """Gradients are clipped to this norm; 0 turns clipping off."""
+    neftune_noise_alpha: PositiveFloat | None = None
+    """NEFTune: uniform noise on the embeddings in training, of at most alpha / sqrt(tokens of the sample x width); 5 is common."""
     bf16: bool | None = None
     """bfloat16 compute; where the device has it, by default."""
     fp16: bool = False
@@ -237,7 +242,6 @@ NOT_BUILT: dict[str, tuple[str, ...]] = {
     "launch.image": (),
     "launch.limits": (),
     "serve": (),
-    "train.neftune_noise_alpha": (),
     "train.deepspeed": (),
     "train.fsdp": (),
     "train.report_to": ("wandb", "mlflow", "swanlab", "comet_ml", "trackio", "all"),

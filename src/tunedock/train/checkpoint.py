@@ -2,7 +2,7 @@
 
     checkpoints/step-00000100/
         trained.safetensors     the trained parameters
-        optimizer.safetensors   the optimizer's tensors, `parameter/name`
+        optimizer.safetensors   the optimizer's tensors, each by its place in the state
         random.safetensors      states of the random generators, as bytes
         reference.safetensors   what the reference policy said of the samples seen, where the objective has one
         state.json              step, schedule, scaler, data position, best metric, the optimizer's numbers
@@ -230,29 +230,3 @@ def restore_random_states(states: dict[str, Tensor]) -> None:
     cuda = [states[f"cuda_{i}"] for i in range(sum(name.startswith("cuda_") for name in states))]
     if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(cuda)
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors (`parameter/name`) and plain numbers."""
-    whole = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for parameter, entries in whole["state"].items():
-        for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{parameter}/{name}"] = value.detach().cpu().contiguous()
-            else:
-                numbers[f"{parameter}/{name}"] = value
-    return tensors, {"state": numbers, "param_groups": whole["param_groups"]}
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **numbers["state"]}.items():
-        parameter, name = key.split("/", 1)
-        state.setdefault(int(parameter), {})[name] = value
-    groups = [
-        {**group, "betas": tuple(group["betas"])} if isinstance(group.get("betas"), list) else group
-        for group in numbers["param_groups"]
-    ]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})

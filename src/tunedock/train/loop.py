@@ -30,17 +30,11 @@ from tunedock.objective.base import Objective
 from tunedock.objective.evaluate import measure
 from tunedock.recipe.schema import Train
 from tunedock.train.budget import Budget, Layout, agree
-from tunedock.train.checkpoint import (
-    Checkpoints,
-    Snapshot,
-    optimizer_state,
-    random_states,
-    restore_optimizer,
-    restore_random_states,
-)
+from tunedock.train.checkpoint import Checkpoints, Snapshot, random_states, restore_random_states
 from tunedock.train.feed import Ahead, Feed
 from tunedock.train.machine import usage
 from tunedock.train.optimizer import Updater
+from tunedock.train.optimizer_state import optimizer_state, restore_optimizer
 from tunedock.train.step import Gradients, Stopped, Sums
 
 SHARDED = "training starts again with smaller rows; `train.gradient_checkpointing: true` needs less memory"
@@ -145,6 +139,7 @@ class Loop:
     def _run(self) -> Progress:
         self._emit.progress("training", self.progress.step, self._course.total_steps, "steps")
         self._window = _Window()
+        self._updater.to_training()
         while self.progress.step < self._course.total_steps and not self._out_of_patience():
             before = random_states()
             try:
@@ -165,6 +160,7 @@ class Loop:
             )
         if self._train.save_strategy != "no":
             self.save()
+        self._updater.to_evaluation()
         return self.progress
 
     def _step(self, before: Mapping[str, Tensor]) -> None:
@@ -283,6 +279,7 @@ class Loop:
             return
         started = time.perf_counter()
         self._policy.model.eval()
+        self._updater.to_evaluation()
         measured = measure(
             self._policy,
             self._objective,
@@ -291,6 +288,7 @@ class Loop:
             reference=self.reference,
             on_progress=lambda done: self._emit.progress("validation", done, len(self._validation), "samples"),
         )
+        self._updater.to_training()
         loss = measured.loss
         self._updater.plateau(loss)
         values = {
@@ -353,6 +351,13 @@ class Loop:
             random=random_states(),
             reference={} if self.reference is None else self.reference.state(),
         )
+
+    def take_weights(self, snapshot: Snapshot) -> None:
+        """The weights a snapshot was evaluated with, and nothing else of it: the run's result."""
+        load_trainable_state(self._policy.model, snapshot.trained)
+        if self._updater.averages:
+            restore_optimizer(self._updater.optimizer, snapshot.optimizer_tensors, snapshot.state["optimizer"])
+            self._updater.to_evaluation()
 
     def restore(self, snapshot: Snapshot) -> None:
         """Goes on exactly where the snapshot was taken."""

@@ -17,14 +17,15 @@ from tunedock.data.sample import Sample
 from tunedock.errors import DiskError, InterruptedRun, RunError
 from tunedock.events import Emitter, EventReader
 from tunedock.model import adapter as adapters
-from tunedock.model.adapter import load_trainable_state, parameter_counts
+from tunedock.model.adapter import parameter_counts
 from tunedock.model.policy import Policy
 from tunedock.model.quantize import quantised
 from tunedock.model.reference import Reference
 from tunedock.model.session import Base, ChatFacts, find_base, trainable_policy
 from tunedock.model.sharding import is_sharded
 from tunedock.objective.registry import make as make_objective
-from tunedock.plan.memory import optimizer_bytes, readable
+from tunedock.plan.memory import readable
+from tunedock.plan.optimizer_memory import optimizer_bytes
 from tunedock.plan.steps import plan_steps
 from tunedock.recipe.objectives.preference import Dpo
 from tunedock.recipe.schema import Recipe
@@ -37,6 +38,7 @@ from tunedock.train.feed import Feed, StoreFeed
 from tunedock.train.loop import Course, Loop, Progress
 from tunedock.train.machine import hardware, versions
 from tunedock.train.optimizer import make_updater
+from tunedock.train.optimizer_names import require_optimizer
 from tunedock.train.planning import make_budget
 from tunedock.train.rehearsal import rehearse_largest_row, settle_compiling
 from tunedock.train.stream import StreamFeed, streamed_data
@@ -49,6 +51,7 @@ def train(
 
     `token_budget`: the most tokens of a row from here on, after the run was killed for want of memory.
     """
+    require_optimizer(recipe.train)
     checkpoints = Checkpoints(run.checkpoints, keep=recipe.train.save_total_limit)
     if not resume and checkpoints.names():
         raise RunError(
@@ -103,7 +106,7 @@ def train(
         except InterruptedRun:
             _draw(run)
             raise
-    result = _finish(run, recipe, base, policy, checkpoints, progress, about, emit)
+    result = _finish(run, recipe, base, policy, loop, checkpoints, progress, about, emit)
     _draw(run)
     if isinstance(feed, StreamFeed) and not resume:  # a resumed stream has counted only the rows since
         about["account"] = feed.account.to_json()
@@ -202,7 +205,9 @@ def _loop(
     else:
         plan = plan_steps(about["samples"], train_.batch_size or 1, train_.num_train_epochs, train_.max_steps)
         course = Course(plan.total_steps, plan.steps_per_epoch, plan.examples_seen)
-    updater = make_updater(policy.trainable, train_, total_steps=course.total_steps, device=policy.device)
+    updater = make_updater(
+        policy.trainable, train_, total_steps=course.total_steps, device=policy.device, model=policy.model
+    )
     _announce(recipe, policy, course, about, budget.record[-1].tokens, emit)
     return Loop(
         policy=policy,
@@ -295,6 +300,7 @@ def _finish(
     recipe: Recipe,
     base: Base,
     policy: Policy,
+    loop: Loop,
     checkpoints: Checkpoints,
     progress: Progress,
     about: dict[str, Any],
@@ -310,7 +316,7 @@ def _finish(
                 f"the best checkpoint is damaged, so the last one's weights are kept: {damage}", where=index.best
             )
         else:
-            load_trainable_state(policy.model, checkpoints.load(index.best).trained)
+            loop.take_weights(checkpoints.load(index.best))
             used = "best"
     try:
         adapters.save(policy.model, run.model)
