@@ -347,10 +347,10 @@ def test_every_optimizer(tmp_path: Path, text: str, train: dict[str, Any]) -> No
 
 
 def test_muon_of_v1(tmp_path: Path) -> None:
-    (tmp_path / "some").mkdir()
-    (tmp_path / "some" / "data.yaml").write_text("{x: {path: a/b, converter: alpaca}}")
+    file = tmp_path / "sets.yaml"
+    file.write_text("{x: {path: a/b, converter: alpaca}}")
     config = "optim_config: {name: muon, wd: 0.1, momentum: 0.9, nesterov: true, adamw_betas: [0.8, 0.95], adamw_eps: 0.001}\n"
-    found = made(tmp_path, V1 + config)
+    found = made(tmp_path, V1 + config, file)
     found.check()
     train = found.values["train"]
     assert train["optim"] == "muon" and train["optim_args"] == "momentum=0.9,nesterov=true"
@@ -397,7 +397,7 @@ ONE_PROBLEM = {
     "the best of nothing": ("load_best_model_at_end: true", "`load_best_model_at_end: true`", "`eval_strategy`"),
     "too much warm-up": ("warmup_ratio: 1.5", "`warmup_ratio: 1.5`: it is a share", "below 1"),
     "galore under lora": ("use_galore: true\ngalore_rank: 8", "`use_galore: true`: it holds the moments", "finetuning_type: full"),
-    "galore in the backward pass": ("finetuning_type: full\nuse_galore: true\ngalore_layerwise: true", "layerwise: true`", "take it out"),
+    "galore by layer": ("finetuning_type: full\nuse_galore: on\ngalore_layerwise: on", "`galore_layerwise: on`", "take it out"),
     "two optimizers": ("use_muon: true\nuse_apollo: true", "there is one optimizer", "keep one"),
     "badam": ("finetuning_type: full\nuse_badam: true", "`use_badam: true`: this optimizer", "leave it out"),
     "adapter": ("adapter_name_or_path: saves/x", "`adapter_name_or_path: saves/x`: training goes on from no adapter", "merge"),

@@ -43,31 +43,32 @@ def commands_page() -> str:
 
 _OPTIMIZERS = """# Optimizers
 
-`train.optim` takes the names of transformers, and `muon`. A name makes the optimizer that transformers' Trainer makes of it, with the
-recipe's `adam_beta1`, `adam_beta2`, `adam_epsilon` and `weight_decay`; `train.optim_args` are its further arguments. Weight decay
-spares norms and biases. States are part of every checkpoint, those in 8 bits too: a resumed run goes on bit by bit.
+`train.optim` takes the names of transformers, and `muon`. A name makes the optimizer that transformers' Trainer makes of it,
+with the recipe's `adam_beta1`, `adam_beta2`, `adam_epsilon` and `weight_decay`; `train.optim_args` are its further arguments.
+Weight decay spares norms and biases. States are part of every checkpoint, those in 8 bits too: a resumed run goes on bit by
+bit.
 
-`tunedock plan` counts the states; bytes are those of one trained number. Packages: `pip install 'tunedock[optimizers]'` brings those
-of schedule-free, GaLore, APOLLO and StableAdamW, `tunedock[quantize]` bitsandbytes.
+`tunedock plan` counts the states; bytes are those of one trained number. Packages: `pip install 'tunedock[optimizers]'`
+brings those of schedule-free, GaLore, APOLLO and StableAdamW, `tunedock[quantize]` bitsandbytes.
 """
 
 _OPTIMIZER_NOTES = """## Which matrices
 
-Muon makes the singular values of an update equal, which means something for a matrix between hidden states. It takes every trained
-weight of two dimensions but embeddings and heads, the two factors of a LoRA each by itself; AdamW takes the rest. Its steps are scaled
-by 0.2 times the root of the longer side (arXiv 2502.16982), so that one learning rate and one weight decay, as for AdamW, serve both.
-`optim_args: adjust_lr_fn=original` takes the scale of the first publication; `momentum`, `nesterov`, `ns_steps` and `eps` are
-further arguments.
+Muon makes the singular values of an update equal, which means something for a matrix between hidden states. It takes every
+trained weight of two dimensions but embeddings and heads, the two factors of a LoRA each by itself; AdamW takes the rest. Its
+steps are scaled by 0.2 times the root of the longer side (arXiv 2502.16982), so that one learning rate and one weight decay,
+as for AdamW, serve both. `optim_args: adjust_lr_fn=original` takes the scale of the first publication; `momentum`,
+`nesterov`, `ns_steps` and `eps` are further arguments.
 
 GaLore and APOLLO hold the moments of whole matrices at a low rank, so they go with `adapter: full` or `freeze`.
-`train.optim_target_modules` says of which: `all-linear`, or words or expressions, as transformers reads them; those of attention and
-feed-forward parts by default. What is not named goes by the optimizer's plain step.
+`train.optim_target_modules` says of which: `all-linear`, or words or expressions, as transformers reads them; those of
+attention and feed-forward parts by default. What is not named goes by the optimizer's plain step.
 
 ## Schedule-free
 
-The weights that are trained are not the weights that are good: the optimizer keeps an average of them. Validation, the best checkpoint
-and the result are of the average; a checkpoint holds the weights of training, and what it takes to average them. There is no schedule
-(`lr_scheduler_type: constant`, which is the default with these), a warm-up is the optimizer's own.
+The weights that are trained are not the weights that are good: the optimizer keeps an average of them. Validation, the best
+checkpoint and the result are of the average; a checkpoint holds the weights of training, and what it takes to average them.
+There is no schedule (`lr_scheduler_type: constant`, which is the default with these), a warm-up is the optimizer's own.
 
 ## Not taken
 

@@ -135,8 +135,8 @@ def import_llamafactory(
     sections.adapter(draft)
     sections.quantize(draft)
     put_data(draft, data)
-    training(draft)
     optimizers(draft)
+    training(draft)
     _simple(draft)
     if purpose == "train":
         _defaults(draft)
