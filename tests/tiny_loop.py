@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from tunedock.recipe.adapters import Adapter, Lora
 from tunedock.recipe.schema import Train
 from tunedock.train.budget import Budget
 from tunedock.train.checkpoint import Checkpoints
+from tunedock.train.feed import FixedFeed
 from tunedock.train.loop import Course, Loop
 from tunedock.train.memory import HostMemory
 from tunedock.train.optimizer import make_updater
@@ -38,7 +39,7 @@ BATCH = 4
 PER_EPOCH = 6
 
 
-class MemoryFeed:
+class MemoryFeed(FixedFeed):
     def __init__(self, samples: Sequence[Sample]) -> None:
         self._samples = samples
 
@@ -48,7 +49,7 @@ class MemoryFeed:
     def state(self, number: int) -> dict[str, Any]:
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         pass
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from tunedock.run.record import Run
 from tunedock.run.stop import StopRequest
 from tunedock.train.budget import Budget
 from tunedock.train.checkpoint import Checkpoints
+from tunedock.train.feed import FixedFeed
 from tunedock.train.loop import Course, Loop
 from tunedock.train.memory import HostMemory
 from tunedock.train.optimizer import make_updater
@@ -46,7 +48,7 @@ ADAPTERS: dict[str, Adapter] = {
 }
 
 
-class MemoryFeed:
+class MemoryFeed(FixedFeed):
     def __init__(self, samples: list[Sample]) -> None:
         self._samples = samples
 
@@ -56,7 +58,7 @@ class MemoryFeed:
     def state(self, number: int) -> dict[str, Any]:
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         pass
 
 

@@ -21,7 +21,16 @@ import numpy as np
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from tunedock.data.conversation import Conversation, Document, Example, Labelled, Message, Preference, RowRefused
+from tunedock.data.conversation import (
+    Conversation,
+    Document,
+    Example,
+    Labelled,
+    Message,
+    Preference,
+    Prompt,
+    RowRefused,
+)
 from tunedock.data.pieces import Tokenised
 from tunedock.data.sample import Sample, Segment, Tokens, merge_paths, single
 from tunedock.data.spans import Path, Span, Spans, fit
@@ -53,6 +62,14 @@ class _Rendering:
     """Tokens outside the turns weigh 1, not 0."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A prompt as text, up to where its answer begins."""
+
+    text: str
+    example: Prompt
+
+
 class Chat:
     """Prompts and trained tokens of one tokenizer.
 
@@ -61,6 +78,8 @@ class Chat:
     makes an error of it. Documents are cut into windows whatever it says: none is dropped for its length.
     `train_on`: the assistant turns that weigh 1 where `Message.weight` is None. With `all`, every token of the rendering up to
     the last answer weighs 1. Preferences and labelled completions train the assistant turns of the completion.
+
+    Prompts are rendered to be answered, with reasoning where `thinking`.
 
     `documents`: only documents are to be encoded, so the template is looked at when a prompt is first asked for.
     `scored`: completions are judged as wholes (a reward model's data), so a leaf weighs 1 at its last token and nowhere else,
@@ -79,6 +98,7 @@ class Chat:
         train_on: Literal["assistant", "last", "all"],
         documents: bool = False,
         scored: bool = False,
+        thinking: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._given_stop_ids = frozenset(stop_ids)
@@ -87,6 +107,7 @@ class Chat:
         self._max_length = max_length
         self._over_length = over_length
         self._train_on = train_on
+        self._thinking = thinking
         self._spans = Spans(tokenizer)
         if not (self._given_stop_ids if documents else self._template.stop_ids):
             raise ModelError(
@@ -125,6 +146,7 @@ class Chat:
             "train_on": self._train_on,
             "documents": self.documents,
             "scored": self._scored,
+            "thinking": self._thinking,
         }
         return _again, (self._tokenizer, arguments)
 
@@ -177,7 +199,13 @@ class Chat:
             "tokenizer": {key: value for key, value in backend.items() if key not in ("truncation", "padding")},
             "special": {key: str(value) for key, value in self._tokenizer.special_tokens_map.items()},
             "stop_ids": sorted(self._first_stop_ids),
-            "arguments": [self._max_length, self._over_length, self._train_on, *(["scored"] if self._scored else [])],
+            "arguments": [
+                self._max_length,
+                self._over_length,
+                self._train_on,
+                *(["scored"] if self._scored else []),
+                *(["thinking"] if self._thinking else []),
+            ],
             "transformers": transformers.__version__,
         }
         return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
@@ -189,6 +217,7 @@ class Chat:
         """
         planned = [_or_refused(self._plan, example) for _, example in rows]
         renderings = [rendering for plan in planned if isinstance(plan, list) for rendering in plan]
+        questions = iter(self._spans.encode([plan.text for plan in planned if isinstance(plan, _Question)]))
         chats = iter(self._spans.encode([rendering.text for rendering in renderings]))
         texts = [plan.text for plan in planned if isinstance(plan, Document)]
         documents = iter(self._spans.document_ids(texts))
@@ -196,6 +225,8 @@ class Chat:
         for (row_id, example), plan in zip(rows, planned, strict=True):
             if isinstance(plan, RowRefused):
                 made.append(plan)
+            elif isinstance(plan, _Question):
+                made.append(_or_refused(self._asked, row_id, plan, next(questions)))
             elif isinstance(plan, Document):
                 made.append(_or_refused(self._windows, row_id, next(documents)))
             else:
@@ -206,12 +237,16 @@ class Chat:
 
     # -- text ---------------------------------------------------------------------------------------------------------
 
-    def _plan(self, example: Example) -> list[_Rendering] | Document:
+    def _plan(self, example: Example) -> list[_Rendering] | Document | _Question:
         """The texts a row needs tokens of."""
         match example:
             case Document():
                 _require_unicode(example.text)
                 return example
+            case Prompt():
+                text = self._template.prompt(example.prompt, example.tools, thinking=self._thinking)
+                _require_unicode(text)
+                return _Question(text, example)
             case Conversation():
                 weights = self._turn_weights(example.messages)
                 every = self._train_on == "all"
@@ -344,6 +379,26 @@ class Chat:
         before, answer = rendering.messages[: turn.index], rendering.messages[turn.index]
         prompt, thinking = turn.text[: turn.start], answer.reasoning is not None
         return self._template.header_at(before, rendering.tools, prompt, thinking=thinking)
+
+    def _asked(self, row_id: str, question: _Question, found: Tokenised) -> list[Encoded]:
+        """A prompt alone, of which nothing is trained. Cut, it keeps BOS and the header that the answer follows."""
+        length = len(found.ids_T)
+        if length > self._max_length and self._over_length != "truncate":
+            raise RowRefused(
+                "over_length", f"a prompt of {length} tokens > {self._max_length}, which leaves room to answer"
+            )
+        ids_T = found.ids_T
+        if length > self._max_length:
+            example = question.example
+            at = self._template.header_at(example.prompt, example.tools, question.text, thinking=self._thinking)
+            # `fit` keeps an answer's first token: here the last of the header stands for it.
+            span = Span(length - 1, length, min(found.at(at), length - 1), 0.0)
+            bos = self._tokenizer.bos_token_id
+            whole = Path(ids_T, np.zeros(length, np.float32), (span,), int(bos is not None and ids_T[0] == bos))
+            (path,) = fit([whole], self._max_length)
+            ids_T = path.tokens_T
+        sample = Sample(row_id, (Segment(ids_T, np.zeros(len(ids_T), np.float32)),))
+        return [Encoded(sample, length - len(ids_T), has_stop=True)]
 
     def _windows(self, row_id: str, ids: list[int]) -> list[Encoded]:
         """A document's tokens and eos, cut into windows. A token left over takes the one before it along, which weighs nothing."""

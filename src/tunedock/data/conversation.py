@@ -73,7 +73,19 @@ class Document:
     text: str
 
 
-Example = Conversation | Preference | Labelled | Document
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A question whose answers are made, and scored, while training."""
+
+    prompt: tuple[Message, ...]
+    answer: str | None
+    """The answer the row itself brings, for who scores to compare with."""
+    columns: Mapping[str, Any]
+    """The row's fields beside the prompt, as JSON values: reward functions get them by name."""
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+Example = Conversation | Preference | Labelled | Document | Prompt
 
 
 def verdicts(pair: Preference) -> tuple[Labelled, Labelled]:
@@ -93,12 +105,18 @@ def answers(example: Example) -> list[Message]:
             messages = (*example.chosen, *example.rejected)
         case Labelled():
             messages = example.completion
-        case Document():
+        case Document() | Prompt():
             messages = ()
     return [message for message in messages if message.role == "assistant"]
 
 
-_KINDS = {"conversation": Conversation, "preference": Preference, "labelled": Labelled, "document": Document}
+_KINDS = {
+    "conversation": Conversation,
+    "preference": Preference,
+    "labelled": Labelled,
+    "document": Document,
+    "prompt": Prompt,
+}
 _MESSAGE_KEYS = tuple(field.name for field in fields(Message))
 _MESSAGE_FIELDS = ("messages", "prompt", "chosen", "rejected", "completion")
 

@@ -25,6 +25,7 @@ from tunedock.data.conversation import (
     Labelled,
     Message,
     Preference,
+    Prompt,
     RowRefused,
     to_json,
     verdicts,
@@ -212,7 +213,8 @@ def _refuse_other_kind(source: Source, format_: str, to: str) -> None:
     raise DataError(
         f"the rows are {_WORDS[has]} (format `{format_}`), and `{to}` holds {_WORDS[wanted]}",
         where=source.path,
-        hint=f"they can be written as {', '.join(others)}; if that is not what they are, set `--format` or `--columns`",
+        hint=(f"they can be written as {', '.join(others)}; " if others else "there is nothing to convert; ")
+        + "if that is not what they are, set `--format` or `--columns`",
     )
 
 
@@ -224,6 +226,7 @@ _WORDS: dict[type[Example], str] = {
     Document: "documents",
     Preference: "pairs of a chosen and a rejected answer",
     Labelled: "answers with a verdict",
+    Prompt: "prompts without answers",
 }
 
 
@@ -255,7 +258,7 @@ def _without(example: Example, part: str) -> Example:
             )
         case Labelled():
             return replace(example, prompt=plain(example.prompt), completion=plain(example.completion))
-        case Document():
+        case Document() | Prompt():
             return example
 
 

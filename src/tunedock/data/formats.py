@@ -8,6 +8,7 @@
 | prompt_completion | prompt (input, question), completion (response, answer, output); system, tools | Conversation |
 | text | text | Document |
 | preference | chosen (preferred_output), rejected (non_preferred_output); a prompt in any spelling above; margin | Preference |
+| prompt | a prompt in any spelling above, its answer or not | Prompt |
 | labelled | label (kto_tag) beside a conversation or a prompt and its completion | Labelled |
 
 A source's `columns` maps a name of this table to the file's own; what it maps is read there and nowhere else. It may also name the
@@ -16,6 +17,8 @@ in the table counts.
 
 Alpaca's `input` follows `instruction` after a newline. Turns that are context, Alpaca's `history` and the assistant turns of a
 prompt, have weight 0 unless they say otherwise. `<think>...</think>` at the start of an answer becomes its reasoning.
+
+Where answers are made while training (`asked`), every format but `text` gives its prompt: what stands before the last answer.
 
 | reason | a row is refused because |
 |---|---|
@@ -43,8 +46,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tunedock.data.conversation import Conversation, Document, Example, Labelled, Message, Preference, RowRefused
-from tunedock.data.raw import json_type
+from tunedock.data.conversation import (
+    Conversation,
+    Document,
+    Example,
+    Labelled,
+    Message,
+    Preference,
+    Prompt,
+    RowRefused,
+)
+from tunedock.data.raw import as_json, json_type
 from tunedock.data.turns import (
     as_list,
     as_text,
@@ -108,6 +120,17 @@ def parse(value: Mapping[str, Any], format: str, columns: Mapping[str, str], *, 
     if not isinstance(value, Mapping):
         raise RowRefused("wrong_type", f"a row must be an object, not {json_type(value)}")
     return _PARSERS[format](_Row(value, columns), system)
+
+
+def asked(value: Mapping[str, Any], format: str, columns: Mapping[str, str], *, system: str | None = None) -> Example:
+    """What a row asks, whatever it brings beside that: a Prompt. A document asks nothing, and is given as it is.
+
+    Raises as `parse` does.
+    """
+    example = parse(value, format if format in _ANSWERED_TWICE else _ASKED.get(format, format), columns, system=system)
+    if isinstance(example, Preference | Labelled):
+        return Prompt(example.prompt, None, _other_fields(value), example.tools)
+    return example
 
 
 def group_of(value: Mapping[str, Any], column: str) -> str:
@@ -189,7 +212,9 @@ def _format_of(row: _Row) -> str | None:
         return "alpaca"
     if prompted:
         return "prompt_completion"
-    return "text" if row.has("text") or (row.has(*TEXT) and "prompt" in row.columns) else None
+    if row.has("text") or (row.has(*TEXT) and "prompt" in row.columns):
+        return "text"
+    return "prompt" if row.has(*PROMPT) or row.has("instruction") else None
 
 
 def _is_judged(row: _Row) -> bool:
@@ -263,6 +288,26 @@ def _completion(row: _Row, name: str, value: Any) -> tuple[Message, ...]:
     if isinstance(value, Mapping):
         return (message_of(value, name, row.columns),)
     return messages_of(value, name, row.columns)
+
+
+def _asked(row: _Row, system: str | None) -> Prompt:
+    messages = _prompt_before_answers(row)
+    answer: str | None = None
+    if len(messages) > 1 and messages[-1].role == "assistant":
+        messages, answer = messages[:-1], messages[-1].content
+    elif (name := row.name(*COMPLETION)) is not None:
+        found = row.value[name]
+        answer = found if isinstance(found, str) else None
+    if messages[-1].role not in ("user", "tool"):
+        raise RowRefused("wrong_roles", f"a prompt must end with a question, not with the {messages[-1].role}'s turn")
+    messages = _with_system(row, messages, system)
+    check_order(messages)
+    return Prompt(messages, answer, _other_fields(row.value), tools_of(row.get("tools"), row.name("tools") or "tools"))
+
+
+def _other_fields(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a row that hold no turns of its own, as JSON values."""
+    return {str(name): as_json(item) for name, item in value.items() if name not in _SAID}
 
 
 def _text(row: _Row, system: str | None) -> Document:
@@ -373,4 +418,9 @@ _PARSERS: dict[str, Callable[[_Row, str | None], Example]] = {
     "text": _text,
     "preference": _preference,
     "labelled": _labelled,
+    "prompt": _asked,
 }
+
+_ANSWERED_TWICE = ("preference", "labelled", "text")
+_ASKED = {name: "prompt" for name in _PARSERS if name not in _ANSWERED_TWICE}
+_SAID = (*TURNS, "prompt", "instruction", "tools")

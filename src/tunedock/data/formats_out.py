@@ -45,6 +45,7 @@ from tunedock.data.conversation import (
     Labelled,
     Message,
     Preference,
+    Prompt,
     RowRefused,
 )
 from tunedock.data.formats import parse
@@ -112,7 +113,7 @@ def marked(example: Example) -> Example:
         case Labelled():
             completion = _plainly(example.completion, 1.0, None)
             return replace(example, prompt=_context(example.prompt), completion=completion)
-        case Document():
+        case Document() | Prompt():
             return example
 
 

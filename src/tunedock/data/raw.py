@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 from tunedock.errors import DataError
@@ -74,6 +74,16 @@ def load_json(text: str) -> Any:
         raise ValueError(f"{said} at {line}column {error.colno}") from None
     except RecursionError:
         raise ValueError("nested too deep") from None
+
+
+def as_json(value: Any) -> Any:
+    """The value as JSON has it: what JSON has no type for (dates, bytes) as Python writes it."""
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    known = isinstance(value, str | bool | int | None) or (isinstance(value, float) and math.isfinite(value))
+    return value if known else str(value)
 
 
 def json_type(value: Any) -> str:

@@ -15,10 +15,11 @@ from tunedock.data import formats, sources
 from tunedock.data.account import Account
 from tunedock.data.chat import Chat, Encoded
 from tunedock.data.columns import check_columns
-from tunedock.data.conversation import Conversation, Document, Example, Preference, RowRefused, to_json
+from tunedock.data.conversation import Conversation, Document, Example, Preference, Prompt, RowRefused, to_json
 from tunedock.data.sources import RawRow
 from tunedock.errors import DataError
 from tunedock.recipe.objectives.preference import PAIRS
+from tunedock.recipe.objectives.rollout import ROLLOUTS
 from tunedock.recipe.schema import Recipe, Source
 
 DETECT_ROWS = 100
@@ -55,7 +56,8 @@ class Reading:
         """Raises RowRefused for a row that makes no sense; DataError when rows of this format cannot be trained on."""
         if row.problem is not None:
             raise RowRefused(*row.problem)
-        example = formats.parse(row.value, self.format, self.columns, system=self.system)
+        read = formats.asked if _WANTED[self.objective][0] is Prompt else formats.parse
+        example = read(row.value, self.format, self.columns, system=self.system)
         _fits(self.objective, example, self.format)
         if self.objective == "reward" and isinstance(example, Preference):
             example = replace(example, margin=formats.margin_of(row.value, self.columns))
@@ -159,6 +161,7 @@ _WANTED: dict[str, tuple[type[Example], str]] = {
     "pretrain": (Document, "documents (`text`)"),
     **dict.fromkeys(PAIRS, (Preference, "preferences (a prompt with `chosen` and `rejected`)")),
     "reward": (Preference, "preferences (a prompt with `chosen` and `rejected`)"),
+    **dict.fromkeys(ROLLOUTS, (Prompt, "prompts, with or without answers")),
 }
 """Objective -> the example it trains on, and that in words."""
 

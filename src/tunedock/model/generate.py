@@ -20,7 +20,7 @@ from tunedock.model.out_of_memory import give_back, is_out_of_memory
 from tunedock.model.policy import Policy
 
 
-def _config(
+def generation_config(
     stop_ids: Collection[int],
     pad: int,
     max_new_tokens: int,
@@ -29,6 +29,7 @@ def _config(
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
 ) -> GenerationConfig:
+    """Greedy decoding, or sampling with a `temperature` above 0, and nothing of the model's own settings."""
     # What is left out would be filled in from the model's own generation_config.json: greedy is greedy, without a penalty.
     sampling: dict[str, Any] = {
         "do_sample": False,
@@ -64,7 +65,7 @@ def complete(
     `temperature` 0 decoding is greedy. A completion that one of `stop_texts` ends still holds it.
     """
     torch.manual_seed(seed)
-    config = _config(stop_ids, pad_id, max_new_tokens, temperature, top_k, top_p, repetition_penalty)
+    config = generation_config(stop_ids, pad_id, max_new_tokens, temperature, top_k, top_p, repetition_penalty)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     completions: list[list[int]] = [[] for _ in prompts]
     stops = set(stop_ids)
@@ -93,6 +94,17 @@ def complete(
     return completions
 
 
+def padded_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [B, T] of prompts that end together, and a mask [B, T] that is 1 where a token stands."""
+    width = max(map(len, prompts))
+    ids_BT = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
+    mask_BT = torch.zeros((len(prompts), width), dtype=torch.int64)
+    for line, prompt in enumerate(prompts):
+        ids_BT[line, width - len(prompt) :] = torch.as_tensor(prompt)
+        mask_BT[line, width - len(prompt) :] = 1
+    return ids_BT, mask_BT
+
+
 def _complete(
     policy: Policy,
     prompts: Sequence[Sequence[int]],
@@ -101,12 +113,8 @@ def _complete(
     stop_texts: StopTexts | None,
 ) -> list[list[int]]:
     """A batch, whose first prompt is the longest. What a stop text ended goes to that text's last token."""
-    width = len(prompts[0])
-    ids_BT = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
-    mask_BT = torch.zeros((len(prompts), width), dtype=torch.int64)
-    for line, prompt in enumerate(prompts):
-        ids_BT[line, width - len(prompt) :] = torch.as_tensor(prompt)
-        mask_BT[line, width - len(prompt) :] = 1
+    ids_BT, mask_BT = padded_left(prompts, pad_id)
+    width = ids_BT.shape[1]
     stopping = _Said(stop_texts, width, len(prompts)) if stop_texts is not None and stop_texts.texts else None
     with policy.plain(), policy.autocast():
         out_BT = policy.model.generate(  # type: ignore[operator]
@@ -186,7 +194,7 @@ def stream(
                 policy.model.generate(  # type: ignore[operator]
                     input_ids=ids_BT,
                     attention_mask=torch.ones_like(ids_BT),
-                    generation_config=_config(stop_ids, pad_id, max_new_tokens, temperature),
+                    generation_config=generation_config(stop_ids, pad_id, max_new_tokens, temperature),
                     streamer=streamer,
                     stopping_criteria=StoppingCriteriaList([_Asked(lambda: abandoned.is_set() or stop_requested())]),
                 )

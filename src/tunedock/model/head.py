@@ -17,7 +17,7 @@ Shapes: B lines, T tokens a line, N chosen tokens, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,6 +41,8 @@ class AfterHead:
 
     scale: float = 1.0
     soft_cap: float | None = None
+    temperature: float = 1.0
+    """What all of it is divided by: that of sampling, where the policy is what answers are sampled from."""
 
     @classmethod
     def of(cls, text_config: Any) -> AfterHead:
@@ -57,6 +59,8 @@ class AfterHead:
             logits_NV = logits_NV * self.scale
         if self.soft_cap:
             logits_NV = torch.tanh(logits_NV / self.soft_cap) * self.soft_cap
+        if self.temperature != 1.0:
+            logits_NV = logits_NV / self.temperature
         return logits_NV
 
 
@@ -75,7 +79,15 @@ class ChosenHead:
         self._ranked, self._count = False, 0
         self.greedy_N: Tensor | None = None
         """Of the last call that was asked for it: whether each chosen token is the likeliest at its place."""
+        self.value: nn.Module | None = None
+        """A head [.., D] -> [.., 1] of its own that is asked at the same places."""
+        self.value_N: Tensor | None = None
+        """Of the last call: what it says, float32."""
         self._room = Room()
+
+    def at_temperature(self, temperature: float) -> None:
+        """The log-probabilities of sampling at `temperature`, from the next call on."""
+        self._after = replace(self._after, temperature=temperature)
 
     def choose(self, flat_N: Tensor, token_N: Tensor, weight_N: Tensor | None = None, *, ranked: bool = False) -> None:
         """Sets the places (line * T + position) and tokens of the next call.
@@ -85,7 +97,7 @@ class ChosenHead:
         """
         self._count = len(flat_N)
         self._chosen = (_filled(flat_N), _filled(token_N), None if weight_N is None else _filled(weight_N))
-        self._logprobs_N, self.greedy_N, self._ranked = None, None, ranked
+        self._logprobs_N, self.greedy_N, self.value_N, self._ranked = None, None, None, ranked
 
     def take(self, output: Tensor) -> Tensor:
         """The log-probabilities [N], float32, of the call since `choose`. `output`: what the model then made of its "logits".
@@ -97,6 +109,8 @@ class ChosenHead:
             raise RuntimeError("the model did not call its output layer")
         if self.greedy_N is not None:
             self.greedy_N = self.greedy_N[: self._count]
+        if self.value_N is not None:
+            self.value_N = self.value_N[: self._count]
         return beside(logprobs_N[: self._count], output)
 
     def _forward(self, hidden_BTD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -105,6 +119,9 @@ class ChosenHead:
         flat_N, token_N, weight_N = self._chosen
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).index_select(0, flat_N)
         plain = self._is_plain()
+        if self.value is not None:
+            with torch.autocast(hidden_ND.device.type, enabled=False):
+                self.value_N = self.value(hidden_ND.float())[:, 0]
         if self._ranked:
             self._logprobs_N = self._compared(hidden_ND, token_N, plain=plain)
         elif plain and not any(p.requires_grad for p in self._module.parameters()):
@@ -312,12 +329,13 @@ weighted_head: Callable[..., Tensor] = WeightedHead.apply
 def softmax_of_chosen_(product_NV: Tensor, token_N: Tensor, after: AfterHead, *, derivative: bool) -> Tensor:
     """Log-probability [N], float32, of a token each. With `derivative`, `product_NV` is overwritten with d logprob / d product."""
     compiled = kernels()
-    if compiled is not None and takes(product_NV) and after.scale > 0.0:
+    cap = after.soft_cap or 0.0
+    # The kernel scales before the cap; without a cap a temperature is a scale.
+    told = after.temperature == 1.0 or not cap
+    if compiled is not None and takes(product_NV) and after.scale > 0.0 and told:
         logprobs_N = torch.empty(len(token_N), dtype=torch.float32)
-        rows, size, cap = *product_NV.shape, after.soft_cap or 0.0
-        compiled(
-            "chosen", product_NV.dtype, product_NV, rows, size, token_N, after.scale, cap, logprobs_N, int(derivative)
-        )
+        rows, size, scale = *product_NV.shape, after.scale / after.temperature
+        compiled("chosen", product_NV.dtype, product_NV, rows, size, token_N, scale, cap, logprobs_N, int(derivative))
         return logprobs_N
     logits_NV = after(product_NV)
     index_N1 = token_N[:, None]
@@ -327,9 +345,9 @@ def softmax_of_chosen_(product_NV: Tensor, token_N: Tensor, after: AfterHead, *,
         slope_NV = torch.exp(logits_NV - logsumexp_N1).neg_()
         slope_NV.scatter_add_(-1, index_N1, torch.ones_like(index_N1, dtype=torch.float32))
         if after.soft_cap:
-            slope_NV *= 1.0 - (logits_NV / after.soft_cap) ** 2
-        if after.scale != 1.0:
-            slope_NV *= after.scale
+            slope_NV *= 1.0 - (logits_NV * (after.temperature / after.soft_cap)) ** 2
+        if after.scale != after.temperature:
+            slope_NV *= after.scale / after.temperature
         product_NV.copy_(slope_NV)
     return logprobs_N
 
@@ -368,8 +386,9 @@ class PlainHead:
     def __init__(self) -> None:
         self.greedy_N: Tensor | None = None
         """As `ChosenHead.greedy_N`."""
+        self.temperature = 1.0
 
     def __call__(self, logits_BTV: Tensor, flat_N: Tensor, token_N: Tensor, *, ranked: bool = False) -> Tensor:
-        logits_NV = logits_BTV.reshape(-1, logits_BTV.shape[-1])[flat_N].float()
+        logits_NV = logits_BTV.reshape(-1, logits_BTV.shape[-1])[flat_N].float() / self.temperature
         self.greedy_N = logits_NV.argmax(-1) == token_N if ranked else None
         return torch.log_softmax(logits_NV, -1).gather(-1, token_N[:, None])[:, 0]

@@ -76,6 +76,36 @@ class Policy:
         self._plain = PlainHead()
         self._regime = regime_of(self.config.get_text_config())
 
+    def at_temperature(self, temperature: float) -> None:
+        """Log-probabilities are those of sampling at `temperature`, from here on."""
+        if self._head is not None:
+            self._head.at_temperature(temperature)
+        self._plain.temperature = temperature
+
+    def add_value_head(self) -> None:
+        """A linear head on the last hidden states, trained with the rest, that begins by expecting nothing (0) anywhere.
+
+        It belongs to the training alone: `drop_value_head` before the model is saved. Raises ModelError where the output layer
+        could not be replaced, for the hidden states are met there.
+        """
+        if self._head is None:
+            raise ModelError(
+                "this model's output layer cannot be replaced, and a value head stands beside it",
+                where="objective.kind: ppo",
+                hint="`objective: grpo` or `rloo` need no value head",
+            )
+        width = int(self.config.get_text_config().hidden_size)
+        head = nn.Linear(width, 1, bias=True, device=self.device, dtype=torch.float32)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        self.model.value_head = head  # a part of the model: the optimizer and the checkpoints find it there
+        self._head.value = head
+
+    def drop_value_head(self) -> None:
+        if self._head is not None and self._head.value is not None:
+            self._head.value = self._head.value_N = None
+            del self.model.value_head
+
     @property
     def config(self) -> Any:
         return self.model.config
@@ -113,6 +143,11 @@ class Policy:
         if self.gives_scores is not scores:
             what = "scores, and this is a causal language model" if scores else "log-probabilities of a reward model"
             raise RuntimeError(f"asked for {what}")
+
+    @property
+    def values_N(self) -> Tensor | None:
+        """What the value head said, float32 with gradient, of the tokens of the last row; None without one."""
+        return None if self._head is None else self._head.value_N
 
     @torch.no_grad()
     def ranked_logprobs(self, row: Row) -> tuple[Tensor, Tensor]:

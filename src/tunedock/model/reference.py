@@ -97,12 +97,20 @@ class Reference:
         if policy is None:
             raise RuntimeError("a sample the reference was not asked about before it was let go")
         sums_SL = torch.zeros(shape, dtype=sum_type(self._device), device=self._device)
-        with _evaluating(policy.model), self._began():
+        with evaluating(policy.model), self._began():
             for row in rows:
                 if np.isin(row.chosen.sample_N, wanted).any():
                     logprob_N, of = policy.logprobs(row)
                     sums_SL += leaf_sums(logprob_N, of.weight_N, of.sample_N, of.leaf_N, shape)
         return sums_SL
+
+    @contextmanager
+    def entered(self) -> Iterator[Policy]:
+        """The policy as it was, without dropout; the trained one is back after it. For who asks token by token."""
+        if self._policy is None:
+            raise RuntimeError("the reference was let go")
+        with torch.no_grad(), evaluating(self._policy.model), self._began():
+            yield self._policy
 
     def precompute(
         self,
@@ -201,7 +209,8 @@ def _swapped(kept: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model without dropout; as it was after it."""
     training = model.training
     model.eval()
     try:

@@ -22,6 +22,7 @@ from tunedock.model.policy import Policy, Precision
 from tunedock.model.products import use_fast_float32
 from tunedock.model.quantize import bits_and_bytes, keep_gradients, to_fp8
 from tunedock.model.score import agree_on_padding, require_score_layer
+from tunedock.recipe.objectives.rollout import Rollout
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import write_json
 
@@ -71,14 +72,16 @@ def find_base(recipe: Recipe, *, stop_ids: Collection[int] = (), weights: bool =
     located = load.locate_base(recipe, weights=weights)
     load.require_config(located.folder)  # before the tokenizer, whose reader would blame the tokenizer
     tokenizer = load.load_tokenizer(located.folder, recipe.model)
+    answered = recipe.objective if isinstance(recipe.objective, Rollout) else None
     chat = Chat(
         tokenizer,
         stop_ids=load.stop_ids(located.folder, tokenizer) | frozenset(stop_ids),
-        max_length=recipe.data.max_length,
+        max_length=recipe.data.max_length - (answered.max_new_tokens if answered else 0),
         over_length=recipe.data.over_length,
         train_on=recipe.data.train_on,
         documents=recipe.objective.kind == "pretrain",
         scored=recipe.objective.kind == "reward",
+        thinking=answered.thinking if answered else False,
     )
     return Base(recipe, located, tokenizer, chat)
 

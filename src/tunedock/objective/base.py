@@ -39,6 +39,8 @@ class RowLogprobs:
     """Index of the leaf within the sample."""
     place_N: Tensor
     """Tokens before each on its path."""
+    value_N: Tensor | None = None
+    """What the value head expects of the answer from each token on, float32; None without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +89,12 @@ class Terms:
 
 class Objective(Protocol):
     name: ClassVar[str]
-    unit: ClassVar[str]
-    """What `count` counts: `tokens`, `pairs`."""
     reads: ClassVar[Reads]
+
+    @property
+    def unit(self) -> str:
+        """What `count` counts: `tokens`, `pairs`, `completions`."""
+
     needs_logprobs: ClassVar[bool]
     """Whether `prepare` reads the step's log-probabilities (a pass without gradient before the training pass)."""
     whole_samples: ClassVar[bool]

@@ -27,6 +27,9 @@ class GivesLogprobs(Protocol):
 
     def logprobs(self, row: Row) -> tuple[Tensor, RowTensors]: ...
 
+    @property
+    def values_N(self) -> Tensor | None: ...
+
 
 class GivesScores(Protocol):
     """What an objective that reads scores needs of a model."""
@@ -57,7 +60,7 @@ class Measured:
 
 def row_logprobs(policy: GivesLogprobs, row: Row) -> RowLogprobs:
     logprob_N, tensors = policy.logprobs(row)
-    return RowLogprobs(logprob_N, tensors.weight_N, tensors.sample_N, tensors.leaf_N, tensors.place_N)
+    return RowLogprobs(logprob_N, tensors.weight_N, tensors.sample_N, tensors.leaf_N, tensors.place_N, policy.values_N)
 
 
 def row_scores(policy: GivesScores, row: Row) -> RowScores:

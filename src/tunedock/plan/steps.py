@@ -50,6 +50,49 @@ def plan_steps(examples: int, batch_size: int, num_train_epochs: float, max_step
     return StepPlan(per_epoch, total, seen, seen / examples)
 
 
+@dataclass(frozen=True, slots=True)
+class RolloutPlan:
+    """How prompts become optimizer steps where their answers are made while training."""
+
+    prompts: int
+    """Prompts of a rollout."""
+    steps: int
+    """Optimizer steps on a rollout's answers: as many as these are divided among, times how often each is trained on."""
+    rollouts_per_epoch: int
+    """The last one of an epoch is filled up with the epoch's first prompts."""
+    total_steps: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.rollouts_per_epoch * self.steps
+
+
+def plan_rollouts(
+    prompts: int,
+    *,
+    batch_size: int,
+    answers: int,
+    divided: int,
+    times: int,
+    num_train_epochs: float,
+    max_steps: int = -1,
+) -> RolloutPlan:
+    """Steps for `prompts` prompts with `answers` each, `batch_size` answers a step.
+
+    A rollout's answers are divided among `divided` steps, and trained on `times` times. Raises ValueError for what no checked
+    recipe holds: no prompts, a batch that is no whole number of groups.
+    """
+    if prompts < 1 or batch_size < 1 or batch_size % answers:
+        raise ValueError(
+            f"{prompts} prompts, batches of {batch_size} and {answers} answers to a prompt do not go together"
+        )
+    a_rollout = batch_size // answers * divided
+    steps = divided * times
+    per_epoch = math.ceil(prompts / a_rollout)
+    total = max_steps if max_steps > 0 else max(1, math.ceil(num_train_epochs * per_epoch - _ROUNDING)) * steps
+    return RolloutPlan(a_rollout, steps, per_epoch, total)
+
+
 def floor_steps(examples: int, batch_size: int, num_train_epochs: float, max_steps: int = -1) -> StepPlan:
     """The same where only whole batches count, and at least one step is made an epoch: LLaMA-Factory's arithmetic."""
     per_epoch = max(1, examples // batch_size)

@@ -177,6 +177,10 @@ def _fill_train(values: dict[str, Any], loaded: Loaded, derived: dict[str, str])
         per_device = train["per_device_train_batch_size"]
         if per_device is None:
             train["batch_size"] = BATCH_SIZE
+            group = values["objective"].get("num_generations", 1)
+            if BATCH_SIZE % group:
+                train["batch_size"] = -(-BATCH_SIZE // group) * group
+                derived["train.batch_size"] = "whole groups of objective.num_generations"
         else:
             train["batch_size"] = per_device * (train["gradient_accumulation_steps"] or 1)
             derived["train.batch_size"] = "per_device_train_batch_size x gradient_accumulation_steps x 1 device"

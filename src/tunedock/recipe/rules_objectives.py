@@ -3,9 +3,71 @@
 from __future__ import annotations
 
 from tunedock.recipe.objectives.preference import PREFERENCES, SMOOTHED, Dpo
+from tunedock.recipe.objectives.rollout import Grpo, Rloo, Rollout
 from tunedock.recipe.rule import Rule
+from tunedock.recipe.schema import Recipe
+
+
+def _rollout(recipe: Recipe) -> Rollout | None:
+    return recipe.objective if isinstance(recipe.objective, Rollout) else None
+
 
 OBJECTIVE_RULES: tuple[Rule, ...] = (
+    Rule(
+        name="rollout-train-on",
+        keys=("data.train_on", "objective.kind"),
+        broken=lambda r: _rollout(r) is not None and r.data.train_on != "assistant",
+        message="`data.train_on` chooses turns of a conversation; this objective trains the answers it makes",
+        hint="drop `data.train_on`, or use `objective: sft`",
+    ),
+    Rule(
+        name="rollout-on-random-weights",
+        keys=("objective.kind", "model.init"),
+        broken=lambda r: _rollout(r) is not None and r.model.init == "random",
+        message="this objective learns from the model's own answers; random weights give none",
+        hint="train with `objective: sft` first and give its export as `model`, or drop `model.init: random`",
+    ),
+    Rule(
+        name="rollout-of-a-stream",
+        keys=("objective.kind", "data.streaming"),
+        broken=lambda r: _rollout(r) is not None and r.data.streaming,
+        message="prompts are taken in an order of their own, which a stream does not allow",
+        hint="drop `data.streaming`",
+    ),
+    Rule(
+        name="rollout-without-room",
+        keys=("objective.max_new_tokens", "data.max_length"),
+        broken=lambda r: (found := _rollout(r)) is not None and found.max_new_tokens >= r.data.max_length,
+        message="`objective.max_new_tokens` leaves no room for a prompt in `data.max_length`, which holds prompt and answer",
+        hint="raise `data.max_length`, or lower `objective.max_new_tokens`",
+    ),
+    Rule(
+        name="batch-of-parts-of-groups",
+        keys=("train.batch_size", "objective.num_generations"),
+        broken=lambda r: (
+            (found := _rollout(r)) is not None
+            and r.train.batch_size is not None
+            and r.train.batch_size % found.num_generations != 0
+        ),
+        message="`train.batch_size` counts answers, and is no whole number of groups of `objective.num_generations`",
+        hint="give a multiple of `objective.num_generations`",
+    ),
+    Rule(
+        name="group-of-one",
+        keys=("objective.num_generations", "objective.kind"),
+        broken=lambda r: isinstance(r.objective, Grpo | Rloo) and r.objective.num_generations < 2,
+        message="an answer is measured against the others to its prompt, and there are none",
+        hint="give `objective.num_generations: 8`, or use `objective: ppo`",
+    ),
+    Rule(
+        name="engine-without-an-adapter",
+        keys=("objective.engine.kind", "adapter.kind"),
+        broken=lambda r: (
+            (found := _rollout(r)) is not None and found.engine.kind == "openai" and r.adapter.kind != "lora"
+        ),
+        message="an engine behind an endpoint is given the trained adapter, and this run trains the model's own weights",
+        hint="use `adapter: lora`, or `objective.engine: local`",
+    ),
     Rule(
         name="pretrain-train-on",
         keys=("data.train_on", "objective.kind"),

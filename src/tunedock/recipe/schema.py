@@ -35,9 +35,9 @@ class Model(Section):
 class Source(Section):
     path: str
     """A file, a folder, a glob, a URL, a hub id, or an entry of a dataset_info.json (`data/dataset_info.json#identity`)."""
-    format: Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text", "preference", "labelled"] = (
-        "auto"
-    )
+    format: Literal[
+        "auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text", "preference", "labelled", "prompt"
+    ] = "auto"
     """The rows' shape; detected and reported by default."""
     columns: dict[str, str] = {}
     """Our name -> the name in the file (`{prompt: question, response: answer}`)."""
@@ -226,7 +226,7 @@ class Recipe(Section):
 
 
 NOT_BUILT: dict[str, tuple[str, ...]] = {
-    "objective.kind": ("kto", "ppo", "grpo", "rloo"),
+    "objective.kind": ("kto",),
     "objective.loss_type": ("bco_pair", "aot", "aot_unpaired"),
     "objective.sync_ref_model": (),
     "objective.f_divergence_type": (),

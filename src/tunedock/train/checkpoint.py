@@ -5,6 +5,7 @@
         optimizer.safetensors   the optimizer's tensors, each by its place in the state
         random.safetensors      states of the random generators, as bytes
         reference.safetensors   what the reference policy said of the samples seen, where the objective has one
+        feed.safetensors        the answers in use, where they are made while training
         state.json              step, schedule, scaler, data position, best metric, the optimizer's numbers
         manifest.json           size and sha256 of each file
     checkpoints/index.json      {"last", "best", "best_metric"}
@@ -51,6 +52,7 @@ class Snapshot:
     state: dict[str, Any]
     random: dict[str, Tensor]
     reference: dict[str, Tensor] = field(default_factory=dict)
+    feed: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,8 @@ class Checkpoints:
             save_file(snapshot.random, aside / "random.safetensors")
             if snapshot.reference:
                 save_file(snapshot.reference, aside / "reference.safetensors")
+            if snapshot.feed:
+                save_file(snapshot.feed, aside / "feed.safetensors")
             write_json(aside / "state.json", {"step": snapshot.step, **snapshot.state})
             write_json(aside / "manifest.json", {p.name: _fact(p) for p in sorted(aside.iterdir())})
             for path in aside.iterdir():
@@ -178,7 +182,7 @@ class Checkpoints:
     def load(self, name: str) -> Snapshot:
         folder = self.folder / name
         state = read_json(folder / "state.json")
-        reference = folder / "reference.safetensors"
+        reference, feed = folder / "reference.safetensors", folder / "feed.safetensors"
         return Snapshot(
             step=state.pop("step"),
             trained=load_file(folder / "trained.safetensors"),
@@ -186,6 +190,7 @@ class Checkpoints:
             state=state,
             random=load_file(folder / "random.safetensors"),
             reference=load_file(reference) if reference.is_file() else {},
+            feed=load_file(feed) if feed.is_file() else {},
         )
 
 

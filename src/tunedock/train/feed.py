@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from tunedock.data.layout import Row, step_indices
 from tunedock.data.sample import Sample
@@ -22,10 +24,32 @@ class Feed(Protocol):
     def state(self, number: int) -> dict[str, Any]:
         """What a checkpoint keeps so that `restore` goes on with step `number`, the next to be done; it may have been asked for."""
 
-    def restore(self, state: dict[str, Any]) -> None: ...
+    def tensors(self, number: int) -> dict[str, Tensor]:
+        """What else it keeps: larger than belongs into `state`."""
+
+    def restore(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None: ...
+
+    def may_be_drawn_ahead(self, number: int) -> bool:
+        """Whether step `number` depends on nothing that the step before it computes."""
+
+    def told(self, number: int) -> Mapping[str, tuple[float, float]]:
+        """Metrics of how step `number` came about: name -> (sum, what it is divided by)."""
 
 
-class StoreFeed:
+class FixedFeed:
+    """What a feed of given data has in common with others: nothing is drawn from the model."""
+
+    def tensors(self, number: int) -> dict[str, Tensor]:
+        return {}
+
+    def may_be_drawn_ahead(self, number: int) -> bool:
+        return True
+
+    def told(self, number: int) -> Mapping[str, tuple[float, float]]:
+        return {}
+
+
+class StoreFeed(FixedFeed):
     """Steps of a store on disk: any step in constant time, from seed and number alone."""
 
     def __init__(self, store: SampleStore, *, batch_size: int, seed: int) -> None:
@@ -44,7 +68,7 @@ class StoreFeed:
     def state(self, number: int) -> dict[str, Any]:
         return {"kind": "store", "samples": len(self._store)}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Nothing to do: the step number says it all."""
 
 
@@ -56,7 +80,7 @@ class _Ready:
 
 
 class Ahead:
-    """A feed whose next step is read and laid out by a thread while the current one computes.
+    """A feed whose next step is read and laid out by a thread while the current one computes, where it may be.
 
     One step ahead and no further, so that memory and a stream's position stay bounded. The feed's state is noted before each step
     is drawn: a checkpoint keeps where the next step *begins*, however far the thread has come. A feed's error comes up with the
@@ -76,9 +100,12 @@ class Ahead:
         for old in [step for step in self._drawn if step < number]:
             del self._drawn[old]
             self._states.pop(old, None)
+        if number not in self._drawn and not self._feed.may_be_drawn_ahead(number):
+            # By this thread: another one would have a team of its own for the products.
+            self._drawn[number] = _done(self._draw(number, budget_tokens))
         self._begin(number, budget_tokens)
         ready = self._drawn[number].result()
-        if number + 1 < self._total:
+        if number + 1 < self._total and self._feed.may_be_drawn_ahead(number + 1):
             self._begin(number + 1, budget_tokens)
         if ready.budget_tokens == budget_tokens:
             return ready.samples, ready.rows
@@ -89,11 +116,20 @@ class Ahead:
         self._wait()
         return self._states[number] if number in self._states else self._feed.state(number)
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def tensors(self, number: int) -> dict[str, Tensor]:
+        """As `Feed.tensors`."""
+        self._wait()
+        return self._feed.tensors(number)
+
+    def told(self, number: int) -> Mapping[str, tuple[float, float]]:
+        """As `Feed.told`."""
+        return self._feed.told(number)
+
+    def restore(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self._wait()
         self._drawn.clear()
         self._states.clear()
-        self._feed.restore(state)
+        self._feed.restore(state, tensors)
 
     def close(self) -> None:
         """Ends the thread; a step asked for later starts another."""
@@ -115,3 +151,9 @@ class Ahead:
     def _wait(self) -> None:
         for drawn in self._drawn.values():
             drawn.exception()
+
+
+def _done(ready: _Ready) -> Future[_Ready]:
+    future: Future[_Ready] = Future()
+    future.set_result(ready)
+    return future

@@ -27,7 +27,7 @@ from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
 from tunedock.model.sharding import is_sharded
 from tunedock.objective.base import Objective
-from tunedock.objective.evaluate import measure
+from tunedock.objective.evaluate import Measured, measure
 from tunedock.recipe.schema import Train
 from tunedock.train.budget import Budget, Layout, agree
 from tunedock.train.checkpoint import Checkpoints, Snapshot, random_states, restore_random_states
@@ -109,7 +109,10 @@ class Loop:
         train: Train,
         emit: Emitter,
         stop_requested: Callable[[], bool],
+        measure: Callable[[], Measured] | None = None,
     ) -> None:
+        """`measure`: what an evaluation is; the objective on the validation samples, by default."""
+        self._measure = measure
         self._policy = policy
         self._sharded = is_sharded(policy.model)
         policy.weighted_sum = objective.weighted_sum
@@ -169,7 +172,7 @@ class Loop:
         samples, rows = self._feed.take(step, self._budget.begin(step))
         count = self._objective.count(samples)
         self._policy.model.train()
-        with self._budget.watching(step, rows):
+        with self._budget.watching(step, rows) if rows else nullcontext():
             sums = self._gradients.accumulate(samples, rows, count)
             if self._sharded and not isinstance(
                 sums, Sums
@@ -183,7 +186,7 @@ class Loop:
                 sums = self._gradients.accumulate(samples, rows, count)
         assert isinstance(sums, Sums)  # noqa: S101 - the loop above ends with nothing else
         loss = sums.loss
-        for name, (total, of) in sums.metrics.items():
+        for name, (total, of) in (*sums.metrics.items(), *self._feed.told(step).items()):
             seen = self._window.metrics.setdefault(name, [0.0, 0.0])
             seen[0] += total
             seen[1] += of
@@ -262,7 +265,7 @@ class Loop:
             return
         seconds = time.perf_counter() - window.since
         values = {
-            "loss": window.loss / window.count,
+            "loss": window.loss / max(window.count, 1e-12),
             "learning_rate": self._updater.learning_rate,
             "grad_norm": window.grad_norm,
             "tokens_per_second": window.tokens / max(seconds, 1e-9),
@@ -280,14 +283,7 @@ class Loop:
         started = time.perf_counter()
         self._policy.model.eval()
         self._updater.to_evaluation()
-        measured = measure(
-            self._policy,
-            self._objective,
-            self._validation,
-            partial(self._layout, budget_tokens=self._budget.tokens),
-            reference=self.reference,
-            on_progress=lambda done: self._emit.progress("validation", done, len(self._validation), "samples"),
-        )
+        measured = self._measure() if self._measure is not None else self._measure_objective()
         self._updater.to_training()
         loss = measured.loss
         self._updater.plateau(loss)
@@ -308,6 +304,16 @@ class Loop:
             if self._train.save_strategy != "no":
                 self.save(metric=loss, better=True)
         self._window.since = time.perf_counter()
+
+    def _measure_objective(self) -> Measured:
+        return measure(
+            self._policy,
+            self._objective,
+            self._validation,
+            partial(self._layout, budget_tokens=self._budget.tokens),
+            reference=self.reference,
+            on_progress=lambda done: self._emit.progress("validation", done, len(self._validation), "samples"),
+        )
 
     def _diverged(self, what: str, value: float, samples: Sequence[Sample]) -> None:
         index = self._checkpoints.index()
@@ -350,6 +356,7 @@ class Loop:
             },
             random=random_states(),
             reference={} if self.reference is None else self.reference.state(),
+            feed=self._feed.tensors(self.progress.step),
         )
 
     def take_weights(self, snapshot: Snapshot) -> None:
@@ -368,7 +375,7 @@ class Loop:
         restore_optimizer(self._updater.optimizer, snapshot.optimizer_tensors, state["optimizer"])
         self._updater.schedule.load_state_dict(state["schedule"])
         self._updater.scaler.load_state_dict(state["scaler"])
-        self._feed.restore(state["feed"])
+        self._feed.restore(state["feed"], snapshot.feed)
         self._budget.restore(state.get("budget", ()))
         self.progress = Progress(**state["progress"])
         restore_random_states(snapshot.random)

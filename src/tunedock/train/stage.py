@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -23,11 +23,13 @@ from tunedock.model.quantize import quantised
 from tunedock.model.reference import Reference
 from tunedock.model.session import Base, ChatFacts, find_base, trainable_policy
 from tunedock.model.sharding import is_sharded
+from tunedock.objective.evaluate import Measured
 from tunedock.objective.registry import make as make_objective
 from tunedock.plan.memory import readable
 from tunedock.plan.optimizer_memory import optimizer_bytes
 from tunedock.plan.steps import plan_steps
 from tunedock.recipe.objectives.preference import Dpo
+from tunedock.recipe.objectives.rollout import Rollout
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run, read_json, write_json
 from tunedock.run.stop import StopRequest
@@ -41,6 +43,7 @@ from tunedock.train.optimizer import make_updater
 from tunedock.train.optimizer_names import require_optimizer
 from tunedock.train.planning import make_budget
 from tunedock.train.rehearsal import rehearse_largest_row, settle_compiling
+from tunedock.train.rollout_stage import make_rollouts, rollout_plan
 from tunedock.train.stream import StreamFeed, streamed_data
 
 
@@ -81,10 +84,18 @@ def train(
         )
     run.update(lineage={**base.lineage(), "data": about["fingerprint"]})
     longest = int(feed.samples.lengths.max()) if isinstance(feed, StoreFeed) else recipe.data.max_length
-    needed = make_objective(recipe.objective).needs_reference
+    section = recipe.objective if isinstance(recipe.objective, Rollout) else None
+    longest += section.max_new_tokens if section is not None else 0
+    needed = make_objective(recipe.objective).needs_reference if section is None else section.needs_reference
     reference = Reference.of(policy) if needed else None  # before the budget, which counts what is held already
     budget = make_budget(run, recipe, policy, longest_path=longest, resume=resume, emit=emit)
-    loop = _loop(recipe, policy, reference, feed, validation, about, budget, checkpoints, emit, stop)
+    measure = None
+    if section is not None and isinstance(feed, StoreFeed):
+        if section.kind == "ppo":
+            policy.add_value_head()
+        rollouts = make_rollouts(run, recipe, section, base, policy, reference, budget, emit, stop)
+        feed, measure = rollouts.feed(feed.samples), rollouts.evaluation(validation)
+    loop = _loop(recipe, policy, reference, feed, validation, about, budget, checkpoints, emit, stop, measure)
     snapshot: Snapshot | None = None
     if resume and checkpoints.untouched():
         emit.note("the run has no checkpoint yet, so it begins at its first step")
@@ -157,7 +168,7 @@ def _data(base: Base, recipe: Recipe, emit: Emitter) -> tuple[Feed, Sequence[Sam
         "account": account.to_json(),
         "sides": sides,
         "stop_ids": sorted(prepared.stop_ids),
-        "thinking": prepared.thinking,
+        "thinking": recipe.objective.thinking if isinstance(recipe.objective, Rollout) else prepared.thinking,
         "samples": len(training),
         "mean_tokens": float(training.lengths.mean()),
         "mean_trained": float(training.trained.mean()),
@@ -198,9 +209,13 @@ def _loop(
     checkpoints: Checkpoints,
     emit: Emitter,
     stop: StopRequest,
+    measure: Callable[[], Measured] | None,
 ) -> Loop:
     train_ = recipe.train
-    if about["samples"] is None:
+    if isinstance(recipe.objective, Rollout):
+        rounds = rollout_plan(recipe, recipe.objective, about["samples"])
+        course = Course(rounds.total_steps, rounds.steps_per_epoch, rounds.total_steps * (train_.batch_size or 1))
+    elif about["samples"] is None:
         course = Course(train_.max_steps, None, train_.max_steps * (train_.batch_size or 1))
     else:
         plan = plan_steps(about["samples"], train_.batch_size or 1, train_.num_train_epochs, train_.max_steps)
@@ -223,6 +238,7 @@ def _loop(
         train=train_,
         emit=emit,
         stop_requested=stop.asked,
+        measure=measure,
     )
 
 
@@ -266,6 +282,9 @@ def _announce(
 ) -> None:
     """Steps, tokens and an estimate of the time, before the first step."""
     counts = parameter_counts(policy.model)
+    if isinstance(recipe.objective, Rollout):
+        _announce_rollouts(recipe.objective, policy, course, about, budget, counts, emit)
+        return
     tokens = round(course.examples * about["mean_tokens"])
     trained = round(course.examples * about["mean_trained"])
     seconds = estimate_seconds(policy, tokens, trained, full=recipe.adapter.kind != "lora")
@@ -282,6 +301,34 @@ def _announce(
         steps_per_epoch=course.steps_per_epoch,
         tokens=tokens,
         estimated_seconds=seconds,
+        token_budget=budget,
+        layout=policy.layout,
+        head=policy.head,
+        **counts,
+    )
+
+
+def _announce_rollouts(
+    section: Rollout,
+    policy: Policy,
+    course: Course,
+    about: dict[str, Any],
+    budget: int,
+    counts: dict[str, Any],
+    emit: Emitter,
+) -> None:
+    """The same where nobody knows how long the answers will be."""
+    rollouts = math.ceil(course.total_steps / (section.steps_per_generation * section.times))
+    answers = course.examples // section.times
+    most = round(answers * (about["mean_tokens"] / section.num_generations + section.max_new_tokens))
+    emit.note(
+        f"{course.total_steps} steps ({course.steps_per_epoch} an epoch) in {rollouts} rollouts; "
+        f"{answers:,} answers, {section.num_generations} to a prompt, of {section.max_new_tokens} tokens at most; "
+        f"{counts['trained']:,} of {counts['parameters']:,} parameters trained; "
+        f"{policy.device.type} {str(policy.precision.compute).removeprefix('torch.')}",
+        steps=course.total_steps,
+        steps_per_epoch=course.steps_per_epoch,
+        tokens=most,
         token_budget=budget,
         layout=policy.layout,
         head=policy.head,
@@ -318,6 +365,7 @@ def _finish(
         else:
             loop.take_weights(checkpoints.load(index.best))
             used = "best"
+    policy.drop_value_head()
     try:
         adapters.save(policy.model, run.model)
         base.tokenizer.save_pretrained(run.model)

@@ -88,6 +88,8 @@ class Gradients:
 
     def _accumulate(self, samples: Sequence[Sample], rows: Sequence[Row], count: float) -> Sums | Shortage:
         running = _Running()
+        if not rows:  # nothing of these samples counts (answers that were all cut off)
+            return running.read()
         largest = max(rows, key=lambda row: row.slots)
         # Rows may go through the policy before the first terms.
         if (shortage := self.budget.shortage(largest)) is not None:

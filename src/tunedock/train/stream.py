@@ -8,12 +8,13 @@ one block again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from tunedock.data import sources, split
 from tunedock.data.account import Account
@@ -24,6 +25,7 @@ from tunedock.errors import DataError
 from tunedock.events import Emitter
 from tunedock.model.session import Base
 from tunedock.recipe.schema import Recipe, Source
+from tunedock.train.feed import FixedFeed
 
 VALIDATION_SAMPLES = 256
 """A stream's validation set: the first this many samples of that side."""
@@ -98,7 +100,7 @@ class Stream:
         self._reasoned += sum(message.reasoning is not None for message in trained)
 
 
-class StreamFeed:
+class StreamFeed(FixedFeed):
     """Steps of a stream, in order. Going back is not possible; `restore` goes to where a checkpoint was."""
 
     def __init__(self, stream: Stream, *, batch_size: int, buffer: int, seed: int) -> None:
@@ -167,7 +169,7 @@ class StreamFeed:
             "offset": offset,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self._reads, self._last = None, None
         self._begin_block(Place(state["round"], state["source"], state["row"]), state["block"])
         self._offset = state["offset"]

@@ -9,19 +9,14 @@ from pydantic import BeforeValidator, Field
 from tunedock.recipe.objectives.likelihood import Pretrain, Sft
 from tunedock.recipe.objectives.preference import Dpo, Orpo, Simpo
 from tunedock.recipe.objectives.reward import Reward
+from tunedock.recipe.objectives.rollout import Grpo, Ppo, Rloo
 from tunedock.recipe.section import tagged
 
+Kind = Literal["sft", "pretrain", "reward", "dpo", "orpo", "simpo", "ppo", "grpo", "rloo"]
+Kinds = Sft | Pretrain | Reward | Dpo | Orpo | Simpo | Ppo | Grpo | Rloo
+
 Objective = Annotated[
-    Annotated[Sft | Pretrain | Reward | Dpo | Orpo | Simpo, Field(discriminator="kind")],
-    BeforeValidator(
-        tagged("sft"),
-        json_schema_input_type=Literal["sft", "pretrain", "reward", "dpo", "orpo", "simpo"]
-        | Sft
-        | Pretrain
-        | Reward
-        | Dpo
-        | Orpo
-        | Simpo,
-    ),
+    Annotated[Kinds, Field(discriminator="kind")],
+    BeforeValidator(tagged("sft"), json_schema_input_type=Kind | Kinds),
 ]
 """`dpo` is `{kind: dpo}`, and settings without a kind are sft's."""

@@ -1,0 +1,172 @@
+"""Prompts -> several sampled answers to each, for rollouts. Generation is transformers' own.
+
+A prompt goes through the model once: its keys and values are then repeated for its answers, which is what generation would have
+computed for each of them. A model whose cache cannot be repeated has each answer's prompt computed; which it was, `Sampler.shares`
+says.
+
+Shapes: B prompts of a batch, T tokens of the longest, G answers to each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from tunedock.model.generate import generation_config, padded_left
+from tunedock.model.out_of_memory import give_back, is_out_of_memory
+from tunedock.model.policy import Policy
+from tunedock.model.reference import evaluating
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    max_new_tokens: int
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """An answer as it was made."""
+
+    ids: tuple[int, ...]
+    """With the stop token it ended with, if it did; at least one token."""
+    stopped: bool
+
+
+Batch = list[tuple[int, int]]
+"""(index of a prompt, answers to it that are made together)."""
+
+
+class Sampler:
+    """Makes answers with the policy as it is."""
+
+    def __init__(
+        self, policy: Policy, *, stop_ids: Collection[int], pad_id: int, batch_size: int = 64, share: bool = True
+    ) -> None:
+        """`batch_size`: answers made at once. `share`: prompts are computed once, where the model's cache allows it."""
+        self._policy = policy
+        self._stop_ids = frozenset(stop_ids)
+        self._pad_id = pad_id
+        self._batch_size = batch_size
+        self.shares = share
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        answers: int,
+        sampling: Sampling,
+        *,
+        seed: int,
+        between: Callable[[int], None] = lambda done: None,
+    ) -> list[list[Sampled]]:
+        """`answers` to each prompt, in the prompts' order; what is drawn depends on `seed` and nothing drawn elsewhere.
+
+        `between` hears, before each batch, how many answers are made, and may raise to stop. A batch that runs out of memory is
+        done again in halves.
+        """
+        made: list[list[Sampled]] = [[] for _ in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        devices = [self._policy.device] if self._policy.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), evaluating(self._policy.model):
+            torch.manual_seed(seed)
+            todo = list(self._batches(order, answers, self._batch_size))
+            while todo:
+                between(sum(map(len, made)))
+                batch = todo.pop(0)
+                lines = self._attempt(prompts, batch, sampling)
+                if lines is None:
+                    todo = [*_halves(batch), *todo]
+                    continue
+                for index, count in batch:
+                    made[index] += [self._cut(next(lines)) for _ in range(count)]
+        between(sum(map(len, made)))
+        return made
+
+    @staticmethod
+    def _batches(order: Sequence[int], answers: int, size: int) -> Iterator[Batch]:
+        """Whole groups side by side; a group larger than a batch in parts."""
+        if answers >= size:
+            for index in order:
+                yield from ([(index, min(size, answers - start))] for start in range(0, answers, size))
+            return
+        prompts = size // answers
+        for start in range(0, len(order), prompts):
+            yield [(index, answers) for index in order[start : start + prompts]]
+
+    def _attempt(
+        self, prompts: Sequence[Sequence[int]], batch: Batch, sampling: Sampling
+    ) -> Iterator[list[int]] | None:
+        """The completions of a batch, line by line; None when there was not memory enough, unless for one answer alone."""
+        try:
+            return iter(self._lines([prompts[i] for i, _ in batch], [count for _, count in batch], sampling))
+        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            if not is_out_of_memory(error) or sum(count for _, count in batch) == 1:
+                raise
+        give_back()
+        return None
+
+    @torch.no_grad()
+    def _lines(self, prompts: Sequence[Sequence[int]], counts: Sequence[int], sampling: Sampling) -> list[list[int]]:
+        policy = self._policy
+        config = generation_config(
+            self._stop_ids,
+            self._pad_id,
+            sampling.max_new_tokens,
+            sampling.temperature,
+            sampling.top_k,
+            sampling.top_p,
+        )
+        ids_BT, mask_BT = (tensor.to(policy.device) for tensor in padded_left(prompts, self._pad_id))
+        repeats_B = torch.as_tensor(counts, device=policy.device)
+        with policy.plain(), policy.autocast():
+            cache = self._prompts_once(ids_BT, mask_BT, counts) if self.shares else None
+            out_BT = policy.model.generate(  # type: ignore[operator]
+                input_ids=ids_BT.repeat_interleave(repeats_B, 0),
+                attention_mask=mask_BT.repeat_interleave(repeats_B, 0),
+                generation_config=config,
+                **({} if cache is None else {"past_key_values": cache}),
+            )
+        lines: list[list[int]] = out_BT[:, ids_BT.shape[1] :].tolist()
+        return lines
+
+    def _prompts_once(self, ids_BT: Tensor, mask_BT: Tensor, counts: Sequence[int]) -> DynamicCache | None:
+        """Keys and values of all prompts but for their last tokens, repeated for the answers; None where that is not possible."""
+        if ids_BT.shape[1] < 2 or len(set(counts)) > 1 or counts[0] == 1:
+            return None
+        policy = self._policy
+        cache = DynamicCache(config=policy.config.get_text_config())
+        places_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
+        try:
+            policy.model(
+                input_ids=ids_BT[:, :-1],
+                attention_mask=mask_BT[:, :-1],
+                position_ids=places_BT[:, :-1],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache.batch_repeat_interleave(counts[0])
+        except (NotImplementedError, AttributeError, TypeError, ValueError):
+            # policy: a cache of another kind (linear attention) cannot be repeated, and the plain way serves every model
+            self.shares = False
+            return None
+        return cache
+
+    def _cut(self, ids: list[int]) -> Sampled:
+        end = next((i + 1 for i, token in enumerate(ids) if token in self._stop_ids), None)
+        return Sampled(tuple(ids[:end]), end is not None)
+
+
+def _halves(batch: Batch) -> list[Batch]:
+    if len(batch) > 1:
+        middle = (len(batch) + 1) // 2
+        return [batch[:middle], batch[middle:]]
+    ((index, count),) = batch
+    return [[(index, (count + 1) // 2)], [(index, count // 2)]]

@@ -1,0 +1,133 @@
+"""Rollouts put together from a recipe: who answers, who scores, and how both become the loop's feed and its evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tunedock.data.layout import Row
+from tunedock.data.sample import Sample
+from tunedock.data.store import SampleStore
+from tunedock.events import Emitter
+from tunedock.model.answers import Sampler, Sampling
+from tunedock.model.policy import Policy
+from tunedock.model.reference import Reference
+from tunedock.model.session import Base
+from tunedock.objective.evaluate import Measured
+from tunedock.plan.steps import RolloutPlan, plan_rollouts
+from tunedock.recipe.objectives.rollout import Local, Rollout
+from tunedock.recipe.schema import Recipe
+from tunedock.run.record import Run
+from tunedock.run.stop import StopRequest
+from tunedock.train.budget import Budget
+from tunedock.train.rewards.completion import Moment
+from tunedock.train.rewards.scoring import make_scorer
+from tunedock.train.rollout import Answerer, Judged, Prompts, RolloutFeed
+from tunedock.train.step import Stopped
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    recipe: Recipe
+    section: Rollout
+    policy: Policy
+    reference: Reference | None
+    budget: Budget
+    judged: Judged
+    emit: Emitter
+    stop: StopRequest
+
+    def feed(self, store: SampleStore) -> RolloutFeed:
+        batch_size, seed = self.recipe.train.batch_size or 1, self.recipe.train.seed
+
+        def layout(samples: Sequence[Sample]) -> list[Row]:
+            return self.policy.rows(samples, self.budget.tokens)
+
+        return RolloutFeed(
+            Prompts(store),
+            self.judged,
+            self.section,
+            rollout_plan(self.recipe, self.section, len(store)),
+            self.policy,
+            self.reference,
+            layout=layout,
+            smaller=None,
+            seed=seed,
+            batch_size=batch_size,
+            always_read=not isinstance(self.section.engine, Local),
+            on_progress=lambda done, total: self.emit.progress("answers", done, total, "answers"),
+            check=self._check,
+        )
+
+    def evaluation(self, validation: Sequence[Sample]) -> Callable[[], Measured] | None:
+        """Answers to the validation prompts, decoded as the recipe's `eval` says, and their mean reward; a loss is minus that."""
+        if not isinstance(validation, SampleStore) or not len(validation):
+            return None
+        options = self.recipe.eval
+        some = range(min(len(validation), options.max_samples or len(validation)))
+        asked = Prompts(validation).take(list(some))
+
+        def measure() -> Measured:
+            _, reward_PG, told = self.judged(
+                asked,
+                1,
+                Sampling(self.section.max_new_tokens, options.temperature),
+                seed=self.recipe.train.seed,
+                between=self._evaluating(len(asked)),
+                moment=Moment(check=self._check),
+            )
+            metrics = {name: total / max(of, 1e-12) for name, (total, of) in told.items()}
+            return Measured(-float(reward_PG.mean()), float(len(asked)), metrics)
+
+        return measure
+
+    def _evaluating(self, total: int) -> Callable[[int], None]:
+        def between(done: int) -> None:
+            self.emit.progress("validation", done, total, "answers")
+
+        return between
+
+    def _check(self) -> None:
+        if self.stop.asked():
+            raise Stopped
+
+
+def make_rollouts(
+    run: Run,
+    recipe: Recipe,
+    section: Rollout,
+    base: Base,
+    policy: Policy,
+    reference: Reference | None,
+    budget: Budget,
+    emit: Emitter,
+    stop: StopRequest,
+) -> Rollouts:
+    """Of a policy that is probed and has not begun to train; from here on its log-probabilities are those of sampling."""
+    policy.at_temperature(section.temperature)
+    scorer = make_scorer(
+        section.rewards,
+        hub=recipe.hub,
+        offline=recipe.offline,
+        on_warning=lambda text: emit.warning(text, where="rewards"),
+    )
+    judged = Judged(_answerer(section, base, policy), scorer, base.tokenizer, section.missing_eos_penalty)
+    return Rollouts(recipe, section, policy, reference, budget, judged, emit, stop)
+
+
+def rollout_plan(recipe: Recipe, section: Rollout, prompts: int) -> RolloutPlan:
+    return plan_rollouts(
+        prompts,
+        batch_size=recipe.train.batch_size or 1,
+        answers=section.num_generations,
+        divided=section.steps_per_generation,
+        times=section.times,
+        num_train_epochs=recipe.train.num_train_epochs,
+        max_steps=recipe.train.max_steps,
+    )
+
+
+def _answerer(section: Rollout, base: Base, policy: Policy) -> Answerer:
+    if not isinstance(section.engine, Local):
+        raise NotImplementedError
+    return Sampler(policy, stop_ids=base.chat.stop_ids, pad_id=base.pad_id, batch_size=section.engine.batch_size)
