@@ -123,6 +123,7 @@ class Bigrams(nn.Module):
         self.table_VV = nn.Parameter(torch.randn(vocabulary, vocabulary, generator=torch.Generator().manual_seed(seed)))
         self.calls = 0
         self.device = CPU
+        self.values_N: Tensor | None = None
 
     def logprobs(self, row: Row) -> tuple[Tensor, RowTensors]:
         self.calls += 1

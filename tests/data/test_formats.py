@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import Any
 
@@ -15,11 +16,12 @@ from tunedock.data.conversation import (
     Labelled,
     Message,
     Preference,
+    Prompt,
     RowRefused,
     from_json,
     to_json,
 )
-from tunedock.data.formats import detect, group_of, parse
+from tunedock.data.formats import asked, detect, group_of, parse
 from tunedock.errors import DataError
 from tunedock.recipe.schema import Source
 
@@ -636,6 +638,59 @@ def test_any_row_is_an_example_or_refused_with_a_known_reason(row: Any, system: 
 @given(rows=st.lists(ANY_ROWS, max_size=3))
 def test_any_rows_are_detected_or_a_data_error(rows: list[dict[str, Any]]) -> None:
     try:
-        assert detect(rows) in FORMATS
+        assert detect(rows) in (*FORMATS, "prompt")
     except DataError as error:
         assert error.hint
+
+
+ASKED = [Message("user", "How many hours are in a day?")]
+PROMPTS: dict[str, tuple[dict[str, Any], str | None]] = {
+    "prompt": ({"prompt": "How many hours are in a day?"}, None),
+    "question": ({"question": "How many hours are in a day?", "answer": "24"}, "24"),
+    "turns": ({"prompt": [{"role": "user", "content": "How many hours are in a day?"}]}, None),
+    "messages that end with a question": (
+        {"messages": [{"role": "user", "content": "How many hours are in a day?"}]},
+        None,
+    ),
+    "messages that end with an answer": (
+        {
+            "messages": [
+                {"role": "user", "content": "How many hours are in a day?"},
+                {"role": "assistant", "content": "24"},
+            ]
+        },
+        "24",
+    ),
+    "alpaca": ({"instruction": "How many hours are in a day?", "input": "", "output": "24"}, "24"),
+    "preference": ({"prompt": "How many hours are in a day?", "chosen": "24", "rejected": "Many."}, None),
+    "labelled": ({"prompt": "How many hours are in a day?", "completion": "24", "label": True}, None),
+}
+
+
+@pytest.mark.parametrize(("row", "answer"), PROMPTS.values(), ids=PROMPTS.keys())
+def test_what_a_row_asks(row: dict[str, Any], answer: str | None) -> None:
+    """Whatever else it brings; its other fields go along, for who scores."""
+    row = {**row, "difficulty": 3}
+    format_ = detect([row]) if "messages" not in row else "messages"
+    found = asked(row, format_, {}, system="Be brief.")
+    assert isinstance(found, Prompt)
+    assert [Message("system", "Be brief."), *ASKED] == list(found.prompt)
+    assert found.answer == answer
+    assert found.columns["difficulty"] == 3
+    assert not {"prompt", "messages", "instruction"} & found.columns.keys()
+    assert from_json(json.loads(json.dumps(to_json(found)))) == found
+
+
+def test_what_asks_nothing() -> None:
+    with pytest.raises(RowRefused, match="wrong_roles"):
+        asked({"prompt": [{"role": "assistant", "content": "24"}]}, "prompt", {})
+    with pytest.raises(RowRefused, match="missing_column"):
+        asked({"text": "24"}, "prompt", {})
+    assert isinstance(asked({"text": "A document."}, "text", {}), Document)
+
+
+def test_other_fields_are_json() -> None:
+    odd = {"prompt": "When?", "date": datetime.date(2024, 1, 2), "share": float("nan"), "parts": ({"a": 1},)}
+    found = asked(odd, "prompt", {})
+    assert isinstance(found, Prompt)
+    assert found.columns == {"date": "2024-01-02", "share": "nan", "parts": [{"a": 1}]}

@@ -221,7 +221,10 @@ STAGES = {
     "pt": ("stage: pt\ndataset: books\n", {"kind": "pretrain"}),
     "sft": ("stage: sft\ndataset: identity\n", {"kind": "sft"}),
     "rm": ("stage: rm\ndataset: pairs\n", {"kind": "reward"}),
-    "ppo": ("stage: ppo\ndataset: identity\nreward_model: r/m\n", {"kind": "ppo", "reward_model": "r/m"}),
+    "ppo": (
+        "stage: ppo\ndataset: identity\nreward_model: r/m\n",
+        {"kind": "ppo", "rewards": [{"kind": "model", "path": "r/m"}], "target_kl": 6.0},
+    ),
     "dpo": ("stage: dpo\ndataset: pairs\n", {"kind": "dpo"}),
     "hinge": ("stage: dpo\npref_loss: hinge\ndataset: pairs\n", {"kind": "dpo", "loss_type": "hinge"}),
     "ipo": (

@@ -10,6 +10,7 @@ from tunedock.errors import RecipeError
 from tunedock.recipe.rules import RULES, check
 from tunedock.recipe.schema import Recipe
 
+GRPO: dict[str, Any] = {"kind": "grpo", "rewards": ["exact_match"]}
 RANDOM = {"path": "a/b", "init": "random"}
 
 BROKEN: dict[str, dict[str, Any]] = {
@@ -35,6 +36,16 @@ BROKEN: dict[str, dict[str, Any]] = {
         "objective": {"kind": "dpo", "precompute_ref_log_probs": True},
         "data": {"streaming": True},
         "train": {"max_steps": 10},
+    },
+    "rollout-train-on": {"objective": GRPO, "data": {"train_on": "all"}},
+    "rollout-on-random-weights": {"objective": GRPO, "model": RANDOM, "adapter": "full"},
+    "rollout-of-a-stream": {"objective": GRPO, "data": {"streaming": True}, "train": {"max_steps": 10}},
+    "rollout-without-room": {"objective": {**GRPO, "max_new_tokens": 2048}},
+    "batch-of-parts-of-groups": {"objective": GRPO, "train": {"batch_size": 12}},
+    "group-of-one": {"objective": {**GRPO, "num_generations": 1}},
+    "engine-without-an-adapter": {
+        "objective": {**GRPO, "engine": {"kind": "openai", "base_url": "http://engine.example/v1", "model": "a/b"}},
+        "adapter": "full",
     },
     "batch-sizes-differ": {
         "train": {"batch_size": 16, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}

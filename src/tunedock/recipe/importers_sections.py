@@ -101,6 +101,7 @@ def objective(draft: Draft, *, pairs: bool = False) -> None:
         why = "its loss has an SFT term of its own" if draft.kind == "orpo" else "an SFT term is not built for it"
         draft.refuse("pref_ftx", f"`objective: {draft.kind}`: {why}", "take it out", built=False)
     _words_of_kind(draft, "objective", draft.kind)
+    _rollouts(draft)
     reference = draft.get("ref_model", "text")
     if reference is not None and reference == draft.words.get("model_name_or_path"):
         draft.leave("ref_model", "the reference is the model as training began")
@@ -111,6 +112,41 @@ def objective(draft: Draft, *, pairs: bool = False) -> None:
             "take it out, or give it as `model_name_or_path`",
             built=False,
         )
+
+
+_SAMPLED = ("max_new_tokens", "temperature", "top_k", "top_p")
+_OF_REWARDS = ("reward_model", "reward_model_type", "reward_model_adapters", "reward_model_quantization_bit")
+_TRAINED_ELSEWHERE = "a reward model of tunedock or transformers; LLaMA-Factory's own value heads are not read"
+
+
+def _rollouts(draft: Draft) -> None:
+    """What scores answers, and how they are made: words that count for `stage: ppo` alone."""
+    given = [word for word in (*_OF_REWARDS, "ppo_score_norm") if draft.has(word)]
+    if draft.kind != "ppo":
+        for word in given:
+            draft.leave(word, "it counts only with `objective: ppo`")
+        return
+    model = draft.get("reward_model", "text")
+    if model is not None:
+        reward = {"kind": "model", "path": rebase(draft, model, hub=True)}
+        draft.put("objective.rewards", [reward], "reward_model", _TRAINED_ELSEWHERE)
+    if draft.get("reward_model_type", "text") == "api":
+        hint = "name what scores as `objective.rewards`: a judge, or a Python function that asks your server"
+        draft.refuse("reward_model_type", "LLaMA-Factory's reward server is not asked", hint, built=False)
+    elif draft.has("reward_model_type"):
+        draft.leave("reward_model_type", "what lies in `reward_model` tells it")
+    for word in ("reward_model_adapters", "reward_model_quantization_bit"):
+        if draft.has(word):
+            draft.refuse(word, "a reward model is one folder, held whole", "give the merged model", built=False)
+    if draft.get("ppo_score_norm", "bool"):
+        draft.refuse("ppo_score_norm", "rewards are whitened over a rollout", "use `ppo_whiten_rewards`", built=False)
+    elif draft.has("ppo_score_norm"):
+        draft.leave("ppo_score_norm", "off, as it is here")
+    for word in _SAMPLED:
+        if draft.has(word):
+            draft.put(
+                f"objective.{word}", draft.get(word, "int" if word in ("max_new_tokens", "top_k") else "number"), word
+            )
 
 
 def _stage_of_v1(draft: Draft, pairs: bool) -> tuple[str | None, str | None]:

@@ -130,4 +130,4 @@ def rollout_plan(recipe: Recipe, section: Rollout, prompts: int) -> RolloutPlan:
 def _answerer(section: Rollout, base: Base, policy: Policy) -> Answerer:
     if not isinstance(section.engine, Local):
         raise NotImplementedError
-    return Sampler(policy, stop_ids=base.chat.stop_ids, pad_id=base.pad_id, batch_size=section.engine.batch_size)
+    return Sampler(policy, stop_ids=base.chat.stop_ids, pad_id=base.pad_id, batch_size=section.engine.max_num_seqs)

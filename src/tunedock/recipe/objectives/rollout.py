@@ -16,7 +16,7 @@ class Local(Section):
     """Answers come from the model that is trained, in this process."""
 
     kind: Literal["local"] = "local"
-    batch_size: PositiveInt = 64
+    max_num_seqs: PositiveInt = 64
     """Answers made at once."""
 
 
