@@ -100,7 +100,7 @@ def test_a_streams_place_is_kept_however_far_the_thread_has_come(tmp_path: Path,
     ahead.close()
     for state, first in ((during, stop_at), (after, stop_at + 1)):
         resumed = Ahead(feed_of(made), padded, total_steps=16)
-        resumed.restore(state)
+        resumed.restore(state, {})
         assert [[s.row_id for s in resumed.take(n, 4096)[0]] for n in range(first, 16)] == wanted[first:]
         resumed.close()
 
@@ -111,7 +111,7 @@ def test_going_back_draws_anew(tmp_path: Path) -> None:
     first = [s.row_id for s in ahead.take(0, 4096)[0]]
     state = ahead.state(0)
     ahead.take(1, 4096)
-    ahead.restore(state)
+    ahead.restore(state, {})
     assert [s.row_id for s in ahead.take(0, 4096)[0]] == first
     ahead.close()
 
