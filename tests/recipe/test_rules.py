@@ -29,6 +29,8 @@ BROKEN: dict[str, dict[str, Any]] = {
     "pretrain-train-on": {"objective": "pretrain", "data": {"train_on": "last"}},
     "pretrain-system": {"objective": "pretrain", "data": {"system": "You are kind."}},
     "preference-train-on": {"objective": "orpo", "data": {"train_on": "last"}},
+    "reward-train-on": {"objective": "reward", "data": {"train_on": "all"}},
+    "reward-on-random-weights": {"objective": "reward", "model": RANDOM, "adapter": "full"},
     "smoothing-needs-a-label": {"objective": {"kind": "dpo", "loss_type": "ipo", "label_smoothing": 0.1}},
     "exo-needs-smoothing": {"objective": {"kind": "dpo", "loss_type": "exo_pair"}},
     "preference-on-random-weights": {"objective": "dpo", "model": RANDOM, "adapter": "full"},

@@ -13,6 +13,7 @@ from rich.text import Text
 from tunedock.cli.options import RUNS_DIR
 from tunedock.cli.show import console
 from tunedock.cli.text import one_line, printable
+from tunedock.run.record import Run
 from tunedock.run.store import flatten
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def show_trained(outcome: Outcome) -> None:
     name = (
         outcome.run.name if outcome.run.parent == Path.cwd() / RUNS_DIR else outcome.run
     )  # what the next command finds
-    out.print(Text(printable(f"next: tunedock chat {name} | tunedock eval {name}")))
+    scores = Run(outcome.run).state().objective == "reward"  # and writes no answers
+    out.print(Text(printable(f"next: tunedock {'' if scores else f'chat {name} | tunedock '}eval {name}")))
 
 
 def show_exported(outcome: Outcome) -> None:
@@ -94,7 +96,7 @@ def show_metrics(outcome: Outcome) -> None:
     answers = value.get("answers")
     if isinstance(answers, Sequence) and not isinstance(answers, str):
         out.print(Text(f"{len(answers):,} answers on the {one_line(value.get('split', 'test'))} split"))
-    others = {key: item for key, item in value.items() if key not in {*MODELS, "answers", "split", "run"}}
+    others = {key: item for key, item in value.items() if key not in {*MODELS, "answers", "scores", "split", "run"}}
     _figures(out, others)
 
 

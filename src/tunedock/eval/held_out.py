@@ -51,7 +51,7 @@ class HeldOut:
         self._recipe = recipe
         self._options = options
         self._side = side
-        self._store = _held_out(base, recipe, side, emit)
+        self._store = held_out_rows(base, recipe, side, emit)
         self._questions = questions_of(self._store, options.max_samples)
         self._objective = make_objective(recipe.objective)
         self._reference: Reference | None = None
@@ -139,7 +139,8 @@ class HeldOut:
         return {**results, "page": str(folder / "answers.html"), "metrics": str(folder / "metrics.json")}
 
 
-def _held_out(base: Base, recipe: Recipe, side: str, emit: Emitter) -> SampleStore:
+def held_out_rows(base: Base, recipe: Recipe, side: str, emit: Emitter) -> SampleStore:
+    """The prepared rows of a side. Raises DataError for a side that is none or empty, and for a stream."""
     if side not in SIDES:
         raise DataError(f"there is no split `{side}`", where="--split", hint=f"one of {', '.join(SIDES)}")
     if recipe.data.streaming:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from tunedock.errors import RecipeError, RunError
 from tunedock.eval.held_out import HeldOut
+from tunedock.eval.ranking import Ranking
 from tunedock.events import Emitter
 from tunedock.model.policy import Policy
 from tunedock.model.session import Base, ChatFacts, base_policy, find_base, tuned_policy
@@ -26,6 +27,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Writes `eval/metrics.json` and `eval/answers.html`, with `options.tasks` also `eval/tasks.json` and its page; returns both.
 
+    Of a reward model, which writes no answers: `eval/metrics.json` alone.
+
     `only_tasks` leaves the held-out rows alone. Raises DataError when the side is empty, RunError when the run has no result yet,
     and what `eval.task_library.load_tasks` raises: before any weights are loaded.
     """
@@ -35,6 +38,8 @@ def evaluate(
         )
     if only_tasks and not options.tasks:
         raise RecipeError("no task is named", where="eval.tasks", hint="name one: `--task hellaswag`")
+    if recipe.objective.kind == "reward":
+        return _rank(run, recipe, emit, side=side, options=options)
     facts = ChatFacts.read(run.model)
     base = find_base(recipe, stop_ids=facts.stop_ids)
     tasks = None
@@ -62,6 +67,20 @@ def evaluate(
                 measurement.measure(policy, "base", emit)
     value: dict[str, Any] = {"run": run.name} if held_out is None else held_out.write(run)
     return value if tasks is None else {**value, "tasks": tasks.write(run)}
+
+
+def _rank(run: Run, recipe: Recipe, emit: Emitter, *, side: str, options: Eval) -> dict[str, Any]:
+    """Of a reward model, which writes no answers: how it ranks the held-out pairs."""
+    if options.tasks:
+        raise RecipeError(
+            "a reward model gives scores and no text, so it takes no tasks of lm-evaluation-harness",
+            where="eval.tasks",
+            hint="`tunedock eval RUN` measures how it ranks held-out pairs",
+        )
+    base = find_base(recipe, stop_ids=ChatFacts.read(run.model).stop_ids)
+    ranking = Ranking(base, recipe, emit, side=side)
+    ranking.measure(_probed(tuned_policy(base, run.model), base, emit), "tuned", emit)
+    return ranking.write(run)
 
 
 def _probed(policy: Policy, base: Base, emit: Emitter) -> Policy:

@@ -29,6 +29,12 @@ def talk(run: Run, recipe: Recipe, lines: Iterable[str], emit: Emitter, stop: St
         raise RunError(
             "the run has no result yet", where=str(run.path), hint=f"`tunedock train --resume {run.path}` finishes it"
         )
+    if recipe.objective.kind == "reward":
+        raise RunError(
+            "the run trained a reward model, which scores answers and writes none",
+            where=str(run.path),
+            hint="`tunedock eval` shows how it ranks held-out pairs; talk to the model its answers come from",
+        )
     facts = ChatFacts.read(run.model)
     base = find_base(recipe, stop_ids=facts.stop_ids)
     policies = {"tuned": tuned_policy(base, run.model)}

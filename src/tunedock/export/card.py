@@ -31,8 +31,36 @@ def model_card(run: Run, recipe: Recipe, form: str, checks: Mapping[str, Any]) -
         lines += ["## Checks of this export", "", "| check | figure |", "|---|---|"]
         lines += [f"| {name.replace('_', ' ')} | {value:.4g} |" for name, value in checks.items()]
         lines.append("")
-    lines += ["## Use", "", "```python", *_usage(form), "```", ""]
+    scored = recipe.objective.kind == "reward"
+    lines += ["## Use", "", *([_SCORES, ""] if scored else [])]
+    lines += ["```python", *(_scorer_usage(form) if scored else _usage(form)), "```", ""]
     return "\n".join(lines)
+
+
+_SCORES = (
+    "A reward model: a higher score is a better answer, and only differences of scores mean something. The conversation is "
+    "rendered whole, its answer included, and the score read at its last token."
+)
+
+
+def _scorer_usage(form: str) -> list[str]:
+    """Whose padding counts must be said for an adapter: its base's config may have another than the tokenizer here."""
+    if form == "adapter":
+        auto, one_label = "AutoPeftModelForSequenceClassification", ", num_labels=1"
+        imports = ["from peft import " + auto, "from transformers import AutoTokenizer"]
+        padding = ["model.config.pad_token_id = tokenizer.pad_token_id"]
+    else:
+        auto, one_label, padding = "AutoModelForSequenceClassification", "", []
+        imports = [f"from transformers import {auto}, AutoTokenizer"]
+    return [
+        *imports,
+        'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
+        f'model = {auto}.from_pretrained("THIS_FOLDER"{one_label}).eval()',
+        *padding,
+        'messages = [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
+        'inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)',
+        "score = model(**inputs).logits[0, 0].item()",
+    ]
 
 
 def _evaluation(run: Run) -> list[str]:
@@ -40,7 +68,11 @@ def _evaluation(run: Run) -> list[str]:
     if not path.is_file():
         return []
     metrics = read_json(path)
-    names = [n for n in ("loss", "perplexity", "exact_match", "rougeL", "bleu") if n in metrics["tuned"]]
+    names = [
+        n
+        for n in ("loss", "perplexity", "accuracy", "margin", "exact_match", "rougeL", "bleu")
+        if n in metrics["tuned"]
+    ]
     base = metrics.get("base") or {}
     rows = [
         f"| {name} | {f'{base[name]:.4g}' if name in base else ''} | {metrics['tuned'][name]:.4g} |" for name in names

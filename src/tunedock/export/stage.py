@@ -6,6 +6,8 @@ The merge is computed in float32 from the base's own weights and the adapter. Th
 2. the files, read again, give them too, within what their own type allows;
 3. the files differ from the base: an export of untrained weights is caught (LLaMA-Factory #9051 shipped one).
 
+Of a reward model the scores of both answers of held-out pairs are compared, as plain transformers reads them.
+
 A folder is written beside its place and renamed when all checks have passed. A failed check leaves nothing behind.
 """
 
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig
 
 from tunedock.data import prepare as preparing
+from tunedock.data.conversation import Message
 from tunedock.data.store import SampleStore
 from tunedock.errors import CheckError, DiskError, RecipeError, RunError
 from tunedock.eval.held_out import questions_of
@@ -33,6 +36,7 @@ from tunedock.export.card import model_card
 from tunedock.model import adapter as adapters
 from tunedock.model import load
 from tunedock.model.policy import Precision
+from tunedock.model.score import score_layer
 from tunedock.model.session import Base, ChatFacts, find_base, tuned_policy
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run, read_json, write_atomic, write_json
@@ -51,11 +55,14 @@ class MergeChecks:
 
     prompts: int
     merged_difference: float
-    """Largest difference of a logit between base plus adapter and merged, both in float32, relative to the largest logit."""
+    """Largest difference of a logit between base plus adapter and merged, both in float32, relative to the largest logit; of
+    scores, to the largest distance of one from their mean."""
     file_difference: float
     """The same between base plus adapter and the files read again."""
-    same_top_token: float
+    same_top_token: float | None
     """Share of positions where the files' most likely token is that of base plus adapter."""
+    same_order: float | None
+    """Of a reward model: share of pairs that the files rank as base plus adapter does."""
     changed_tensors: int
     """Tensors of the files that differ from the base's."""
     tensors: int
@@ -106,7 +113,8 @@ def _write(run: Run, recipe: Recipe, emit: Emitter, folder: Path, form: str) -> 
             shutil.copyfile(run.model / name, folder / name)
         _name_base(base, folder / "adapter_config.json")
     else:
-        checks = asdict(_merge(base, run, emit, folder, facts))
+        merged = asdict(_merge(base, run, emit, folder, facts))
+        checks = {name: figure for name, figure in merged.items() if figure is not None}
         write_json(folder / "export.json", {"run": run.name, "checks": checks})
     base.tokenizer.save_pretrained(folder)
     facts.write(folder)
@@ -124,12 +132,14 @@ def _name_base(base: Base, config: Path) -> None:
 
 
 def _merge(base: Base, run: Run, emit: Emitter, folder: Path, facts: ChatFacts) -> MergeChecks:
-    prompts = _prompts(base, emit, facts)
+    scored = base.head == "scores"
+    prompts = _pairs(base, emit) if scored else _prompts(base, emit, facts)
+    outputs = _scores if scored else _logits
     emit.progress("export", 0, 4, "checks")
     policy = tuned_policy(base, run.model, precision=FLOAT32)
-    expected = _logits(policy.model, prompts, policy.device)
+    expected = outputs(policy.model, prompts, policy.device)
     merged = policy.model.merge_and_unload() if adapters.is_adapter(run.model) else policy.model  # type: ignore[operator]
-    in_memory = _logits(merged, prompts, policy.device)
+    in_memory = outputs(merged, prompts, policy.device)
     emit.progress("export", 1, 4, "checks")
     dtype = _own_dtype(base)
     _save(merged.to(dtype), folder, facts)
@@ -137,15 +147,16 @@ def _merge(base: Base, run: Run, emit: Emitter, folder: Path, facts: ChatFacts) 
     emit.progress("export", 2, 4, "checks")
     own = base.recipe.model.model_copy(update={"init": "pretrained", "config_overrides": {}})
     device = load.find_device()
-    again = load.load_weights(folder, own, dtype=torch.float32, device=device)
-    from_files = _logits(again, prompts, device)
+    again = load.load_weights(folder, own, dtype=torch.float32, device=device, head=base.head)
+    from_files = outputs(again, prompts, device)
     emit.progress("export", 3, 4, "checks")
     changed, tensors, largest = _difference_from_base(base, again)
     checks = MergeChecks(
         prompts=len(prompts),
         merged_difference=_relative(expected, in_memory),
         file_difference=_relative(expected, from_files),
-        same_top_token=_same_top(expected, from_files),
+        same_top_token=None if scored else _same_top(expected, from_files),
+        same_order=_same_order(expected[0], from_files[0]) if scored else None,
         changed_tensors=changed,
         tensors=tensors,
         largest_change=largest,
@@ -156,7 +167,7 @@ def _merge(base: Base, run: Run, emit: Emitter, folder: Path, facts: ChatFacts) 
 
 
 def _judge(checks: MergeChecks, file_tolerance: float) -> None:
-    figures = ", ".join(f"{name} {value:.3g}" for name, value in asdict(checks).items())
+    figures = ", ".join(f"{name} {value:.3g}" for name, value in asdict(checks).items() if value is not None)
     if not checks.merged_difference <= EXACT_TOLERANCE:
         raise CheckError(f"the merged weights do not give the logits of base plus adapter: {figures}", where="export")
     if not checks.file_difference <= file_tolerance:
@@ -179,6 +190,34 @@ def _prompts(base: Base, emit: Emitter, facts: ChatFacts) -> list[list[int]]:
             if len(store):
                 return [sample.path(sample.leaves()[0])[0].tolist() for sample in islice(store, PROMPTS)]
     return [base.tokenizer(text)["input_ids"] for text in ("The model was exported.", "模型已导出。")]
+
+
+def _pairs(base: Base, emit: Emitter) -> list[list[int]]:
+    """Token ids of both answers, with their prompts, of held-out pairs where there are any, else of training pairs; a stream's
+    pairs are gone, and a made-up one takes their place."""
+    if not base.recipe.data.streaming:
+        prepared = preparing.prepare(base.recipe, base.chat, emit)
+        for side in ("test", "validation", "train"):
+            store: SampleStore = prepared.side(side)
+            if len(store):
+                return [sample.path(leaf)[0].tolist() for sample in islice(store, PROMPTS) for leaf in sample.leaves()]
+    asked = Message("user", "Was the model exported?")
+    return [base.chat.whole_ids((asked, Message("assistant", text))) for text in ("The model was exported.", "No.")]
+
+
+@torch.no_grad()
+def _scores(model: nn.Module, paths: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
+    """One tensor of the paths' scores, float32, on the CPU, their mean taken off: what counts is how they differ."""
+    model.eval()
+    found = [model(torch.as_tensor([list(ids)], device=device), use_cache=False).logits[0] for ids in paths]
+    score_P = torch.cat(found).float().cpu()
+    return [score_P - score_P.mean()]
+
+
+def _same_order(expected_P: Tensor, got_P: Tensor) -> float:
+    """Chosen and rejected stand side by side."""
+    gaps = [score_P[0::2] - score_P[1::2] for score_P in (expected_P, got_P)]
+    return float(((gaps[0] > 0) == (gaps[1] > 0)).float().mean())
 
 
 @torch.no_grad()
@@ -207,6 +246,9 @@ def _own_dtype(base: Base) -> torch.dtype:
 
 
 def _save(model: nn.Module, folder: Path, facts: ChatFacts) -> None:
+    if score_layer(model) is not None:  # it generates nothing
+        adapters.save(model, folder)
+        return
     generation = GenerationConfig.from_model_config(model.config)
     current = getattr(model, "generation_config", None) or generation
     current.eos_token_id = facts.stop_ids
@@ -222,7 +264,7 @@ def _difference_from_base(base: Base, exported: nn.Module) -> tuple[int, int, fl
     device = torch.device("cpu")
     model = base.recipe.model
     original = load.load_weights(
-        base.located.folder, model, dtype=torch.float32, device=device, seed=base.recipe.train.seed
+        base.located.folder, model, dtype=torch.float32, device=device, seed=base.recipe.train.seed, head=base.head
     ).state_dict()
     own: Mapping[str, Tensor] = exported.state_dict()
     changes = [

@@ -133,19 +133,19 @@ def begin_score(model: nn.Module, *, seed: int, made_up: bool) -> nn.Module:
     return model
 
 
-def agree_on_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, end_id: int) -> None:
-    """Gives config and tokenizer one padding token that no rendered conversation ends with.
+def set_padding(tokenizer: PreTrainedTokenizerBase, end_id: int) -> None:
+    """Gives the tokenizer a padding token that no rendered conversation ends with, where it has none such; none where none can be.
 
     transformers reads a score at the last token that is not padding: with the end of an answer for padding (a habit with tokenizers
-    that have none) it would read the one before, and without any it refuses batches. `end_id`: the last token of a rendering.
+    that have none) it would read the one before. `end_id`: the last token of a rendering.
     """
     tokens = (tokenizer.pad_token, tokenizer.unk_token, tokenizer.bos_token)
     fitting = (token for token in tokens if token and tokenizer.convert_tokens_to_ids(token) != end_id)
-    chosen = next(fitting, None)
-    text_config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
-    if chosen is None:
-        text_config.pad_token_id = None
-        return
-    if chosen != tokenizer.pad_token:
+    if (chosen := next(fitting, None)) != tokenizer.pad_token:
         tokenizer.pad_token = chosen
+
+
+def share_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives the model's config the tokenizer's padding; without any, transformers refuses batches of more than one line."""
+    text_config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
     text_config.pad_token_id = tokenizer.pad_token_id

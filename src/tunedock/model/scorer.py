@@ -34,7 +34,7 @@ from tunedock.model import load
 from tunedock.model.hub import Located, locate
 from tunedock.model.out_of_memory import give_back, is_out_of_memory
 from tunedock.model.policy import Policy, Precision
-from tunedock.model.score import score_layer
+from tunedock.model.score import score_layer, share_padding
 from tunedock.model.session import ChatFacts, find_base, tuned_policy
 from tunedock.recipe.schema import Model, Recipe
 from tunedock.run.record import Run, read_json
@@ -293,8 +293,7 @@ def _of_adapter(folder: Path, find: Callable[..., Located], loading: Loading, to
     if (
         tokenizer.pad_token_id is not None
     ):  # the adapter's own folder says what it was trained with, the base's config does not
-        text: Any = frozen.config.get_text_config()  # type: ignore[union-attr, operator]
-        text.pad_token_id = tokenizer.pad_token_id
+        share_padding(frozen, tokenizer)
     model = adapters.load_adapter(frozen, folder)
     return _of_decoder(model, base, tokenizer, loading, token_budget)
 

@@ -21,7 +21,7 @@ from tunedock.model.noise import EmbeddingNoise
 from tunedock.model.policy import Policy, Precision
 from tunedock.model.products import use_fast_float32
 from tunedock.model.quantize import bits_and_bytes, keep_gradients, to_fp8
-from tunedock.model.score import agree_on_padding, require_score_layer
+from tunedock.model.score import require_score_layer, set_padding, share_padding
 from tunedock.recipe.objectives.rollout import Rollout
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import write_json
@@ -83,7 +83,11 @@ def find_base(recipe: Recipe, *, stop_ids: Collection[int] = (), weights: bool =
         scored=recipe.objective.kind == "reward",
         thinking=answered.thinking if answered else False,
     )
-    return Base(recipe, located, tokenizer, chat)
+    base = Base(recipe, located, tokenizer, chat)
+    if base.head == "scores":
+        asked = (Message("user", "Which probe is asked?"), Message("assistant", "This probe is answered."))
+        set_padding(tokenizer, chat.whole_ids(asked)[-1])
+    return base
 
 
 def base_policy(base: Base, *, precision: Precision | None = None) -> Policy:
@@ -158,8 +162,7 @@ def _agree(base: Base, model: torch.nn.Module) -> None:
     """What a reward model must have, and its padding."""
     if base.head == "scores":
         require_score_layer(model)
-        asked = (Message("user", "Which probe is asked?"), Message("assistant", "This probe is answered."))
-        agree_on_padding(model, base.tokenizer, base.chat.whole_ids(asked)[-1])
+        share_padding(model, base.tokenizer)
 
 
 def _require_frozen_as_it_is(base: Base, held: str, *, quantise: bool) -> None:

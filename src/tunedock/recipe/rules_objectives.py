@@ -97,6 +97,20 @@ OBJECTIVE_RULES: tuple[Rule, ...] = (
         hint="train with `objective: sft` first and give its export as `model`, or drop `model.init: random`",
     ),
     Rule(
+        name="reward-train-on",
+        keys=("data.train_on", "objective.kind"),
+        broken=lambda r: r.objective.kind == "reward" and r.data.train_on != "assistant",
+        message="`data.train_on` chooses turns of a conversation, and a reward model judges an answer as a whole",
+        hint="drop `data.train_on`, or use `objective: sft`",
+    ),
+    Rule(
+        name="reward-on-random-weights",
+        keys=("objective.kind", "model.init"),
+        broken=lambda r: r.objective.kind == "reward" and r.model.init == "random",
+        message="a reward model learns to judge from a model that can read; random weights cannot",
+        hint="train with `objective: sft` first and give its export as `model`, or drop `model.init: random`",
+    ),
+    Rule(
         name="smoothing-needs-a-label",
         keys=("objective.label_smoothing", "objective.loss_type"),
         broken=lambda r: (
