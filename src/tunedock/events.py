@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -71,6 +72,7 @@ class Emitter:
 
     def __init__(self, stream: IO[str] | None) -> None:
         self._stream = stream
+        self._lock = threading.Lock()
 
     @classmethod
     def to_file(cls, path: Path) -> Emitter:
@@ -86,8 +88,9 @@ class Emitter:
         if self._stream is None:
             return
         try:
-            self._stream.write(encode({"kind": kind, "time": round(time.time(), 3), **fields}))
-            self._stream.flush()
+            with self._lock:  # trackers warn from threads of their own
+                self._stream.write(encode({"kind": kind, "time": round(time.time(), 3), **fields}))
+                self._stream.flush()
         except (BrokenPipeError, ValueError):
             self._stream = None
 

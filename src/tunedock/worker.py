@@ -89,7 +89,13 @@ def _eval(call: Call) -> None:
     options = Eval.model_validate({**recipe.eval.model_dump(), **call.request.get("overrides", {})})
     side = str(call.request.get("split", "test"))
     only_tasks = bool(call.request.get("only_tasks"))
-    call.emit.result(evaluate(call.require_run(), recipe, call.emit, side=side, options=options, only_tasks=only_tasks))
+    run = call.require_run()
+    value = evaluate(run, recipe, call.emit, side=side, options=options, only_tasks=only_tasks)
+    if (run.path / "trackers").is_dir():
+        from tunedock.train.trackers import report_evaluation
+
+        report_evaluation(run, recipe, call.emit, value)
+    call.emit.result(value)
 
 
 def _export(call: Call) -> None:

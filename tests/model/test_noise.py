@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from families import tiny_model
@@ -48,6 +48,7 @@ def singles(lengths: list[int]) -> list[Sample]:
     return [single(f"s:{i}", draw.integers(1, 90, n), np.ones(n, np.float32)) for i, n in enumerate(lengths)]
 
 
+@settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 1000), kind=st.sampled_from(KINDS), budget=st.integers(8, 300))
 def test_lengths_are_those_of_the_paths(seed: int, kind: Kind, budget: int) -> None:
     samples = pairs(6, 90, seed)
@@ -130,19 +131,19 @@ def test_generation_calls_are_not_touched() -> None:
 
 
 def test_resuming_draws_the_same(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"neftune_noise_alpha": 5.0, "budget": 60, "steps": 7}
-    straight, policy, stream = build(tmp_path / "a", **settings)
+    recipe: dict[str, Any] = {"neftune_noise_alpha": 5.0, "budget": 60, "steps": 7}
+    straight, policy, stream = build(tmp_path / "a", **recipe)
     straight.run()
     asked = iter([False] * 9 + [True] * 100)
-    stopped, _, _ = build(tmp_path / "b", stop=lambda: next(asked), **settings)
+    stopped, _, _ = build(tmp_path / "b", stop=lambda: next(asked), **recipe)
     with pytest.raises(InterruptedRun):
         stopped.run()
-    resumed, again, _ = build(tmp_path / "b", **settings)
+    resumed, again, _ = build(tmp_path / "b", **recipe)
     resumed.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
     assert 0 < resumed.progress.step < 7
     resumed.run()
     for name, tensor in weights(policy).items():
         assert torch.equal(tensor, weights(again)[name]), name
-    quiet, _, stream_quiet = build(tmp_path / "c", **{**settings, "neftune_noise_alpha": None})
+    quiet, _, stream_quiet = build(tmp_path / "c", **{**recipe, "neftune_noise_alpha": None})
     quiet.run()
     assert losses(stream) != losses(stream_quiet)

@@ -9,7 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tunedock.errors import DiskError
 from tunedock.events import Emitter
 from tunedock.train import tensorboard
-from tunedock.train.tensorboard import TensorBoard, tag_of
+from tunedock.train.metric_names import tag_of
+from tunedock.train.tensorboard import TensorBoard
 
 
 def read_back(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -50,6 +50,7 @@ _NO_EFFECT: tuple[Key, ...] = (
     ("data", "max_dropped"),
     ("data", "num_proc"),
     ("eval",),
+    ("track",),
     ("launch",),
     ("hub",),
     ("offline",),

@@ -15,6 +15,7 @@ from tunedock.recipe.adapters import Adapter, Lora
 from tunedock.recipe.objectives import Objective
 from tunedock.recipe.objectives.likelihood import Sft
 from tunedock.recipe.section import Fraction, Section, Seed, shorthand
+from tunedock.recipe.tracking import Track, Tracker
 
 
 class Model(Section):
@@ -164,13 +165,13 @@ class Train(Section):
     """Stop after this many evaluations without improvement."""
     early_stopping_threshold: NonNegativeFloat = 0.0
     report_to: Annotated[
-        list[Literal["tensorboard"]],
+        list[Tracker],
         BeforeValidator(
             lambda value: ([] if value == "none" else [value]) if isinstance(value, str) else value,
-            json_schema_input_type=Literal["none", "tensorboard"] | list[Literal["tensorboard"]],
+            json_schema_input_type=Literal["none"] | Tracker | list[Tracker],
         ),
     ] = ["tensorboard"]
-    """Trackers; `none` or an empty list for none."""
+    """Trackers; `none` or an empty list for none. Those other than TensorBoard have settings in `track`."""
 
 
 class Eval(Section):
@@ -218,6 +219,7 @@ class Recipe(Section):
     data: Data
     train: Train = Train()
     eval: Eval = Eval()
+    track: Track = Track()
     launch: Launch = Launch()
     hub: str = "hf"
     """`hf`, `modelscope`, or the URL of a Hugging Face mirror."""
@@ -244,7 +246,7 @@ NOT_BUILT: dict[str, tuple[str, ...]] = {
     "serve": (),
     "train.deepspeed": (),
     "train.fsdp": (),
-    "train.report_to": ("wandb", "mlflow", "swanlab", "comet_ml", "trackio", "all"),
+    "train.report_to": ("comet_ml", "trackio", "all"),
 }
 """What the design names and this version refuses by name: a key's values, or () for the key itself."""
 

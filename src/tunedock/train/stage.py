@@ -45,6 +45,8 @@ from tunedock.train.planning import make_budget
 from tunedock.train.rehearsal import rehearse_largest_row, settle_compiling
 from tunedock.train.rollout_stage import make_rollouts, rollout_plan
 from tunedock.train.stream import StreamFeed, streamed_data
+from tunedock.train.tracker_kinds import require as require_trackers
+from tunedock.train.trackers import following
 
 
 def train(
@@ -55,6 +57,7 @@ def train(
     `token_budget`: the most tokens of a row from here on, after the run was killed for want of memory.
     """
     require_optimizer(recipe.train)
+    require_trackers(recipe)
     checkpoints = Checkpoints(run.checkpoints, keep=recipe.train.save_total_limit)
     if not resume and checkpoints.names():
         raise RunError(
@@ -108,21 +111,23 @@ def train(
         emit.note(f"resumed at step {snapshot.step}", step=snapshot.step)
     if token_budget is not None:
         budget.lower_to(loop.progress.step, token_budget, "memory ran out, and the run was started again")
-    with _board(run, recipe), stop.deferred():
-        try:
-            if is_sharded(policy.model):
-                _rehearse(policy, loop, recipe, feed, budget)
-            settle_compiling(recipe.train.torch_compile, run, policy, loop, resume=resume, emit=emit)
-            progress = loop.run()
-        except InterruptedRun:
-            _draw(run)
-            raise
-    result = _finish(run, recipe, base, policy, loop, checkpoints, progress, about, emit)
-    _draw(run)
-    if isinstance(feed, StreamFeed) and not resume:  # a resumed stream has counted only the rows since
-        about["account"] = feed.account.to_json()
-        write_json(run.path / "data.json", about)
-        feed.account.verify(recipe.data.max_dropped, recipe.data.over_length)
+    with following(run, recipe, emit) as trackers:
+        with _board(run, recipe), stop.deferred():
+            try:
+                if is_sharded(policy.model):
+                    _rehearse(policy, loop, recipe, feed, budget)
+                settle_compiling(recipe.train.torch_compile, run, policy, loop, resume=resume, emit=emit)
+                progress = loop.run()
+            except InterruptedRun:
+                _draw(run)
+                raise
+        result = _finish(run, recipe, base, policy, loop, checkpoints, progress, about, emit)
+        _draw(run)
+        if isinstance(feed, StreamFeed) and not resume:  # a resumed stream has counted only the rows since
+            about["account"] = feed.account.to_json()
+            write_json(run.path / "data.json", about)
+            feed.account.verify(recipe.data.max_dropped, recipe.data.over_length)
+        trackers.result = result
     return result
 
 

@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tunedock.errors import DiskError
 from tunedock.events import Event, EventReader
 from tunedock.run.record import read_json, write_json
+from tunedock.train.metric_names import tag_of
 
 INTERVAL_S = 5.0
 """Between two looks at the events while the run works."""
@@ -121,8 +122,3 @@ class TensorBoard:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-
-def tag_of(name: str) -> str:
-    """TensorBoard's name of a metric: `eval_loss` -> `eval/loss`, `learning_rate` -> `train/learning_rate`."""
-    return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"

@@ -1,0 +1,8 @@
+"""What metrics are called outside of the events."""
+
+from __future__ import annotations
+
+
+def tag_of(name: str) -> str:
+    """A tracker's name of a metric: `eval_loss` -> `eval/loss`, `learning_rate` -> `train/learning_rate`."""
+    return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
