@@ -144,9 +144,9 @@ IN_THE_RECIPE = {
     "learning-rate-negative": (["train.learning_rate=-1"], 2, ["`train.learning_rate: -1` should be a number above 0"]),
     "not-built": (["launch.on=kubernetes"], 2, ["`launch.on: kubernetes` is not built yet (today: local)"]),
     "adapter-not-built": (
-        ["adapter.kind=dora"],
+        ["adapter.kind=loha"],
         2,
-        ["`adapter.kind: dora` is not built yet (today: lora, full, freeze)"],
+        ["`adapter.kind: loha` is not built yet (today: lora, full, freeze)"],
     ),
     "quantize-unknown": (["quantize=int3"], 2, ["`quantize: int3` should be none, nf4, int8 or fp8"]),
     "qlora-by-its-name": (["adapter=qlora"], 2, ["has no `qlora`", "`adapter: lora` with `quantize: nf4`"]),

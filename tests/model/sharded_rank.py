@@ -27,7 +27,7 @@ RANKS = 2
 def fsdp2(policy: Policy) -> tuple[Callable[[Tensor], None], Callable[[nn.Parameter], Tensor | None]]:
     """Shards the policy's model; returns what computes gradients of a loss that is summed over ranks, and what reads them whole."""
     model, mesh = policy.model, init_device_mesh("cpu", (RANKS,))
-    base = model.get_base_model() if policy.has_adapter else model
+    base = model.get_base_model() if policy.has_base else model
     for layer in base.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)

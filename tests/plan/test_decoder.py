@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from tunedock.errors import ModelError
 from tunedock.model.adapter import attach
 from tunedock.plan.decoder import _families, decoder
-from tunedock.plan.memory import targets, trained_size
+from tunedock.plan.trained import base_growth, targets, trained_size
 from tunedock.recipe.adapters import Adapter, Freeze, Full, Lora
 
 SMALL = {
@@ -82,8 +82,9 @@ def test_every_family_of_the_table_is_tested() -> None:
         Lora(r=4, alpha=4, target_modules=r".*layers\.[01]\..*(o_proj|dense)"),
         Full(),
         Freeze(last_n_layers=2, trainable_modules=["norm"]),
+        Freeze(first_n_layers=1, layer_modules=["mlp"]),
     ],
-    ids=["all-linear", "names", "expression", "full", "freeze"],
+    ids=["all-linear", "names", "expression", "full", "freeze", "freeze-first"],
 )
 def test_what_is_trained_is_what_peft_trains(name: str, changes: dict[str, Any], adapter: Adapter) -> None:
     config = config_of(name, changes)
@@ -97,6 +98,39 @@ def test_what_is_trained_is_what_peft_trains(name: str, changes: dict[str, Any],
     assert trained_size(decoder(config.to_dict()), adapter) == sum(
         p.numel() for p in made.parameters() if p.requires_grad
     )
+
+
+DENSE = [
+    (name, changes) for name, changes in SHAPES if name not in ("MixtralConfig", "Qwen3MoeConfig", "Qwen2MoeConfig")
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), DENSE)
+@pytest.mark.parametrize(
+    "lora",
+    [
+        Lora(r=4, alpha=8, use_dora=True, exclude_modules=["down_proj", "q_proj"]),
+        Lora(r=4, alpha=8, rank_pattern={"o_proj": 2, r"layers\.1\..*_proj": 6, "v_proj": 9}),
+        Lora(r=4, alpha=8, target_modules=["q_proj", "qkv_proj", "up_proj"], layers_to_transform=[0, 2]),
+        Lora(r=4, alpha=8, exclude_modules=r".*layers\.0\..*", modules_to_save=["norm", "lm_head"]),
+        Lora(r=4, alpha=8, modules_to_save=["embed_tokens", "o_proj", "layers.1.mlp"]),
+    ],
+    ids=["dora", "ranks", "layers", "head", "embedding"],
+)
+@pytest.mark.parametrize("grows", [0, 3])
+def test_what_a_lora_trains_beside_its_pairs(name: str, changes: dict[str, Any], lora: Lora, grows: int) -> None:
+    """Whole modules, lengths of DoRA, rows of new tokens: counted as PEFT makes them."""
+    config = config_of(name, changes)
+    model = on_meta(config)
+    shape = decoder(config.to_dict())
+    if grows and getattr(model.get_output_embeddings(), "bias", None) is not None:
+        pytest.skip("rows are not trained beside a bias")
+    if grows:
+        model.resize_token_embeddings(shape.vocabulary + grows, mean_resizing=False)
+    assert base_growth(shape, grows) == sum(p.numel() for p in model.parameters()) - shape.size
+    made = attach(model, lora, seed=0, new_ids=range(shape.vocabulary, shape.vocabulary + grows))
+    got = trained_size(shape, lora, new_tokens=grows, grows=grows)
+    assert got == sum(p.numel() for p in made.parameters() if p.requires_grad)
 
 
 def test_a_model_nobody_knows_is_taken_for_the_commonest() -> None:

@@ -182,9 +182,7 @@ def test_every_target_of_the_table_is_a_key_or_refused_by_name() -> None:
         entries = [*table["becomes"].values(), *(e for names in table["adapter"].values() for e in names.values())]
         built = [*entries, *table["objective"]["dpo"].values()]
         for entry in built:
-            foreign = entry["to"].startswith("adapter.") and entry["to"].split(".")[1] in (
-                "oft_block_size", "module_dropout", "loraplus_lr_ratio",
-            )  # fmt: skip
+            foreign = entry["to"] in ("adapter.oft_block_size", "adapter.module_dropout")
             assert entry["to"] in known or entry["to"] in NOT_BUILT or foreign, entry
 
 
@@ -299,9 +297,17 @@ TUNERS = {
     "oft": ("finetuning_type: oft\n", {"kind": "oft", "oft_block_size": 32}),
     "dora": ("use_dora: true\n", {"kind": "lora", "use_dora": True}),
     "rslora": ("use_rslora: true\n", {"kind": "lora", "use_rslora": True}),
-    "pissa": ("pissa_init: true\n", {"kind": "pissa"}),
-    "loraplus": ("loraplus_lr_ratio: 16\n", {"kind": "lora+", "loraplus_lr_ratio": 16}),
-    "off": ("use_dora: false\npissa_init: no\nneftune_noise_alpha: null\n", {"kind": "lora", "r": 8}),
+    "pissa": ("pissa_init: true\npissa_convert: true\n", {"init_lora_weights": "pissa_niter_16"}),
+    "pissa-whole": ("pissa_init: true\npissa_iter: -1\n", {"init_lora_weights": "pissa"}),
+    "loraplus": ("loraplus_lr_ratio: 16\n", {"kind": "lora", "loraplus_lr_ratio": 16}),
+    "whole-modules": ("additional_target: norm,lm_head\n", {"modules_to_save": ["norm", "lm_head"]}),
+    "off": ("use_dora: false\npissa_init: no\npissa_iter: 4\nneftune_noise_alpha: null\n", {"kind": "lora", "r": 8}),
+    "first-layers": ("finetuning_type: freeze\nfreeze_trainable_layers: -3\n", {"kind": "freeze", "first_n_layers": 3}),
+    "parts-of-layers": (
+        "finetuning_type: freeze\nfreeze_trainable_modules: mlp,self_attn\nfreeze_extra_modules: norm\n",
+        {"last_n_layers": 2, "layer_modules": ["mlp", "self_attn"], "trainable_modules": ["norm"]},
+    ),
+    "on": ("adapter_name_or_path: saves/x\n", {"kind": "lora", "continue_from": "saves/x"}),
 }
 
 
@@ -365,6 +371,32 @@ def test_muon_of_v1(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "merged", "on"),
+    [
+        ("adapter_name_or_path: a/one,two\n", ["a/one"], "two"),
+        ("adapter_name_or_path: one,two\ncreate_new_adapter: true\n", ["one", "two"], None),
+        ("adapter_name_or_path: one\ncreate_new_adapter: false\n", None, "one"),
+        ("adapter_name_or_path: one\nfinetuning_type: full\n", ["one"], None),
+    ],
+)
+def test_adapters_gone_on_with_and_merged(tmp_path: Path, text: str, merged: list[str] | None, on: str | None) -> None:
+    found = made(tmp_path, HEAD + text)
+    found.check()
+    assert found.values["model"].get("adapters") == merged
+    assert found.values["adapter"].get("continue_from") == on
+
+
+def test_new_tokens(tmp_path: Path) -> None:
+    found = made(tmp_path, HEAD + "add_tokens: <a>, <b>\nadd_special_tokens: <|c|>\nresize_vocab: true\n")
+    found.check()
+    assert (found.values["model"]["add_tokens"], found.values["model"]["add_special_tokens"]) == (
+        ["<a>", "<b>"],
+        ["<|c|>"],
+    )
+    assert line(found, "resize_vocab").outcome == "left out"
+
+
 @pytest.mark.parametrize(("bits", "name"), [(4, "nf4"), (8, "int8")])
 def test_quantised_bases(tmp_path: Path, bits: int, name: str) -> None:
     found = made(tmp_path, HEAD + f"quantization_bit: {bits}\nquantization_method: bitsandbytes\n")
@@ -403,12 +435,9 @@ ONE_PROBLEM = {
     "galore by layer": ("finetuning_type: full\nuse_galore: on\ngalore_layerwise: on", "`galore_layerwise: on`", "take it out"),
     "two optimizers": ("use_muon: true\nuse_apollo: true", "there is one optimizer", "keep one"),
     "badam": ("finetuning_type: full\nuse_badam: true", "`use_badam: true`: this optimizer", "leave it out"),
-    "adapter": ("adapter_name_or_path: saves/x", "`adapter_name_or_path: saves/x`: training goes on from no adapter", "merge"),
-    "first layers": ("finetuning_type: freeze\nfreeze_trainable_layers: -2", "`freeze_trainable_layers: -2`", "above 0"),
-    "some modules": ("finetuning_type: freeze\nfreeze_trainable_modules: mlp", "`freeze_trainable_modules: mlp`", "`all`"),
     "another reference": ("stage: dpo\ndataset: pairs\nref_model: c/d", "`ref_model: c/d`", "take it out"),
     "SFT twice": ("stage: dpo\ndataset: pairs\npref_loss: orpo\npref_ftx: 1.0", "`objective: orpo`: its loss has", "take it out"),
-    "new tokens": ("add_tokens: <a>,<b>", "`add_tokens: <a>,<b>`: it changes the tokenizer", "prepare the model folder"),
+    "no such tokens": ("new_special_tokens_config: t.yaml", "`new_special_tokens_config: t.yaml`: it changes", "prepare"),
     "interleaved": ("mix_strategy: interleave_under", "`mix_strategy: interleave_under`", "repeat a source"),
     "no share": ("val_size: 4", "`val_size: 4`: there are 4 rows in all", "write fewer"),
     "pictures": ("dataset: pictures", "`pictures.columns.images`: images, videos and sounds are not read", "text alone"),

@@ -22,7 +22,7 @@ from tunedock.model import adapter as adapters
 from tunedock.model.generate import complete
 from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
-from tunedock.model.session import Base, ChatFacts
+from tunedock.model.session import Base, ChatFacts, continues
 from tunedock.objective.evaluate import measure
 from tunedock.objective.registry import make as make_objective
 from tunedock.recipe.schema import Eval, Recipe
@@ -61,7 +61,8 @@ class HeldOut:
     def needs_base_first(self, run: Run) -> bool:
         """Whether the base must be asked about the rows before the tuned model stands in memory: it is the objective's reference,
         and no adapter to switch off."""
-        return self._objective.needs_reference and not adapters.is_adapter(run.model)
+        alone = adapters.is_adapter(run.model) and not continues(self._recipe)
+        return self._objective.needs_reference and not alone
 
     def ask_base(self, policy: Policy, emit: Emitter) -> None:
         """What the base says of the rows. It is not kept."""

@@ -57,7 +57,7 @@ def evaluate(
     for measurement in measurements:
         measurement.measure(policy, "tuned", emit)
     if options.compare_base:
-        shares_weights = policy.has_adapter
+        shares_weights = policy.has_base
         if not shares_weights:
             del policy
             gc.collect()  # a policy's head and its model refer to each other

@@ -57,7 +57,7 @@ def _speaking(base: Base, policies: dict[str, Policy], which: str) -> Iterator[P
     tuned = policies["tuned"]
     if which == "tuned":
         yield tuned
-    elif tuned.has_adapter:
+    elif tuned.has_base:
         with tuned.base():
             yield tuned
     else:

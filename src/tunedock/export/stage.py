@@ -37,7 +37,7 @@ from tunedock.model import adapter as adapters
 from tunedock.model import load
 from tunedock.model.policy import Precision
 from tunedock.model.score import score_layer
-from tunedock.model.session import Base, ChatFacts, find_base, tuned_policy
+from tunedock.model.session import Base, ChatFacts, base_weights, find_base, tuned_policy
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run, read_json, write_atomic, write_json
 
@@ -107,6 +107,12 @@ def _write(run: Run, recipe: Recipe, emit: Emitter, folder: Path, form: str) -> 
         if not adapters.is_adapter(run.model):
             raise RecipeError(
                 "this run trained whole weights and has no adapter", where="--format adapter", hint="use --format hf"
+            )
+        if recipe.model.adapters:
+            raise RecipeError(
+                "this adapter sits on weights with other adapters merged into them, which nobody else has",
+                where="--format adapter",
+                hint="use --format hf: the merged weights have all of them",
             )
         checks: dict[str, Any] = {}
         for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -261,11 +267,7 @@ def _save(model: nn.Module, folder: Path, facts: ChatFacts) -> None:
 def _difference_from_base(base: Base, exported: nn.Module) -> tuple[int, int, float]:
     """(tensors that differ, tensors, largest change of a weight) against the base's weights, rounded as the export's are."""
     dtype = _own_dtype(base)
-    device = torch.device("cpu")
-    model = base.recipe.model
-    original = load.load_weights(
-        base.located.folder, model, dtype=torch.float32, device=device, seed=base.recipe.train.seed, head=base.head
-    ).state_dict()
+    original = base_weights(base, FLOAT32, torch.device("cpu"), quantise=False).state_dict()
     own: Mapping[str, Tensor] = exported.state_dict()
     changes = [
         float((tensor.cpu().float() - original[name].to(dtype).float()).abs().max())

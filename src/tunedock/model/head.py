@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
@@ -124,7 +125,7 @@ class ChosenHead:
                 self.value_N = self.value(hidden_ND.float())[:, 0]
         if self._ranked:
             self._logprobs_N = self._compared(hidden_ND, token_N, plain=plain)
-        elif plain and not any(p.requires_grad for p in self._module.parameters()):
+        elif plain and not any(p.requires_grad for p in self._layer().parameters()):
             self._logprobs_N = self._frozen(hidden_ND, token_N)
         elif plain and weight_N is not None and len(token_N) and torch.is_grad_enabled():
             self._logprobs_N = self._weighted(hidden_ND, token_N, weight_N)
@@ -137,7 +138,20 @@ class ChosenHead:
 
     def _is_plain(self) -> bool:
         """Whether the output layer is a matrix that is all here, and perhaps a bias."""
-        return type(self._module) is nn.Linear and type(self._module.weight.data) is Tensor
+        layer = self._layer()
+        return type(layer) is nn.Linear and type(layer.weight.data) is Tensor
+
+    def _layer(self) -> nn.Module:
+        """The output layer: the model's own, or the copy of it that is trained beside an adapter."""
+        module = self._module
+        if not isinstance(module, ModulesToSaveWrapper):
+            return module
+        active = module.active_adapters
+        if module.disable_adapters or not active or active[0] not in module.modules_to_save:
+            whole: nn.Module = module.original_module
+        else:
+            whole = module.modules_to_save[active[0]]
+        return whole
 
     def _frozen(self, hidden_ND: Tensor, token_N: Tensor) -> Tensor:
         compute, (weight_VD, bias_V) = self._compute_type(hidden_ND), self._parameters()
@@ -180,7 +194,8 @@ class ChosenHead:
             return weighted_head(hidden_ND.to(compute), weight_VD, bias_V, token_N, weight_N, self._after, self._room)
 
     def _parameters(self) -> tuple[Tensor, Tensor | None]:
-        return self._module.weight, self._module.bias  # type: ignore[return-value]
+        layer = self._layer()
+        return layer.weight, layer.bias  # type: ignore[return-value]
 
     def _compute_type(self, hidden_ND: Tensor) -> torch.dtype:
         if torch.is_autocast_enabled(hidden_ND.device.type):

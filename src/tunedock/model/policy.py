@@ -66,6 +66,8 @@ class Policy:
         self._unit = 1.0
         self.layout: Kind = "padded"
         """How samples become rows; `probe` finds the leanest that is exact."""
+        self.has_base = hasattr(model, "disable_adapter")
+        """Whether the model as it was before the run can be had by switching an adapter off."""
         self.weighted_sum = False
         """Whether the loss to come is a sum of the log-probabilities by their weights, which spares a trained output layer work."""
         self.noise: EmbeddingNoise | None = None
@@ -203,11 +205,6 @@ class Policy:
         if self.precision.compute == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.precision.compute)
-
-    @property
-    def has_adapter(self) -> bool:
-        """Whether the base can be had by switching an adapter off."""
-        return hasattr(self.model, "disable_adapter")
 
     @contextmanager
     def base(self) -> Iterator[None]:

@@ -52,7 +52,7 @@ class Reference:
     @classmethod
     def of(cls, policy: Policy, *, limit: int = REMEMBERED) -> Reference:
         """The reference of a policy that has not been trained yet."""
-        if policy.has_adapter and starts_at_zero(policy):
+        if policy.has_base and starts_at_zero(policy):
             return cls(policy, policy.base, limit=limit)
         kept = [(parameter, _copy(parameter, policy.precision.weights)) for _, parameter in policy.trainable]
         made = cls(policy, partial(_swapped, kept), limit=limit)
@@ -166,9 +166,12 @@ def leaf_sums(
 
 
 def starts_at_zero(policy: Policy) -> bool:
-    """Whether switching the adapter off changes nothing: one factor of each pair is zero (PiSSA, for one, starts elsewhere)."""
+    """Whether switching the adapter off changes nothing: one factor of each pair is zero, and nothing else is trained.
+
+    PiSSA starts elsewhere, an adapter that is gone on with too; DoRA's lengths and whole modules are kept rather than compared.
+    """
     factors = [p for name, p in policy.trainable if "lora_B" in name or "lora_embedding_B" in name]
-    others = [name for name, _ in policy.trainable if "lora_" not in name]
+    others = [name for name, _ in policy.trainable if "lora_" not in name or "lora_magnitude" in name]
     return bool(factors) and not others and not any(bool(factor.any()) for factor in factors)
 
 

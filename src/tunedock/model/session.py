@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tunedock.data.chat import Chat
@@ -17,14 +18,20 @@ from tunedock.errors import ModelError
 from tunedock.model import adapter as adapters
 from tunedock.model import load
 from tunedock.model.hub import Located
+from tunedock.model.new_tokens import NewTokens, add_tokens, make_room
 from tunedock.model.noise import EmbeddingNoise
 from tunedock.model.policy import Policy, Precision
 from tunedock.model.products import use_fast_float32
 from tunedock.model.quantize import bits_and_bytes, keep_gradients, to_fp8
+from tunedock.model.saved_lora import digest, merge_into
 from tunedock.model.score import require_score_layer, set_padding, share_padding
+from tunedock.recipe.adapters import Lora
 from tunedock.recipe.objectives.rollout import Rollout
 from tunedock.recipe.schema import Recipe
-from tunedock.run.record import write_json
+from tunedock.run.record import read_json, write_json
+
+BENEATH = "beneath.json"
+"""Beside an adapter: the adapters merged into the weights it sits on, and their digests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,12 @@ class Base:
     located: Located
     tokenizer: PreTrainedTokenizerBase
     chat: Chat
+    new_tokens: NewTokens
+
+    @property
+    def new_ids(self) -> tuple[int, ...]:
+        """Of the tokens the recipe adds."""
+        return self.new_tokens.ids
 
     @property
     def pad_id(self) -> int:
@@ -64,7 +77,9 @@ class Base:
         return "scores" if self.recipe.objective.kind == "reward" else "logprobs"
 
     def lineage(self) -> dict[str, Any]:
-        return {"model": self.recipe.model.path, "commit": self.located.commit, "folder": str(self.located.folder)}
+        found = {"model": self.recipe.model.path, "commit": self.located.commit, "folder": str(self.located.folder)}
+        beneath = {path: digest(path) for path in self.recipe.model.adapters}
+        return {**found, "adapters": beneath} if beneath else found
 
 
 def find_base(recipe: Recipe, *, stop_ids: Collection[int] = (), weights: bool = True) -> Base:
@@ -72,6 +87,7 @@ def find_base(recipe: Recipe, *, stop_ids: Collection[int] = (), weights: bool =
     located = load.locate_base(recipe, weights=weights)
     load.require_config(located.folder)  # before the tokenizer, whose reader would blame the tokenizer
     tokenizer = load.load_tokenizer(located.folder, recipe.model)
+    made = add_tokens(tokenizer, recipe.model)
     answered = recipe.objective if isinstance(recipe.objective, Rollout) else None
     chat = Chat(
         tokenizer,
@@ -83,7 +99,7 @@ def find_base(recipe: Recipe, *, stop_ids: Collection[int] = (), weights: bool =
         scored=recipe.objective.kind == "reward",
         thinking=answered.thinking if answered else False,
     )
-    base = Base(recipe, located, tokenizer, chat)
+    base = Base(recipe, located, tokenizer, chat, made)
     if base.head == "scores":
         asked = (Message("user", "Which probe is asked?"), Message("assistant", "This probe is answered."))
         set_padding(tokenizer, chat.whole_ids(asked)[-1])
@@ -91,22 +107,28 @@ def find_base(recipe: Recipe, *, stop_ids: Collection[int] = (), weights: bool =
 
 
 def base_policy(base: Base, *, precision: Precision | None = None) -> Policy:
-    """The untrained model, frozen: as it was before the run. `precision` as for `tuned_policy`."""
+    """The untrained model, frozen: as it was before the run, with the adapter that the run went on from.
+
+    `precision` as for `tuned_policy`.
+    """
     device = load.find_device()
     chosen = precision or load.precision(base.recipe, device)
-    model = _base_weights(base, chosen, device, quantise=precision is None)
+    model = base_weights(base, chosen, device, quantise=precision is None)
+    if continues(base.recipe):
+        model = adapters.attach(model, base.recipe.adapter, seed=0, new_ids=base.new_ids).eval()
     return Policy(model.requires_grad_(False), device, chosen)
 
 
-def trainable_policy(base: Base) -> Policy:
-    """The model with the recipe's adapter, ready to train."""
+def trainable_policy(base: Base, *, began: Mapping[str, Tensor] | None = None) -> Policy:
+    """The model with the recipe's adapter, ready to train; with `began`, beginning as exactly that (`model.adapter.attach`)."""
     recipe = base.recipe
     device = load.find_device()
     precision = load.precision(recipe, device)
     if precision.compute == torch.float32:
         use_fast_float32(device)
-    model = _base_weights(base, precision, device, quantise=True)
-    model = adapters.attach(model, recipe.adapter, seed=recipe.train.seed)
+    model = base_weights(base, precision, device, quantise=True)
+    model = adapters.attach(model, recipe.adapter, seed=recipe.train.seed, new_ids=base.new_ids, began=began)
+    _require_rows_trained(model, base)
     if recipe.train.gradient_checkpointing:
         given = recipe.train.gradient_checkpointing
         adapters.checkpoint_activations(model, None if given is True else given)
@@ -124,17 +146,46 @@ def tuned_policy(base: Base, folder: Path, *, precision: Precision | None = None
     device = load.find_device()
     chosen = precision or load.precision(base.recipe, device)
     if adapters.is_adapter(folder):
-        frozen = _base_weights(base, chosen, device, quantise=precision is None)
+        _require_same_beneath(base, folder)
+        frozen = base_weights(base, chosen, device, quantise=precision is None)
         model: torch.nn.Module = adapters.load_adapter(frozen, folder)
     else:
         whole = base.recipe.model.model_copy(update={"init": "pretrained", "config_overrides": {}})
         model = load.load_weights(folder, whole, dtype=chosen.weights, device=device, head=base.head)
         _agree(base, model)
-    return Policy(model.eval(), device, chosen)
+    policy = Policy(model.eval(), device, chosen)
+    policy.has_base = policy.has_base and not continues(base.recipe)
+    return policy
 
 
-def _base_weights(base: Base, precision: Precision, device: torch.device, *, quantise: bool) -> torch.nn.Module:
-    """The base's weights, in the bits the recipe says before they are on the device."""
+def continues(recipe: Recipe) -> bool:
+    """Whether the run goes on with an adapter: then the model as it was before the run is not its base alone."""
+    return isinstance(recipe.adapter, Lora) and recipe.adapter.continue_from is not None
+
+
+def write_beneath(base: Base, folder: Path) -> None:
+    """Notes, beside an adapter, what was merged into the weights it sits on."""
+    if base.recipe.model.adapters:
+        write_json(folder / BENEATH, base.lineage()["adapters"])
+
+
+def _require_same_beneath(base: Base, folder: Path) -> None:
+    """Raises ModelError when the adapters merged into the base are not what they were as the run trained."""
+    if not (folder / BENEATH).is_file():
+        return
+    before, now = read_json(folder / BENEATH), base.lineage().get("adapters", {})
+    changed = [path for path, digest in before.items() if now.get(path) != digest]
+    if changed:
+        raise ModelError(
+            "the adapter that was merged into the weights is not what it was when this run trained",
+            where=", ".join(changed),
+            hint="put its files back as they were",
+        )
+
+
+def base_weights(base: Base, precision: Precision, device: torch.device, *, quantise: bool) -> torch.nn.Module:
+    """The base's weights with the recipe's adapters merged into them, in the bits the recipe says before they are on the device,
+    with room for new tokens."""
     recipe = base.recipe
     kind = recipe.quantize if quantise else "none"
     held = load.held_in(load.require_config(base.located.folder))
@@ -144,13 +195,18 @@ def _base_weights(base: Base, precision: Precision, device: torch.device, *, qua
     model = load.load_weights(
         base.located.folder,
         recipe.model,
-        dtype=precision.weights,
+        dtype=torch.float32 if recipe.model.adapters else precision.weights,
         device=torch.device("cpu") if kind == "fp8" else device,
         seed=recipe.train.seed,
         quantization=quantization,
         head=base.head,
     )
     _agree(base, model)
+    make_room(model, base.new_ids, seed=recipe.train.seed)
+    if recipe.model.adapters:
+        model = merge_into(model, recipe.model.adapters).eval()
+        for parameter in model.parameters():  # not the buffers, some of which stay float32
+            parameter.data = parameter.data.to(precision.weights)
     if kind == "fp8":
         to_fp8(model)
         model = model.to(device)
@@ -165,6 +221,19 @@ def _agree(base: Base, model: torch.nn.Module) -> None:
         share_padding(model, base.tokenizer)
 
 
+def _require_rows_trained(model: torch.nn.Module, base: Base) -> None:
+    """Raises ModelError where the rows of new tokens would stay as they were drawn."""
+    matrices = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
+    if base.new_ids and not all(
+        any(p.requires_grad for p in matrix.parameters()) for matrix in matrices if matrix is not None
+    ):
+        raise ModelError(
+            "the embedding and the output layer are frozen, so new tokens would learn nothing",
+            where="model.add_tokens",
+            hint="`adapter.trainable_modules: [embed_tokens, lm_head]` trains them; `adapter: lora` trains the new rows alone",
+        )
+
+
 def _require_frozen_as_it_is(base: Base, held: str, *, quantise: bool) -> None:
     """Raises ModelError for what a checkpoint whose weights are `held` in few bits cannot be."""
     if base.recipe.adapter.kind != "lora":
@@ -172,6 +241,8 @@ def _require_frozen_as_it_is(base: Base, held: str, *, quantise: bool) -> None:
     elif not quantise:
         why = "there are no whole ones to merge into"
         hint = "`tunedock export --format adapter` writes the adapter, which fits the model's own weights too"
+    elif base.recipe.model.adapters:
+        why, hint = "adapters are not merged into them", "leave `model.adapters` out, or take the model's own weights"
     elif base.recipe.quantize != "none":
         why, hint = "are not quantised again", "leave `quantize` out"
     else:

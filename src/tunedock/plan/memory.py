@@ -17,8 +17,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from tunedock.plan.decoder import HEADS, Decoder, Linear, decoder
+from tunedock.plan.decoder import HEADS, Decoder, decoder
 from tunedock.plan.optimizer_memory import Matrix, optimizer_state_bytes
+from tunedock.plan.trained import base_growth, is_thawed, rank_of, targets, trained_size
 from tunedock.recipe.adapters import Adapter, Freeze, Lora
 from tunedock.recipe.schema import Recipe
 
@@ -57,6 +58,9 @@ ALLOCATOR: Mapping[str, float] = {"cpu": 1.25, "cuda": 1.1}
 
 GATED_COPIES, PLAIN_COPIES, ROUTED_COPIES = 3, 4, 3
 """Tensors a feed-forward part keeps: gate, its activation and up; GELU's four; a routed token's on the way to its experts."""
+
+LENGTH_COPIES = 2
+"""What DoRA keeps of a layer's output: the base's part and the pair's, which its lengths multiply."""
 
 AFTER_ATTENTION = ("self_attn.o_proj", "self_attn.dense")
 """Layers whose input is what attention gives."""
@@ -108,21 +112,26 @@ def plan_memory(
     fused: Collection[Part] = (),
     device: str = "cpu",
     scored: bool = False,
+    new_tokens: int = 0,
+    grows: int = 0,
 ) -> MemoryPlan:
     """The plan for a model's config.json under a recipe's adapter and optimizer.
 
     `quantize`: the recipe's; `gradient_checkpointing`: all layers, or how many; `longest_path` in tokens, for attention that
     materialises its scores; `most_tokens`: of any row, which the head need not go beyond; `fused`: the parts that are; `scored`: a
-    reward model, which has no logits. Raises ModelError where the config says too little.
+    reward model, which has no logits; `new_tokens`, `grows`: as `plan.trained.trained_size` takes them. Raises ModelError where the
+    config says too little.
     """
     shape, quantize = decoder(config, scored=scored), held_as(config, quantize)
     w, c = NUMBER_BYTES[weights], NUMBER_BYTES[compute]
-    trained = trained_size(shape, adapter)
+    trained = trained_size(shape, adapter, new_tokens=new_tokens, grows=grows)
     in_base = 0 if isinstance(adapter, Lora) else trained
     first = _first_thawed(shape, adapter)
     parts = {
         "runtime": RUNTIME_BYTES.get(device, RUNTIME_BYTES["cpu"]),
-        "base weights": (shape.size - in_base) * w + in_base * MASTER_BYTES - _narrowed(shape, quantize, w),
+        "base weights": (shape.size + base_growth(shape, grows) - in_base) * w
+        + in_base * MASTER_BYTES
+        - _narrowed(shape, quantize, w),
         "adapter weights": (trained - in_base) * MASTER_BYTES,
         "gradients": trained * MASTER_BYTES,
         "optimizer": math.ceil(optimizer_state_bytes(optim, optim_args, trained, _trained_matrices(shape, adapter))),
@@ -186,57 +195,16 @@ def numbers(recipe: Recipe, *, bf16: bool) -> tuple[Number, Number]:
     return (compute if recipe.adapter.kind == "lora" else "float32"), compute
 
 
-def trained_size(shape: Decoder, adapter: Adapter) -> int:
-    """Numbers that are trained."""
-    if isinstance(adapter, Lora):
-        pairs = sum(adapter.r * (linear.inputs + linear.outputs) for linear in targets(shape, adapter))
-        return pairs + _on_experts(shape, adapter) + (shape.hidden if shape.scored else 0)
-    if isinstance(adapter, Freeze):
-        return sum(size for name, size in shape.parameters.items() if _thawed(name, shape.layers, adapter))
-    return shape.size
-
-
-def targets(shape: Decoder, lora: Lora) -> Iterator[Linear]:
-    """The linear layers a LoRA is put on, by PEFT's rules: `all-linear`, a regular expression, or names and ends of names."""
-    for linear in shape.linears:
-        if lora.target_modules == "all-linear":
-            chosen = linear.name not in HEADS
-        elif isinstance(lora.target_modules, str):
-            chosen = re.fullmatch(lora.target_modules, linear.name) is not None
-        else:
-            chosen = any(linear.name == name or linear.name.endswith(f".{name}") for name in lora.target_modules)
-        if chosen:
-            yield linear
-
-
-def _on_experts(shape: Decoder, lora: Lora) -> int:
-    """Numbers of the pairs PEFT puts on experts held as one tensor; a fused tensor has a pair for each projection named."""
-    names = lora.target_modules
-    if isinstance(names, str) and names != "all-linear":
-        return 0  # an expression could name them, but nobody writes it so
-    hidden, total = shape.hidden, 0
-    for (count, width), (first, second, router) in (
-        (layer, shape.expert_lora_names) for layer in shape.expert_layers if shape.expert_lora_names
-    ):
-        fused, down, gate = (
-            len(part) if isinstance(names, str) else sum(name in names for name in part)
-            for part in (first, second, router)
-        )
-        total += lora.r * count * (fused * (hidden + 2 * width) + down * (width + hidden)) + lora.r * gate * (
-            hidden + count
-        )
-    return total
-
-
 def _trained_matrices(shape: Decoder, adapter: Adapter) -> Iterator[Matrix]:
     """Matrices of hidden layers that are trained, the factors of a LoRA among them."""
     if isinstance(adapter, Lora):
         for linear in targets(shape, adapter):
-            yield f"{linear.name}.lora_A", adapter.r, linear.inputs
-            yield f"{linear.name}.lora_B", linear.outputs, adapter.r
+            rank = rank_of(linear.name, adapter)
+            yield f"{linear.name}.lora_A", rank, linear.inputs
+            yield f"{linear.name}.lora_B", linear.outputs, rank
         return
     for linear in shape.linears:
-        thawed = not isinstance(adapter, Freeze) or _thawed(f"{linear.name}.weight", shape.layers, adapter)
+        thawed = not isinstance(adapter, Freeze) or is_thawed(f"{linear.name}.weight", shape.layers, adapter)
         if linear.name not in HEADS and thawed:
             yield linear.name, linear.outputs, linear.inputs
 
@@ -246,19 +214,11 @@ def readable(size: float) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{max(0, math.ceil(size / 2**20))} MiB"
 
 
-def _thawed(name: str, layers: int, freeze: Freeze) -> bool:
-    if name.startswith("score."):  # a new layer trains whatever is frozen
-        return True
-    found = re.match(r"model\.layers\.(\d+)\.", name)
-    in_last = found is not None and int(found.group(1)) >= layers - (freeze.last_n_layers or 0)
-    return in_last or any(word in name for word in freeze.trainable_modules)
-
-
 def _first_thawed(shape: Decoder, adapter: Adapter) -> int:
     """The first layer through which gradients go: below it nothing is kept for them."""
     if not isinstance(adapter, Freeze):
         return 0
-    thawed = [name for name in shape.parameters if _thawed(name, shape.layers, adapter)]
+    thawed = [name for name in shape.parameters if is_thawed(name, shape.layers, adapter)]
     if any("embed_tokens" in name for name in thawed):
         return 0
     return min((_layer_of(name) for name in thawed), default=0)
@@ -305,7 +265,7 @@ def _kept_inputs(shape: Decoder, adapter: Adapter, c: int, *, shared: bool) -> l
     `shared`: layers with one input keep it once; under autocast each keeps a cast copy of its own.
     """
     chosen = list(targets(shape, adapter)) if isinstance(adapter, Lora) else list(shape.linears)
-    rank = c * adapter.r if isinstance(adapter, Lora) else 0
+    lora = adapter if isinstance(adapter, Lora) else None
     kept = [0] * shape.layers
     seen: set[tuple[int, str]] = set()
     for linear in chosen:
@@ -313,7 +273,8 @@ def _kept_inputs(shape: Decoder, adapter: Adapter, c: int, *, shared: bool) -> l
         if found is None:
             continue
         layer = int(found.group(1))
-        kept[layer] += rank
+        if lora is not None:
+            kept[layer] += c * (rank_of(linear.name, lora) + (LENGTH_COPIES * linear.outputs if lora.use_dora else 0))
         if linear.name.endswith(AFTER_ATTENTION):
             continue  # what attention gives is kept by attention itself
         place = (layer, f"{found.group(2)} {linear.inputs}")

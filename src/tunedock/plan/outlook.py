@@ -12,11 +12,13 @@ from typing import Any
 
 from tunedock.plan.cards import Target
 from tunedock.plan.decoder import HEADS, Decoder, decoder
-from tunedock.plan.memory import MemoryPlan, Part, held_as, numbers, plan_memory, trained_size
+from tunedock.plan.memory import MemoryPlan, Part, held_as, numbers, plan_memory
 from tunedock.plan.rungs import HEADROOM, LADDER, MOST_TOKENS, at_most
 from tunedock.plan.shapes import Shape
 from tunedock.plan.speed import CHECKPOINTING, EFFICIENCY, operations
 from tunedock.plan.steps import StepPlan, floor_steps, plan_steps
+from tunedock.plan.trained import trained_size
+from tunedock.recipe.adapters import Lora
 from tunedock.recipe.schema import Recipe
 
 WEIGHT_BITS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4, "int2": 2}
@@ -118,6 +120,7 @@ def outlook(
     Raises ModelError for a config that says too little.
     """
     model = decoder(shape.config, scored=recipe.objective.kind == "reward")
+    added = recipe.model.new_tokens
     need = _need(recipe, shape, model, target, spread)
     room = _room(target)
     longest = min(recipe.data.max_length, recipe.train.token_budget or recipe.data.max_length)
@@ -130,7 +133,7 @@ def outlook(
     return Outlook(
         target=target,
         parameters=model.size,
-        trained=trained_size(model, recipe.adapter),
+        trained=trained_size(model, recipe.adapter, new_tokens=added, grows=added),
         known_family=model.known,
         shape_source=shape.source,
         need=need,
@@ -163,6 +166,8 @@ def _plan(recipe: Recipe, shape: Shape, target: Target) -> MemoryPlan:
         fused=_fused(recipe, shape, target),
         device=target.kind,
         scored=recipe.objective.kind == "reward",
+        new_tokens=recipe.model.new_tokens,
+        grows=recipe.model.new_tokens,
     )
 
 
@@ -173,7 +178,8 @@ def _fused(recipe: Recipe, shape: Shape, target: Target) -> set[Part]:
     parts: set[Part] = {"norm", "gate", "lora", "softmax"}
     if recipe.train.torch_compile is True:
         parts = {"softmax"}
-    if recipe.adapter.kind != "lora" or held_as(shape.config, recipe.quantize) != "none":
+    plain = isinstance(recipe.adapter, Lora) and not recipe.adapter.use_dora
+    if not plain or held_as(shape.config, recipe.quantize) != "none":
         parts.discard("lora")
     if decoder(shape.config).gate_fused:
         parts.discard("gate")

@@ -30,6 +30,7 @@ from pydantic import ValidationError
 
 from tunedock import __version__
 from tunedock.errors import DiskError, RecipeError
+from tunedock.recipe import importers_adapters as adapters
 from tunedock.recipe import importers_sections as sections
 from tunedock.recipe.document import Document, Key, dotted, read
 from tunedock.recipe.explain import explain
@@ -132,7 +133,7 @@ def import_llamafactory(
     contradictions(draft)
     data = read_data_sets(draft, dataset_info)
     sections.objective(draft, pairs=data.pairs)
-    sections.adapter(draft)
+    adapters.adapter(draft)
     sections.quantize(draft)
     put_data(draft, data)
     optimizers(draft)

@@ -57,9 +57,7 @@ def by_table(draft: Draft, word: str, entry: Mapping[str, Any]) -> None:
         value = rebase(draft, value, hub=entry["type"] == "model")
     if entry["to"] == "train.report_to":
         value = [name for name in value if name != "none"]
-    if "kind" in entry:
-        draft.put("adapter.kind", entry["kind"], word, replace=True)
-    draft.put(entry["to"], value, word, note, replace=entry["to"] == "adapter.kind")
+    draft.put(entry["to"], value, word, note)
 
 
 def rebase(draft: Draft, path: str, *, hub: bool) -> str:
@@ -100,7 +98,7 @@ def objective(draft: Draft, *, pairs: bool = False) -> None:
     if draft.kind in ("orpo", "kto") and draft.get("pref_ftx", "number"):
         why = "its loss has an SFT term of its own" if draft.kind == "orpo" else "an SFT term is not built for it"
         draft.refuse("pref_ftx", f"`objective: {draft.kind}`: {why}", "take it out", built=False)
-    _words_of_kind(draft, "objective", draft.kind)
+    words_of_kind(draft, "objective", draft.kind)
     _rollouts(draft)
     reference = draft.get("ref_model", "text")
     if reference is not None and reference == draft.words.get("model_name_or_path"):
@@ -173,56 +171,7 @@ def judged_pairs(draft: Draft) -> bool:
     return draft.kind == "kto" and draft.source_of("objective.kind") == "pref_loss"
 
 
-def adapter(draft: Draft) -> None:
-    """`finetuning_type`, or `peft_config.name`, and the settings of that kind."""
-    word = "finetuning_type" if draft.version == "v0" else "peft_config.name"
-    kinds = of_kinds(draft.version, "adapter")
-    kind = draft.get(word, "text")
-    usual = "lora" if draft.version == "v0" else "full"
-    if kind is not None and kind not in kinds:
-        hint = (
-            "write `finetuning_type: lora` with `quantization_bit: 4`"
-            if kind == "qlora"
-            else nearest(kind, list(kinds))
-        )
-        draft.refuse(word, f"LLaMA-Factory has {', '.join(kinds)}", hint)
-        kind = None
-    elif kind is not None:
-        draft.put("adapter.kind", kind, word)
-    elif draft.training:
-        draft.put("adapter.kind", usual, word, DEFAULT, default=True)
-    draft.adapter = kind or usual
-    _trainable(draft, "freeze_trainable_modules" if draft.version == "v0" else "peft_config.freeze_trainable_modules")
-    if draft.adapter == "freeze":
-        name = "freeze_trainable_layers" if draft.version == "v0" else "peft_config.freeze_trainable_layers"
-        if (draft.get(name, "int") or 0) < 0:
-            draft.refuse(name, "the first layers cannot be chosen, only the last", "give a number above 0", built=False)
-    _words_of_kind(draft, "adapter", draft.adapter)
-    name = "adapter_name_or_path" if draft.version == "v0" else "peft_config.adapter_name_or_path"
-    if draft.has(name) and draft.training:
-        draft.refuse(
-            name,
-            "training goes on from no adapter here; a run of tunedock goes on with `tunedock train --resume RUN`",
-            "merge the adapter and give the merged folder as the model",
-            built=False,
-        )
-    elif draft.has(name):
-        draft.leave(name, "a run knows its adapter: `tunedock chat RUN`, `tunedock export RUN --to DIR`")
-
-
-def _trainable(draft: Draft, word: str) -> None:
-    if not draft.has(word):
-        return
-    if draft.adapter != "freeze":
-        draft.leave(word, "it counts only with `adapter: freeze`")
-    elif draft.get(word, "names") == ["all"]:
-        draft.leave(word, "every module of these layers trains")
-    else:
-        hint = "leave it at `all`; `adapter.trainable_modules` names parameters of all layers"
-        draft.refuse(word, "modules of some layers alone cannot be chosen", hint, built=False)
-
-
-def _words_of_kind(draft: Draft, section: str, kind: str) -> None:
+def words_of_kind(draft: Draft, section: str, kind: str) -> None:
     """Settings of one kind of objective or adapter; those of the others are left out, and its differing defaults written out."""
     kinds = of_kinds(draft.version, section)
     mine = kinds.get(kind, {})

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from tunedock import __version__
 from tunedock.errors import RecipeError
 from tunedock.recipe import paths, rewards, rules
+from tunedock.recipe.adapter_files import fill_continued, notes_on_base, read_adapter
 from tunedock.recipe.described import expand
 from tunedock.recipe.document import Key, dotted
 from tunedock.recipe.load import Loaded
@@ -120,12 +121,13 @@ def resolve(loaded: Loaded, *, now: datetime | None = None, cwd: Path | None = N
     rules.check(Recipe.model_validate(values), lambda key: _written(loaded, key))
     _fill_paths(values, loaded, here)
     rewards.settle(values, loaded, derived)
+    notes = [*loaded.notes, *described.notes, *_fill_from_adapters(values, loaded, derived)]
     if values["train"]["output_dir"] is None:
         values["train"]["output_dir"] = str(here / "runs" / run_name(values, now or datetime.now()))
         derived["train.output_dir"] = "time, objective and model"
     recipe = Recipe.model_validate(values)
     origins = _origins(recipe, loaded, {**described.origins, **derived})
-    return Resolved(recipe, origins, fingerprint(recipe), notes=(*loaded.notes, *described.notes))
+    return Resolved(recipe, origins, fingerprint(recipe), notes=tuple(notes))
 
 
 def run_name(values: dict[str, Any], now: datetime) -> str:
@@ -167,9 +169,21 @@ def _fill_split(values: dict[str, Any], loaded: Loaded, derived: dict[str, str])
 
 def _fill_adapter(values: dict[str, Any], derived: dict[str, str]) -> None:
     adapter = values["adapter"]
-    if adapter["kind"] == "lora" and adapter["alpha"] is None:
+    if adapter["kind"] == "lora" and adapter["alpha"] is None and adapter["continue_from"] is None:
         adapter["alpha"] = 2.0 * adapter["r"]
         derived["adapter.alpha"] = "twice adapter.r"
+
+
+def _fill_from_adapters(values: dict[str, Any], loaded: Loaded, derived: dict[str, str]) -> list[str]:
+    """Takes the shape of the adapter that is gone on with from its file. Returns notes on what adapters were trained on."""
+    notes: list[str] = []
+    for path in values["model"]["adapters"]:
+        trained_on = read_adapter(Path(path))["base_model_name_or_path"]
+        notes += notes_on_base(Path(path), values["model"]["path"], trained_on)
+    if values["adapter"]["kind"] == "lora" and values["adapter"]["continue_from"] is not None:
+        notes += fill_continued(values, loaded, derived)
+        rules.check(Recipe.model_validate(values), lambda key: _written(loaded, key))
+    return notes
 
 
 def _fill_train(values: dict[str, Any], loaded: Loaded, derived: dict[str, str]) -> None:
@@ -236,6 +250,10 @@ def _path_keys(values: dict[str, Any]) -> Iterator[tuple[Key, bool, bool]]:
     """(key, whether it must exist, whether it may be a hub id or a URL) of every path in a recipe."""
     yield ("model", "path"), True, True
     yield ("model", "chat_template"), True, False
+    for index in range(len(values["model"]["adapters"])):
+        yield ("model", "adapters", index), True, False
+    if values["adapter"]["kind"] == "lora":
+        yield ("adapter", "continue_from"), True, False
     for side in ("train", "validation", "test"):
         for index in range(len(values["data"][side])):
             yield ("data", side, index, "path"), True, True

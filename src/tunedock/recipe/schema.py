@@ -31,6 +31,18 @@ class Model(Section):
     """A Jinja file to use instead of the tokenizer's own template."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for a model you trust."""
+    add_tokens: list[str] = []
+    """Texts that become one token each. Their rows of the embedding are trained, whatever the adapter."""
+    add_special_tokens: list[str] = []
+    """The same for marks that are no text, and are left out where an answer is shown."""
+
+    adapters: list[str] = []
+    """Folders with a LoRA, or run directories with one, merged into the weights before training, in this order."""
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens to be made."""
+        return len(self.add_tokens) + len(self.add_special_tokens)
 
 
 class Source(Section):
@@ -234,10 +246,8 @@ NOT_BUILT: dict[str, tuple[str, ...]] = {
     "objective.f_divergence_type": (),
     "objective.ld_alpha": (),
     "objective.use_weighting": (),
-    "adapter.kind": ("dora", "pissa", "rslora", "lora+", "loha", "lokr", "oft", "vera"),
-    "adapter.use_dora": (),
-    "adapter.use_rslora": (),
-    "adapter.modules_to_save": (),
+    "adapter.kind": ("loha", "lokr", "oft", "vera"),
+    "adapter.init_lora_weights": ("eva", "corda", "loftq", "orthogonal", "mica", "lora_ga"),
     "launch.on": ("docker", "compose", "kubernetes"),
     "launch.nodes": (),
     "launch.gpus": (),
@@ -261,7 +271,13 @@ SAID_ELSEWHERE: dict[str, dict[str, str]] = {
         "kto": "KTO is an objective of its own: `objective: kto`",
         "kto_pair": "KTO is an objective of its own, and takes pairs too: `objective: kto`",
     },
-    "adapter.kind": {"qlora": "a QLoRA is `adapter: lora` with `quantize: nf4`"},
+    "adapter.kind": {
+        "qlora": "a QLoRA is `adapter: lora` with `quantize: nf4`",
+        "dora": "a DoRA is `adapter: {kind: lora, use_dora: true}`",
+        "rslora": "rsLoRA is `adapter: {kind: lora, use_rslora: true}`",
+        "pissa": "PiSSA is `adapter: {kind: lora, init_lora_weights: pissa}`",
+        "lora+": "LoRA+ is `adapter: {kind: lora, loraplus_lr_ratio: 16}`",
+    },
     "quantize": {
         "gptq": "a GPTQ checkpoint says so itself: give it as `model`, and leave `quantize` out",
         "awq": "an AWQ checkpoint says so itself: give it as `model`, and leave `quantize` out",

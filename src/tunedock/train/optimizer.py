@@ -86,9 +86,11 @@ def make_updater(
     total_steps: int,
     device: torch.device,
     model: nn.Module | None = None,
+    loraplus_lr_ratio: float | None = None,
 ) -> Updater:
-    """`model`: whose parameters these are, for optimizers that treat embeddings and heads apart."""
-    optimizer = make_optimizer(named, train, model=model, total_steps=total_steps)
+    """`model`: whose parameters these are, for optimizers that treat embeddings and heads apart. `loraplus_lr_ratio`: as
+    `train.groups` takes it."""
+    optimizer = make_optimizer(named, train, model=model, total_steps=total_steps, loraplus_lr_ratio=loraplus_lr_ratio)
     return Updater(
         parameters=[p for _, p in named],
         optimizer=optimizer,

@@ -7,7 +7,8 @@ epsilon).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,10 +19,12 @@ from tunedock.errors import DependencyError, RecipeError
 from tunedock.plan.steps import warmup_steps
 from tunedock.recipe.optimizers import table, why_not
 from tunedock.recipe.schema import Train
+from tunedock.train.groups import parameter_groups
 from tunedock.train.muon import MuonWithAdamW
 from tunedock.train.parameter_kinds import hidden_matrices, targeted_matrices
 
 Named = Sequence[tuple[str, nn.Parameter]]
+Groups = Callable[[Named], list[dict[str, Any]]]
 
 _FUSED = ("cpu", "cuda")
 """Devices on which one kernel updates all of AdamW's parameters; elsewhere PyTorch chooses."""
@@ -51,9 +54,14 @@ def require_optimizer(train: Train) -> None:
 
 
 def make_optimizer(
-    named: Named, train: Train, *, model: nn.Module | None = None, total_steps: int = 1
+    named: Named,
+    train: Train,
+    *,
+    model: nn.Module | None = None,
+    total_steps: int = 1,
+    loraplus_lr_ratio: float | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimizer `train.optim` names. Weight decay spares biases and norms (parameters of one dimension).
+    """The optimizer `train.optim` names, over the groups of `train.groups`.
 
     `model` tells embeddings and heads from hidden matrices; `total_steps` is what a warm-up given as a share is a share of. Raises
     RecipeError for an unknown name and unknown arguments, DependencyError when the optimizer's package is missing.
@@ -61,9 +69,15 @@ def make_optimizer(
     require_optimizer(train)
     if train.learning_rate is None:
         raise ValueError("train.learning_rate is filled in by recipe.resolve")
+    groups = partial(
+        parameter_groups,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        loraplus_lr_ratio=loraplus_lr_ratio,
+    )
     if train.optim in ("adamw_torch", "adamw_torch_fused") and not train.optim_args:
         fused = train.optim == "adamw_torch_fused" or all(p.device.type in _FUSED for _, p in named) or None
-        return torch.optim.AdamW(_groups(named, train), lr=train.learning_rate, **_adam(train), fused=fused)
+        return torch.optim.AdamW(groups(named), lr=train.learning_rate, **_adam(train), fused=fused)
     if train.optim.startswith("paged_ademamix") and any(p.device.type == "cpu" for _, p in named):
         raise DependencyError(
             f"bitsandbytes has `{train.optim}` on CUDA only",
@@ -72,10 +86,10 @@ def make_optimizer(
         )
     try:
         if train.optim == "muon":
-            return _muon(named, train, model)
+            return _muon(named, train, model, groups)
         if table()[train.optim].low_rank is not None:
-            return _low_rank(named, train, model)
-        return _by_transformers(named, train, total_steps)
+            return _low_rank(named, train, model, groups)
+        return _by_transformers(named, train, total_steps, groups)
     except (ImportError, RuntimeError) as error:
         raise DependencyError(
             f"the optimizer needs a package or a device that is not here: {_first(error)}",
@@ -84,15 +98,6 @@ def make_optimizer(
         ) from None
     except (ValueError, TypeError, AttributeError) as error:
         raise RecipeError(f"the optimizer refuses: {_first(error)}", where=f"train.optim: {train.optim}") from None
-
-
-def _groups(named: Named, train: Train) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay."""
-    groups = [
-        {"params": [p for _, p in named if p.ndim > 1], "weight_decay": train.weight_decay},
-        {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 def _split(named: Named, chosen: Sequence[str]) -> tuple[Named, Named]:
@@ -104,15 +109,15 @@ def _adam(train: Train) -> dict[str, Any]:
     return {"betas": (train.adam_beta1, train.adam_beta2), "eps": train.adam_epsilon}
 
 
-def _muon(named: Named, train: Train, model: nn.Module | None) -> torch.optim.Optimizer:
+def _muon(named: Named, train: Train, model: nn.Module | None, groups: Groups) -> torch.optim.Optimizer:
     matrices, rest = _split(named, hidden_matrices(named, model))
-    groups = [{**group, "muon": True} for group in _groups(matrices, train)]
-    groups += [{**group, "muon": False} for group in _groups(rest, train)]
+    made = [{**group, "muon": True} for group in groups(matrices)]
+    made += [{**group, "muon": False} for group in groups(rest)]
     settings = {"adjust_lr_fn": "match_rms_adamw", **_arguments(train, _MUON_ARGS)}
-    return MuonWithAdamW(groups, lr=train.learning_rate or 0.0, muon=settings, adamw=_adam(train))
+    return MuonWithAdamW(made, lr=train.learning_rate or 0.0, muon=settings, adamw=_adam(train))
 
 
-def _low_rank(named: Named, train: Train, model: nn.Module | None) -> torch.optim.Optimizer:
+def _low_rank(named: Named, train: Train, model: nn.Module | None, groups: Groups) -> torch.optim.Optimizer:
     """GaLore (Zhao et al. 2024, arXiv 2403.03507) or APOLLO (Zhu et al. 2024, arXiv 2412.05270) for the targeted matrices."""
     chosen = targeted_matrices(named, model, train.optim_target_modules)
     if not chosen:
@@ -139,12 +144,12 @@ def _low_rank(named: Named, train: Train, model: nn.Module | None) -> torch.opti
         common |= {"scale_parameter": False, "relative_step": False}
     else:
         common |= {**_adam(train), "no_deprecation_warning": True}
-    groups = [{**group, **rank} for group in _groups(targeted, train)]
-    optimizer: torch.optim.Optimizer = Kind([*_groups(rest, train), *groups], **common)
+    low = [{**group, **rank} for group in groups(targeted)]
+    optimizer: torch.optim.Optimizer = Kind([*groups(rest), *low], **common)
     return optimizer
 
 
-def _by_transformers(named: Named, train: Train, total_steps: int) -> torch.optim.Optimizer:
+def _by_transformers(named: Named, train: Train, total_steps: int, groups: Groups) -> torch.optim.Optimizer:
     """The class and the arguments the Trainer takes."""
     from transformers import Trainer, TrainingArguments
 
@@ -168,7 +173,7 @@ def _by_transformers(named: Named, train: Train, total_steps: int) -> torch.opti
         raise RecipeError(
             f"`{train.optim}` does not use them", where=f"train.optim_args: {train.optim_args}", hint="drop them"
         )
-    optimizer: torch.optim.Optimizer = kind(_groups(named, train), **keywords)
+    optimizer: torch.optim.Optimizer = kind(groups(named), **keywords)
     return optimizer
 
 

@@ -10,6 +10,9 @@ from torch import nn
 HEADS = re.compile(r"(^|\.)(lm_head|embed_out|score|classifier|v_head|value_head|summary)(\.|$)")
 """Output layers by name; they map hidden states to words or values."""
 
+ROWS = re.compile(r"embedding|trainable_tokens")
+"""In the names of what stands for words: adapters of an embedding, rows of new tokens."""
+
 HIDDEN = re.compile(r"attn|attention|mlp|feed_forward|ffn|experts")
 """In the names of attention and feed-forward parts."""
 
@@ -23,7 +26,7 @@ def hidden_matrices(named: Sequence[tuple[str, nn.Parameter]], model: nn.Module 
     return [
         name
         for name, p in named
-        if p.ndim == 2 and id(p) not in outer and "embedding" not in name and HEADS.search(name) is None
+        if p.ndim == 2 and id(p) not in outer and ROWS.search(name) is None and HEADS.search(name) is None
     ]
 
 

@@ -76,6 +76,7 @@ def _plan(recipe: Recipe, policy: Policy, longest_path: int, checkpointing: int,
             fused=fused_parts(policy),
             device=device,
             scored=policy.gives_scores,
+            new_tokens=adapters.token_rows(policy.model),
         )
     except ModelError as error:
         emit.note(f"no memory plan: {error}; the token budget starts at its usual size and is corrected by measuring")

@@ -21,18 +21,20 @@ from tunedock.model.adapter import parameter_counts
 from tunedock.model.policy import Policy
 from tunedock.model.quantize import quantised
 from tunedock.model.reference import Reference
-from tunedock.model.session import Base, ChatFacts, find_base, trainable_policy
+from tunedock.model.session import Base, ChatFacts, find_base, trainable_policy, write_beneath
 from tunedock.model.sharding import is_sharded
 from tunedock.objective.evaluate import Measured
 from tunedock.objective.registry import make as make_objective
 from tunedock.plan.memory import readable
 from tunedock.plan.optimizer_memory import optimizer_bytes
 from tunedock.plan.steps import plan_steps
+from tunedock.recipe.adapters import Lora
 from tunedock.recipe.objectives.preference import Dpo
 from tunedock.recipe.objectives.rollout import Rollout
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run, read_json, write_json
 from tunedock.run.stop import StopRequest
+from tunedock.train.beginning import beginning, keep_beginning
 from tunedock.train.budget import Budget
 from tunedock.train.checkpoint import Checkpoints, Snapshot
 from tunedock.train.estimate import estimate_seconds
@@ -69,7 +71,9 @@ def train(
     base = find_base(recipe)
     feed, validation, about = _data(base, recipe, emit)
     _same_data(run, about, resume, emit)
-    policy = trainable_policy(base)
+    policy = trainable_policy(base, began=beginning(run) if resume else None)
+    keep_beginning(run, base, policy.model, resume=resume)
+    _tell_new_tokens(base, policy, emit)
     if (narrow := quantised(policy.model)) is not None:
         how = "products are made in it" if narrow.products else "widened for each product: less memory, not less time"
         emit.note(
@@ -85,6 +89,7 @@ def train(
             where="chat template",
             hint="`tunedock chat` and `tunedock eval` render them; for other engines, train on answers with reasoning",
         )
+    _same_adapters(run, base, resume)
     run.update(lineage={**base.lineage(), "data": about["fingerprint"]})
     longest = int(feed.samples.lengths.max()) if isinstance(feed, StoreFeed) else recipe.data.max_length
     section = recipe.objective if isinstance(recipe.objective, Rollout) else None
@@ -149,6 +154,20 @@ def _board(run: Run, recipe: Recipe) -> AbstractContextManager[Any]:
     return TensorBoard(run.path / "tensorboard", run.events)
 
 
+def _tell_new_tokens(base: Base, policy: Policy, emit: Emitter) -> None:
+    made = base.new_tokens
+    if made.known:
+        emit.note(f"tokens the model has already, so that none is made: {', '.join(map(repr, made.known))}")
+    if made.ids:
+        rows = int(policy.config.get_text_config().vocab_size)
+        emit.note(
+            f"{len(made.ids)} new tokens, ids {made.ids[0]} to {made.ids[-1]}, in a vocabulary of {rows:,}; rows it lacked are "
+            "drawn around the mean of the others",
+            ids=list(made.ids),
+            vocabulary=rows,
+        )
+
+
 def _data(base: Base, recipe: Recipe, emit: Emitter) -> tuple[Feed, Sequence[Sample], dict[str, Any]]:
     """The feed, the validation samples, and what `data.json` says of them."""
     batch_size = recipe.train.batch_size
@@ -179,6 +198,17 @@ def _data(base: Base, recipe: Recipe, emit: Emitter) -> tuple[Feed, Sequence[Sam
         "mean_trained": float(training.trained.mean()),
     }
     return StoreFeed(training, batch_size=batch_size, seed=recipe.train.seed), prepared.side("validation"), about
+
+
+def _same_adapters(run: Run, base: Base, resume: bool) -> None:
+    """When resuming, refuses adapters beneath that are not what the run began with."""
+    before, now = run.state().lineage.get("adapters", {}), base.lineage().get("adapters", {})
+    if resume and before and before != now:
+        raise RunError(
+            "an adapter that is merged into the weights is not what this run began with",
+            where=", ".join(path for path, digest in before.items() if now.get(path) != digest),
+            hint="put its files back as they were, or start a new run",
+        )
 
 
 def _same_data(run: Run, about: dict[str, Any], resume: bool, emit: Emitter) -> None:
@@ -226,7 +256,12 @@ def _loop(
         plan = plan_steps(about["samples"], train_.batch_size or 1, train_.num_train_epochs, train_.max_steps)
         course = Course(plan.total_steps, plan.steps_per_epoch, plan.examples_seen)
     updater = make_updater(
-        policy.trainable, train_, total_steps=course.total_steps, device=policy.device, model=policy.model
+        policy.trainable,
+        train_,
+        total_steps=course.total_steps,
+        device=policy.device,
+        model=policy.model,
+        loraplus_lr_ratio=recipe.adapter.loraplus_lr_ratio if isinstance(recipe.adapter, Lora) else None,
     )
     _announce(recipe, policy, course, about, budget.record[-1].tokens, emit)
     return Loop(
@@ -372,7 +407,8 @@ def _finish(
             used = "best"
     policy.drop_value_head()
     try:
-        adapters.save(policy.model, run.model)
+        adapters.save(policy.model, run.model, adapter=recipe.adapter, began=beginning(run))
+        write_beneath(base, run.model)
         base.tokenizer.save_pretrained(run.model)
         ChatFacts(about["stop_ids"], about["thinking"], recipe.data.system).write(run.model)
     except (OSError, SafetensorError) as error:
