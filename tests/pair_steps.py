@@ -25,7 +25,7 @@ from tunedock.data.sample import Sample, Segment
 from tunedock.model.policy import Policy, Precision
 from tunedock.model.reference import Reference
 from tunedock.objective.base import Objective
-from tunedock.objective.evaluate import GivesLeaves, GivesLogprobs, step_terms
+from tunedock.objective.evaluate import GivesLeaves, GivesLogprobs, LayOut, step_terms
 
 CPU = torch.device("cpu")
 FLOAT32 = Precision(torch.float32, torch.float32)
@@ -52,11 +52,12 @@ def step_sums(
     group: Sequence[Sample],
     rows: Sequence[Row],
     reference: GivesLeaves | None = None,
+    lay_out: LayOut | None = None,
 ) -> tuple[float, dict[str, list[float]]]:
     """Loss of a step and the sums of its metrics, its gradients left in the model."""
     loss = 0.0
     sums: dict[str, list[float]] = {}
-    for terms in step_terms(policy, objective, group, rows, reference):
+    for terms in step_terms(policy, objective, group, rows, reference, lay_out):
         share = terms.loss / objective.count(group)
         share.backward()
         loss += float(share.detach())
@@ -85,13 +86,14 @@ def backward(model: nn.Module, compute: Callable[[], Tensor]) -> tuple[float, di
 
 
 @cache
-def moved_policy(kind: Kind) -> tuple[Policy, Reference]:
-    """The tiny model some way from where it began, in one layout; and where it began."""
-    model = tiny_model("qwen3").train()
+def moved_policy(kind: Kind, *, back: bool = False) -> tuple[Policy, Reference]:
+    """The tiny model some way from where it began, in one layout; and where it began. `back`: the other way, from there."""
+    model = moved(tiny_model("qwen3")) if back else tiny_model("qwen3")
+    model.train()
     policy = Policy(model, CPU, FLOAT32)
     assert policy.probe(layouts=(kind,)) == []
     reference = Reference.of(policy)
-    moved(model)
+    model.load_state_dict((tiny_model("qwen3") if back else moved(tiny_model("qwen3"))).state_dict())
     return policy, reference
 
 
@@ -144,7 +146,7 @@ class Fixed:
     def __init__(self, leaves_S2: Tensor) -> None:
         self._leaves_S2 = leaves_S2
 
-    def leaf_logprobs(self, samples: Sequence[Sample], rows: Sequence[Row]) -> Tensor:
+    def leaf_logprobs(self, samples: Sequence[Sample], rows: Sequence[Row], *, remember: bool = True) -> Tensor:
         return self._leaves_S2
 
 

@@ -23,6 +23,8 @@ from tunedock.events import Emitter
 from tunedock.model.adapter import attach, checkpoint_activations
 from tunedock.model.noise import EmbeddingNoise
 from tunedock.model.policy import Policy, Precision
+from tunedock.model.reference import Reference
+from tunedock.objective.base import Objective
 from tunedock.objective.likelihood import Sft
 from tunedock.recipe.adapters import Adapter, Lora
 from tunedock.recipe.schema import Train
@@ -76,6 +78,7 @@ def build(
     validation: Sequence[Sample] = (),
     probed: bool = False,
     to_compile: bool = False,
+    objective: Objective | None = None,
     **train: Any,
 ) -> tuple[Loop, Policy, io.StringIO]:
     folder.mkdir(exist_ok=True, parents=True)
@@ -95,7 +98,8 @@ def build(
     stream = io.StringIO()
     loop = Loop(
         policy=policy,
-        objective=Sft(),
+        objective=objective or Sft(),
+        reference=Reference.of(policy) if objective is not None and objective.needs_reference else None,
         feed=MemoryFeed(samples or data()),
         validation=validation,
         layout=policy.rows if probed else padded,

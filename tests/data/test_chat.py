@@ -19,6 +19,7 @@ from tunedock.data.conversation import (
     Preference,
     RowRefused,
     ToolCall,
+    Verdicts,
 )
 from tunedock.errors import DataError, ModelError
 
@@ -305,3 +306,28 @@ def test_labelled_completion_is_one_path() -> None:
     prompt = chat("llama3").prompt_ids((HI, ONE, ASK), thinking=False)
     assert tokens[: len(prompt)] == prompt
     assert np.flatnonzero(weights).tolist() == list(range(len(prompt), len(tokens)))
+    root, leaf = encoded.sample.segments
+    assert root.tokens_T.tolist() == prompt and leaf.parent == 0
+    assert encoded.sample.wanted is False
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pair_read_as_verdicts_is_two_labelled_completions(family: str) -> None:
+    worse = Message("assistant", "Hello, how can I know?")
+    made = encode(chat(family), Verdicts((HI,), (ONE,), (worse,)))
+    assert [(one.sample.row_id, one.sample.wanted) for one in made] == [("row", True), ("row~2", False)]
+    for encoded, completion in zip(made, (ONE, worse), strict=True):
+        (alone,) = encode(chat(family), Labelled((HI,), (completion,), label=True))
+        assert paths(encoded) == paths(alone)
+    assert refusal(chat(family), Verdicts((HI,), (ONE,), (ONE,))).reason == "same_completions"
+
+
+def test_a_labelled_completion_that_is_cut_keeps_its_header() -> None:
+    long = Message("user", "Let me think about it. " * 30)
+    made = chat("gemma", max_length=60, over_length="truncate")
+    (encoded,) = encode(made, Labelled((long,), (ONE,), label=True))
+    root, leaf = encoded.sample.segments
+    header = made._spans.encode(["<start_of_turn>model\n"])[0].ids_T.tolist()
+    assert root.tokens_T[-len(header) :].tolist() == header
+    assert encoded.sample.tokens == 60 and encoded.cut_tokens > 0 and leaf.weights_T.all()
+    assert refusal(chat("gemma", max_length=60), Labelled((long,), (ONE,), label=True)).reason == "over_length"

@@ -13,6 +13,7 @@ from tunedock.data.conversation import (
     Labelled,
     Message,
     Preference,
+    Verdicts,
     answers,
     from_json,
     to_json,
@@ -22,6 +23,7 @@ ASK, THINK, SAY = Message("user", "?"), Message("assistant", "!", reasoning="hm"
 EXAMPLES: list[tuple[Example, list[Message]]] = [
     (Conversation((ASK, SAY, ASK, THINK)), [SAY, THINK]),
     (Preference((ASK, SAY, ASK), (THINK,), (SAY,)), [THINK, SAY]),
+    (Verdicts((ASK, SAY, ASK), (THINK,), (SAY,)), [THINK, SAY]),
     (Labelled((ASK,), (SAY, ASK, THINK), label=False), [SAY, THINK]),
     (Document("text"), []),
 ]

@@ -42,6 +42,20 @@ def test_rows_that_make_no_sense_are_read_and_not_trained(tmp_path: Path) -> Non
     assert (found["read"], found["train"], found["validation"], found["test"]) == (29, 20, 7, 0)
 
 
+def test_a_pair_read_as_verdicts_makes_two_samples(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": f"What is {i}?", "chosen": "A number. " * 9, "rejected": "No."} for i in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in pairs), encoding="utf-8")
+    data = {"train": str(path), "test": str(path), "split": {"train": 0.9, "validation": 0.1, "test": 0.0}}
+    counted = {}
+    for objective in ("dpo", "kto"):
+        found = Recipe.model_validate({"model": "m", "objective": objective, "data": data})
+        counted[objective] = count(found, Emitter(None))
+    assert [counted["dpo"][name] for name in ("read", "train", "validation", "test")] == [40, 18, 2, 20]
+    assert [counted["kto"][name] for name in ("read", "train", "validation", "test")] == [40, 36, 4, 40]
+    assert counted["kto"]["mean_tokens"] < counted["dpo"]["mean_tokens"]
+
+
 def test_tokens_by_characters() -> None:
     said = Conversation((Message("user", "a" * 400), Message("assistant", "字" * 140)))
     every, trained = about_tokens(said)

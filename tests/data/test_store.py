@@ -50,7 +50,11 @@ def test_any_sample_comes_back_across_batches(tmp_path: Path) -> None:
     for n in range(BATCH + 7):
         root = Segment(draw.integers(0, 99, 1 + n % 5).astype(np.int32), np.zeros(1 + n % 5, np.float32))
         leaf = Segment(draw.integers(0, 99, 2).astype(np.int32), np.asarray([1.0, 0.5], np.float32), 0)
-        sample = Sample(f"f:{n}", (root, leaf)) if n % 2 else single(f"f:{n}", root.tokens_T, root.weights_T)
+        sample = (
+            Sample(f"f:{n}", (root, leaf), wanted=(True, False, None)[n % 3])
+            if n % 2
+            else single(f"f:{n}", root.tokens_T, root.weights_T)
+        )
         written.append(Stored(sample, n, TALK, n % 3, bool(n % 2)))
     for batch in (written[:BATCH], [], written[BATCH:]):
         writer.write(batch_of(batch))
@@ -69,6 +73,7 @@ def test_any_sample_comes_back_across_batches(tmp_path: Path) -> None:
             meant.cut_tokens,
             meant.has_stop,
         )
+        assert read.sample.wanted is meant.sample.wanted
         for a, b in zip(read.sample.segments, meant.sample.segments, strict=True):
             assert a.parent == b.parent
             np.testing.assert_array_equal(a.tokens_T, b.tokens_T)

@@ -41,6 +41,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "reward-train-on": {"objective": "reward", "data": {"train_on": "all"}},
     "reward-on-random-weights": {"objective": "reward", "model": RANDOM, "adapter": "full"},
     "smoothing-needs-a-label": {"objective": {"kind": "dpo", "loss_type": "ipo", "label_smoothing": 0.1}},
+    "kto-of-one": {"objective": "kto", "train": {"batch_size": 1}},
     "exo-needs-smoothing": {"objective": {"kind": "dpo", "loss_type": "exo_pair"}},
     "preference-on-random-weights": {"objective": "dpo", "model": RANDOM, "adapter": "full"},
     "precompute-a-stream": {

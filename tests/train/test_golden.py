@@ -25,7 +25,7 @@ def rows(objective: str) -> list[dict[str, object]]:
         return [
             {"text": f"def add(a, b):\n    return a + b\n\nadd({a}, {b})  # {a + b}\n" * (1 + a % 3)} for a, b in SUMS
         ]
-    if objective in ("dpo", "reward"):
+    if objective in ("dpo", "reward", "orpo", "simpo", "kto"):
         return [
             {
                 "prompt": f"How many hours are in {a} and {b} days? 你好",
@@ -47,7 +47,7 @@ def rows(objective: str) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full", "freeze"])
-@pytest.mark.parametrize("objective", ["sft", "pretrain", "dpo", "reward"])
+@pytest.mark.parametrize("objective", ["sft", "pretrain", "dpo", "reward", "orpo", "simpo", "kto"])
 def test_the_curve_is_the_golden_one(objective: str, adapter: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
     save_tiny("qwen3", tmp_path / "base")
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows(objective)))

@@ -28,7 +28,7 @@ class Account:
     read: int = 0
     kept: int = 0
     samples: int = 0
-    """Samples made of the kept rows (a long document makes several)."""
+    """Samples made of the kept rows (a long document makes several, a pair read as verdicts two)."""
     drops: list[Drop] = field(default_factory=list)
     cut_rows: int = 0
     cut_tokens: int = 0

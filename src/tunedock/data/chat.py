@@ -30,6 +30,7 @@ from tunedock.data.conversation import (
     Preference,
     Prompt,
     RowRefused,
+    Verdicts,
 )
 from tunedock.data.pieces import Tokenised
 from tunedock.data.sample import Sample, Segment, Tokens, merge_paths, single
@@ -213,7 +214,8 @@ class Chat:
     def encode(self, rows: Sequence[tuple[str, Example]]) -> list[list[Encoded] | RowRefused]:
         """Samples of each row, or why there are none. `rows` are (row id, example); the tokenizer runs over them at once.
 
-        Several samples come of a long document only: windows of `max_length` tokens, named `id`, `id~2`, `id~3`.
+        Several samples come of a long document (windows of `max_length` tokens) and two of a pair read as verdicts. They are named
+        `id`, `id~2`, `id~3`.
         """
         planned = [_or_refused(self._plan, example) for _, example in rows]
         renderings = [rendering for plan in planned if isinstance(plan, list) for rendering in plan]
@@ -231,6 +233,10 @@ class Chat:
                 made.append(_or_refused(self._windows, row_id, next(documents)))
             else:
                 found = [next(chats) for _ in plan]
+                if isinstance(example, Labelled | Verdicts):
+                    labels = (example.label,) if isinstance(example, Labelled) else (True, False)
+                    made.append(_or_refused(self._judged, row_id, plan, found, labels))
+                    continue
                 pair = example if isinstance(example, Preference) else None
                 made.append(_or_refused(self._sample, row_id, plan, found, pair))
         return made
@@ -333,11 +339,7 @@ class Chat:
     def _sample(
         self, row_id: str, plan: list[_Rendering], found: list[Tokenised], pair: Preference | None
     ) -> list[Encoded]:
-        longest = max(len(self._ids(r, tokens)) for r, tokens in zip(plan, found, strict=True))
-        long = longest > self._max_length
-        if long and self._over_length != "truncate":
-            raise RowRefused("over_length", f"{longest} tokens > max_length {self._max_length}")
-        whole = [self._path(r, tokens, headers=long) for r, tokens in zip(plan, found, strict=True)]
+        whole = self._whole(plan, found)
         paths = fit(whole, self._max_length) if pair else [fit([path], self._max_length)[0] for path in whole]
         sample = _pair(row_id, paths) if pair else merge_paths(row_id, [(p.tokens_T, p.weights_T) for p in paths])
         if self._scored:
@@ -346,6 +348,33 @@ class Chat:
             raise RowRefused("nothing_trained", "no token carries weight")
         cut = sum(map(len, whole)) - sum(map(len, paths))
         return [Encoded(sample, cut, all(path.has_stop for path in paths))]
+
+    def _judged(
+        self, row_id: str, plan: list[_Rendering], found: list[Tokenised], labels: Sequence[bool]
+    ) -> list[Encoded]:
+        """A sample for each completion: its prompt, and the completion as the leaf."""
+        made: list[Encoded] = []
+        for number, (path, wanted) in enumerate(zip(self._whole(plan, found), labels, strict=True), start=1):
+            (fitted,) = fit([path], self._max_length)
+            first = fitted.spans[0].first
+            prompt = Segment(fitted.tokens_T[:first], np.zeros(first, np.float32))
+            leaf = Segment(fitted.tokens_T[first:], fitted.weights_T[first:], 0)
+            if not leaf.weights_T.any():
+                raise RowRefused("nothing_trained", "no token carries weight")
+            name = row_id if number == 1 else f"{row_id}~{number}"
+            sample = Sample(name, (prompt, leaf), wanted=wanted)
+            made.append(Encoded(sample, len(path) - len(fitted), fitted.has_stop))
+        if len(made) > 1 and _same_tokens(*(one.sample for one in made)):
+            raise RowRefused("same_completions", "chosen and rejected are the same tokens")
+        return made
+
+    def _whole(self, plan: list[_Rendering], found: list[Tokenised]) -> list[Path]:
+        """The paths as they are before any is cut. Raises RowRefused where one is too long and none may be."""
+        longest = max(len(self._ids(r, tokens)) for r, tokens in zip(plan, found, strict=True))
+        long = longest > self._max_length
+        if long and self._over_length != "truncate":
+            raise RowRefused("over_length", f"{longest} tokens > max_length {self._max_length}")
+        return [self._path(r, tokens, headers=long) for r, tokens in zip(plan, found, strict=True)]
 
     def _ids(self, rendering: _Rendering, found: Tokenised) -> Tokens:
         """Token ids of a path. Where the template writes no stop after the last answer, one is put there."""
@@ -431,6 +460,10 @@ def _pair(row_id: str, paths: Sequence[Path]) -> Sample:
     root = Segment(chosen.tokens_T[:shared], np.zeros(shared, np.float32))
     leaves = (Segment(path.tokens_T[shared:], path.weights_T[shared:], 0) for path in paths)
     return Sample(row_id, (root, *leaves))
+
+
+def _same_tokens(one: Sample, other: Sample) -> bool:
+    return all(np.array_equal(a.tokens_T, b.tokens_T) for a, b in zip(one.segments, other.segments, strict=True))
 
 
 def _require_unicode(text: str) -> None:

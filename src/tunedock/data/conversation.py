@@ -57,6 +57,11 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdicts(Preference):
+    """A pair read as two labelled completions: the chosen one is wanted, the rejected one is not."""
+
+
+@dataclass(frozen=True, slots=True)
 class Labelled:
     """One continuation and whether it is wanted (KTO)."""
 
@@ -113,6 +118,7 @@ def answers(example: Example) -> list[Message]:
 _KINDS = {
     "conversation": Conversation,
     "preference": Preference,
+    "verdicts": Verdicts,
     "labelled": Labelled,
     "document": Document,
     "prompt": Prompt,
@@ -124,7 +130,7 @@ _MESSAGE_FIELDS = ("messages", "prompt", "chosen", "rejected", "completion")
 def to_json(example: Example) -> dict[str, Any]:
     """A JSON object of an example, with its `kind`; null fields, and null and empty ones of messages, left out."""
     value: dict[str, Any] = {"kind": type(example).__name__.lower()}
-    for name in example.__slots__:
+    for name in (field.name for field in fields(example)):
         item = getattr(example, name)
         if item is None:
             continue

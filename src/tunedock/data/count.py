@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from tunedock.data.account import Account
-from tunedock.data.conversation import Example, to_json
+from tunedock.data.conversation import Example, Verdicts, to_json, verdicts
 from tunedock.data.rows import parsed_rows
 from tunedock.data.split import SIDES, assign
 from tunedock.events import Emitter
@@ -24,27 +25,41 @@ _OTHER = re.compile(r"[^\x00-\x7f]")
 
 
 def count(recipe: Recipe, emit: Emitter) -> dict[str, Any]:
-    """`plan.outlook.Rows` as an object: rows read, those of each side that can be trained on as far as their form tells, tokens."""
+    """`plan.outlook.Rows` as an object: rows read, samples of each side as far as the rows' form tells, tokens."""
     account = Account()
-    own_validation, own_test = (sum(1 for _ in _rows(recipe, sources, account)) for sources in _held_out(recipe))
+    rows = 0
+    own: list[int] = []
+    for sources in _held_out(recipe):
+        own.append(0)
+        for _, example in _rows(recipe, sources, account):
+            rows += 1
+            own[-1] += len(_samples(example))
+    own_validation, own_test = own
     keys: list[str] = []
     lengths: list[tuple[float, float]] = []
     for key, example in _rows(recipe, recipe.data.train, account):
-        keys.append(key)
-        lengths.append(about_tokens(example))
-        if len(keys) % TOLD_EVERY == 0:
-            emit.progress("counting", len(keys), unit="rows")
+        rows += 1
+        for one in _samples(example):
+            keys.append(key)
+            lengths.append(about_tokens(one))
+        if rows % TOLD_EVERY == 0:
+            emit.progress("counting", rows, unit="rows")
     sides = assign(keys, recipe.data.split) if keys else dict.fromkeys(SIDES, ())
     train = [lengths[i] for i in sides["train"]]
     longest = recipe.data.max_length
     return {
-        "read": account.read + len(keys) + own_validation + own_test,
+        "read": account.read + rows,
         "train": len(train),
         "validation": own_validation or len(sides["validation"]),
         "test": own_test or len(sides["test"]),
         "mean_tokens": sum(min(all_, longest) for all_, _ in train) / len(train) if train else None,
         "mean_trained": sum(min(trained, longest) for _, trained in train) / len(train) if train else None,
     }
+
+
+def _samples(example: Example) -> Sequence[Example]:
+    """What a row is trained on as: a pair that is read as verdicts makes two samples."""
+    return verdicts(example) if isinstance(example, Verdicts) else (example,)
 
 
 def about_tokens(example: Example) -> tuple[float, float]:

@@ -10,12 +10,23 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
+from types import UnionType
 
 from tunedock.data import formats, sources
 from tunedock.data.account import Account
 from tunedock.data.chat import Chat, Encoded
 from tunedock.data.columns import check_columns
-from tunedock.data.conversation import Conversation, Document, Example, Preference, Prompt, RowRefused, to_json
+from tunedock.data.conversation import (
+    Conversation,
+    Document,
+    Example,
+    Labelled,
+    Preference,
+    Prompt,
+    RowRefused,
+    Verdicts,
+    to_json,
+)
 from tunedock.data.sources import RawRow
 from tunedock.errors import DataError
 from tunedock.recipe.objectives.preference import PAIRS
@@ -58,6 +69,8 @@ class Reading:
             raise RowRefused(*row.problem)
         read = formats.asked if _WANTED[self.objective][0] is Prompt else formats.parse
         example = read(row.value, self.format, self.columns, system=self.system)
+        if self.objective == "kto" and isinstance(example, Preference):
+            example = Verdicts(example.prompt, example.chosen, example.rejected, example.tools)
         _fits(self.objective, example, self.format)
         if self.objective == "reward" and isinstance(example, Preference):
             example = replace(example, margin=formats.margin_of(row.value, self.columns))
@@ -150,18 +163,18 @@ def keep(made: Sequence[Encoded], account: Account) -> None:
     account.read += 1
     account.kept += 1
     account.samples += len(made)
-    for encoded in made:
-        if encoded.cut_tokens:
-            account.cut(encoded.sample.row_id, encoded.cut_tokens)
-        account.no_stop += not encoded.has_stop
+    if cut := sum(encoded.cut_tokens for encoded in made):
+        account.cut(made[0].sample.row_id, cut)
+    account.no_stop += not all(encoded.has_stop for encoded in made)
 
 
-_WANTED: dict[str, tuple[type[Example], str]] = {
+_WANTED: dict[str, tuple[type[Example] | UnionType, str]] = {
     "sft": (Conversation, "conversations or prompts with answers"),
     "pretrain": (Document, "documents (`text`)"),
     **dict.fromkeys(PAIRS, (Preference, "preferences (a prompt with `chosen` and `rejected`)")),
     "reward": (Preference, "preferences (a prompt with `chosen` and `rejected`)"),
     **dict.fromkeys(ROLLOUTS, (Prompt, "prompts, with or without answers")),
+    "kto": (Labelled | Verdicts, "completions with a `label`, or preferences"),
 }
 """Objective -> the example it trains on, and that in words."""
 

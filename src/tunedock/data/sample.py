@@ -10,7 +10,7 @@ Shapes: T tokens of a segment or a path, L leaves of a sample.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ class Sample:
     """Parents stand before their children; the first is the root."""
     margin: float = 0.0
     """Of a pair for a reward model: by how much the score of the first leaf should at least be larger."""
+    wanted: bool | None = field(default=None, kw_only=True)
+    """The verdict on a labelled completion (segment 1, after its prompt); None for samples that are not judged."""
 
     @property
     def tokens(self) -> int:

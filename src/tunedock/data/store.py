@@ -33,6 +33,7 @@ SCHEMA = pa.schema(
         ("cut_tokens", pa.int32()),
         ("has_stop", pa.bool_()),
         ("margin", pa.float64()),
+        ("wanted", pa.bool_()),
     ]
 )
 
@@ -71,6 +72,7 @@ def batch_of(stored: Sequence[Stored]) -> pa.RecordBatch:
         pa.array([one.cut_tokens for one in stored], pa.int32()),
         pa.array([one.has_stop for one in stored], pa.bool_()),
         pa.array([one.sample.margin for one in stored], pa.float64()),
+        pa.array([one.sample.wanted for one in stored], pa.bool_()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
@@ -102,12 +104,13 @@ class SampleWriter:
 class _Batch:
     """Views of a record batch's tokens in the memory map: slicing them copies nothing, and makes no Arrow object."""
 
-    __slots__ = ("by_segment", "by_token", "lengths", "margins", "parents", "row_ids", "tokens", "weights")
+    __slots__ = ("by_segment", "by_token", "lengths", "margins", "parents", "row_ids", "tokens", "wanted", "weights")
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         tokens, segments = batch.column("tokens"), batch.column("lengths")
         self.row_ids = batch.column("row_id")
         self.margins: NDArray[np.float64] = batch.column("margin").to_numpy()
+        self.wanted: list[bool | None] = batch.column("wanted").to_pylist()
         self.tokens: NDArray[np.int32] = tokens.values.to_numpy()
         self.weights: NDArray[np.float32] = batch.column("weights").values.to_numpy()
         self.by_token: list[int] = tokens.offsets.to_pylist()
@@ -122,7 +125,8 @@ class _Batch:
             end = at + self.lengths[segment]
             segments.append(Segment(self.tokens[at:end], self.weights[at:end], self.parents[segment]))
             at = end
-        return Sample(self.row_ids[number].as_py(), tuple(segments), float(self.margins[number]))
+        row_id, margin, wanted = self.row_ids[number].as_py(), float(self.margins[number]), self.wanted[number]
+        return Sample(row_id, tuple(segments), margin, wanted=wanted)
 
 
 class SampleStore(Sequence[Sample]):

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from tunedock.data import prepare as preparing
-from tunedock.data.conversation import Conversation, Message, Preference
+from tunedock.data.conversation import Conversation, Labelled, Message, Preference
 from tunedock.data.split import SIDES, Side
 from tunedock.data.store import SampleStore
 from tunedock.errors import DataError
@@ -23,7 +23,8 @@ from tunedock.model.generate import complete
 from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
 from tunedock.model.session import Base, ChatFacts, continues
-from tunedock.objective.evaluate import measure
+from tunedock.objective.base import ReadsOthers
+from tunedock.objective.evaluate import batches, measure
 from tunedock.objective.registry import make as make_objective
 from tunedock.recipe.schema import Eval, Recipe
 from tunedock.run.record import Run, write_atomic, write_json
@@ -68,7 +69,11 @@ class HeldOut:
         """What the base says of the rows. It is not kept."""
         reference = Reference(policy, nullcontext)
         tell = partial(emit.progress, "reference", total=len(self._store), unit="samples")
-        reference.precompute(self._store, self._budget(policy, emit).rows, on_progress=tell)
+        budget = self._budget(policy, emit)
+        reference.precompute(self._store, budget.rows, on_progress=tell)
+        if isinstance(self._objective, ReadsOthers):
+            for part in batches(self._store):
+                reference.precompute(self._objective.others(part), budget.rows)
         reference.let_go()
         self._reference = reference
 
@@ -167,15 +172,19 @@ def held_out_rows(base: Base, recipe: Recipe, side: str, emit: Emitter) -> Sampl
 
 def questions_of(store: SampleStore, limit: int | None) -> list[Question]:
     """The conversations of a side as questions, in the side's order; of a pair, the chosen answer is the one wanted. Documents give
-    none."""
+    none, and completions that are not wanted neither."""
     questions: list[Question] = []
     for i in range(len(store)):
         if limit is not None and len(questions) == limit:
             break
         stored = store.stored(i)
         example = stored.example
+        if stored.sample.wanted is False:
+            continue
         if isinstance(example, Preference):
             messages = (*example.prompt, *example.chosen)
+        elif isinstance(example, Labelled):
+            messages = (*example.prompt, *example.completion)
         elif isinstance(example, Conversation):
             messages = example.messages
         else:

@@ -73,10 +73,11 @@ class Reference:
         finally:
             self._known = known
 
-    def leaf_logprobs(self, samples: Sequence[Sample], rows: Sequence[Row]) -> Tensor:
+    def leaf_logprobs(self, samples: Sequence[Sample], rows: Sequence[Row], *, remember: bool = True) -> Tensor:
         """Weighted sums [S, L] of the log-probabilities of each leaf's trained tokens, without gradient; 0 past a sample's leaves.
 
-        `rows` hold all trained tokens of `samples`; only those with a sample not yet known are computed.
+        `rows` hold all trained tokens of `samples`; only those with a sample not yet known are computed. `remember`: whether the
+        samples will come again.
         """
         leaves = [len(sample.leaves()) for sample in samples]
         keys = [_key(sample) for sample in samples]
@@ -86,7 +87,7 @@ class Reference:
             computed = self._compute(rows, unknown, (len(samples), max(leaves))).tolist()
             for i in unknown:
                 found[i] = tuple(computed[i][: leaves[i]])
-                if len(self._known) < self._limit:
+                if remember and len(self._known) < self._limit:
                     self._known[keys[i]] = found[i]  # type: ignore[assignment]
         table = [[*(known or ()), *(0.0 for _ in range(max(leaves) - len(known or ())))] for known in found]
         return torch.tensor(table, dtype=sum_type(self._device), device=self._device)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -73,6 +73,10 @@ class StepLogprobs:
     """Where the rows' tensors are."""
     scores: Sequence[RowScores] = ()
     """In place of `rows`, where the objective reads scores."""
+    others_SL: Tensor | None = None
+    """The policy's weighted log-probability of every leaf of the objective's `others`."""
+    others_reference_SL: Tensor | None = None
+    """The reference's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +115,15 @@ class Objective(Protocol):
     def terms(self, row: Any, constants: Any) -> Terms:
         """`row`: the `RowLogprobs` or `RowScores` that `reads` says."""
         ...
+
+
+@runtime_checkable
+class ReadsOthers(Protocol):
+    """An objective whose constants take other samples than the step's own: KTO's mismatched prompts and completions.
+
+    They are laid out on their own in rows no larger than the step's, and asked about without gradient, once a step, of the policy
+    as it then is and of the reference.
+    """
+
+    def others(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Those of a step's samples, the same each time; none longer than the longest of them."""

@@ -17,7 +17,8 @@ from tunedock.data.batch import RowTensors
 from tunedock.data.layout import Row
 from tunedock.data.sample import Sample
 from tunedock.model.out_of_memory import is_out_of_memory
-from tunedock.objective.base import Objective, RowLogprobs, RowScores, StepLogprobs, Terms
+from tunedock.model.reference import leaf_sums, sum_type
+from tunedock.objective.base import Objective, ReadsOthers, RowLogprobs, RowScores, StepLogprobs, Terms
 
 
 class GivesLogprobs(Protocol):
@@ -42,10 +43,13 @@ class GivesScores(Protocol):
 Gives = GivesLogprobs | GivesScores
 
 
+LayOut = Callable[[Sequence[Sample]], list[Row]]
+
+
 class GivesLeaves(Protocol):
     """What an objective needs of the reference (`model.reference.Reference`)."""
 
-    def leaf_logprobs(self, samples: Sequence[Sample], rows: Sequence[Row]) -> Tensor: ...
+    def leaf_logprobs(self, samples: Sequence[Sample], rows: Sequence[Row], *, remember: bool = True) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +85,12 @@ def step_terms(
     samples: Sequence[Sample],
     rows: Sequence[Row],
     reference: GivesLeaves | None = None,
+    lay_out: LayOut | None = None,
 ) -> Iterator[Terms]:
     """The terms of each row in turn; gradients are recorded when the caller's mode records them.
 
-    Raises ValueError when the objective needs a reference and there is none.
+    `lay_out` makes rows of samples beside the step's own, for an objective that `ReadsOthers`. Raises ValueError when the objective
+    needs one of the two and there is none.
     """
     if objective.needs_reference and reference is None:
         raise ValueError(f"{objective.name} needs a reference policy")
@@ -93,11 +99,36 @@ def step_terms(
         leaves = reference.leaf_logprobs(samples, rows) if reference is not None and objective.needs_reference else None
         logprobs = [found for found in read.values() if isinstance(found, RowLogprobs)]
         scores = [found for found in read.values() if isinstance(found, RowScores)]
-        constants = objective.prepare(StepLogprobs(samples, logprobs, leaves, policy.device, scores))
+        others = _others(policy, objective, samples, reference, lay_out)
+        constants = objective.prepare(StepLogprobs(samples, logprobs, leaves, policy.device, scores, *others))
     if torch.is_grad_enabled():
         read.clear()  # they have no gradient; without one they are as good as new
     for i, row in enumerate(rows):
         yield objective.terms(read[i] if i in read else _ask(policy, objective, row), constants)
+
+
+def _others(
+    policy: Gives,
+    objective: Objective,
+    samples: Sequence[Sample],
+    reference: GivesLeaves | None,
+    lay_out: LayOut | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """What policy and reference say of the leaves of the objective's other samples; None where it has none."""
+    others = objective.others(samples) if isinstance(objective, ReadsOthers) else ()
+    if not others:
+        return None, None
+    if lay_out is None:
+        raise ValueError(f"{objective.name} reads other samples than the step's, and nobody lays them out")
+    rows = lay_out(others)
+    shape = (len(others), max(len(sample.leaves()) for sample in others))
+    said_SL = torch.zeros(shape, dtype=sum_type(policy.device), device=policy.device)
+    for row in rows:
+        said = row_logprobs(cast(GivesLogprobs, policy), row)
+        said_SL += leaf_sums(said.logprob_N, said.weight_N, said.sample_N, said.leaf_N, shape)
+    # They do not come again, or hardly: other samples meet in the next epoch.
+    before_SL = reference.leaf_logprobs(others, rows, remember=False) if reference is not None else None
+    return said_SL, before_SL
 
 
 def _read_before(objective: Objective, rows: Sequence[Row]) -> Sequence[int]:
@@ -117,6 +148,16 @@ def rows_of_split_samples(rows: Sequence[Row]) -> list[int]:
     sample, times = np.unique(np.concatenate(held) if held else np.zeros(0, np.int64), return_counts=True)
     split = sample[times > 1]
     return [i for i, samples in enumerate(held) if np.isin(samples, split).any()]
+
+
+MEASURED_TOGETHER = 128
+"""Samples of a step without training."""
+
+
+def batches(samples: Sequence[Sample], size: int = MEASURED_TOGETHER) -> Iterator[list[Sample]]:
+    """The samples as `measure` takes them, in order."""
+    for start in range(0, len(samples), size):
+        yield [samples[i] for i in range(start, min(start + size, len(samples)))]
 
 
 T = TypeVar("T")
@@ -168,10 +209,10 @@ def measure(
     policy: Gives,
     objective: Objective,
     samples: Sequence[Sample],
-    layout: Callable[[Sequence[Sample]], list[Row]],
+    layout: LayOut,
     *,
     reference: GivesLeaves | None = None,
-    batch: int = 128,
+    batch: int = MEASURED_TOGETHER,
     on_progress: Callable[[int], None] | None = None,
     smaller: Smaller | None = None,
 ) -> Measured:
@@ -181,12 +222,12 @@ def measure(
     extremes: dict[str, float] = {}
     if on_progress is not None:
         on_progress(0)
-    for start in range(0, len(samples), batch):
-        part = [samples[i] for i in range(start, min(start + batch, len(samples)))]
+    done = 0
+    for part in batches(samples, batch):
         count += objective.count(part)
 
         def read(rows: Sequence[Row], part: Sequence[Sample] = part) -> list[_Read]:
-            return [_read(terms) for terms in step_terms(policy, objective, part, rows, reference)]
+            return [_read(terms) for terms in step_terms(policy, objective, part, rows, reference, layout)]
 
         for told in once_it_fits(part, layout(part), read, smaller):
             total += told.loss
@@ -196,7 +237,8 @@ def measure(
                 metric[1] += of
             extremes |= {name: min(value, extremes.get(name, value)) for name, value in told.least.items()}
             extremes |= {name: max(value, extremes.get(name, value)) for name, value in told.most.items()}
+        done += len(part)
         if on_progress is not None:
-            on_progress(start + len(part))
-    metrics = {name: value / max(of, 1e-12) for name, (value, of) in sums.items()}
+            on_progress(done)
+    metrics = {name: value / of for name, (value, of) in sums.items() if of}
     return Measured(total / max(count, 1e-12), count, metrics | extremes)

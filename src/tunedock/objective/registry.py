@@ -5,6 +5,7 @@ from __future__ import annotations
 from tunedock.objective.base import Objective
 from tunedock.objective.dpo import Dpo
 from tunedock.objective.grpo import Grpo
+from tunedock.objective.kto import Kto
 from tunedock.objective.likelihood import Pretrain, Sft
 from tunedock.objective.orpo import Orpo
 from tunedock.objective.ppo import Ppo
@@ -21,6 +22,8 @@ def make(section: Section) -> Objective:
             return Dpo(section.beta, section.loss_type, section.label_smoothing, section.sft_weight)
         case preference.Orpo():
             return Orpo(section.beta)
+        case preference.Kto():
+            return Kto(section.beta, section.desirable_weight, section.undesirable_weight, section.loss_type)
         case preference.Simpo():
             return Simpo(section.beta, section.simpo_gamma, section.sft_weight)
         case reward.Reward():

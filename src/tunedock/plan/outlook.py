@@ -32,14 +32,14 @@ GATHERED_LAYERS = 2
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Training rows of a recipe."""
+    """Rows of a recipe, and the samples they make on each side (a pair read as two verdicts makes two)."""
 
     read: int
     train: int
     validation: int
     test: int
     mean_tokens: float | None = None
-    """Of a training row; estimated from its characters."""
+    """Of a training sample; estimated from its characters."""
     mean_trained: float | None = None
 
 

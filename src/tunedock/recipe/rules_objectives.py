@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunedock.recipe.objectives.preference import PREFERENCES, SMOOTHED, Dpo
+from tunedock.recipe.objectives.preference import PREFERENCES, SMOOTHED, Dpo, Kto
 from tunedock.recipe.objectives.rollout import Grpo, Rloo, Rollout
 from tunedock.recipe.rule import Rule
 from tunedock.recipe.schema import Recipe
@@ -127,6 +127,13 @@ OBJECTIVE_RULES: tuple[Rule, ...] = (
         ),
         message="`exo_pair` measures a divergence from the smoothed label, and from one that is certain it is infinite",
         hint="set `objective.label_smoothing: 1.0e-3`, which is what TRL takes in place of 0",
+    ),
+    Rule(
+        name="kto-of-one",
+        keys=("train.batch_size", "objective.kind"),
+        broken=lambda r: isinstance(r.objective, Kto) and r.objective.loss_type == "kto" and r.train.batch_size == 1,
+        message="KTO estimates how far the model has moved from prompts with other rows' answers, and a step of one row has none",
+        hint="set `train.batch_size` to 2 or more; 16 or more give an estimate to go by",
     ),
     Rule(
         name="precompute-a-stream",

@@ -240,7 +240,6 @@ class Recipe(Section):
 
 
 NOT_BUILT: dict[str, tuple[str, ...]] = {
-    "objective.kind": ("kto",),
     "objective.loss_type": ("bco_pair", "aot", "aot_unpaired"),
     "objective.sync_ref_model": (),
     "objective.f_divergence_type": (),
@@ -268,7 +267,6 @@ SAID_ELSEWHERE: dict[str, dict[str, str]] = {
     "objective.loss_type": {
         "orpo": "ORPO is an objective of its own: `objective: orpo`",
         "simpo": "SimPO is an objective of its own: `objective: simpo`",
-        "kto": "KTO is an objective of its own: `objective: kto`",
         "kto_pair": "KTO is an objective of its own, and takes pairs too: `objective: kto`",
     },
     "adapter.kind": {

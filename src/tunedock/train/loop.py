@@ -122,7 +122,7 @@ class Loop:
         self._validation = validation
         self._layout = layout
         self._budget = budget
-        self._gradients = Gradients(policy, objective, reference, updater, budget, stop_requested)
+        self._gradients = Gradients(policy, objective, reference, updater, budget, stop_requested, layout)
         self._updater = updater
         self._checkpoints = checkpoints
         self._course = course
@@ -270,7 +270,7 @@ class Loop:
             "grad_norm": window.grad_norm,
             "tokens_per_second": window.tokens / max(seconds, 1e-9),
             "tokens": float(self.progress.tokens),
-            **{name: total / max(of, 1e-12) for name, (total, of) in window.metrics.items()},
+            **{name: total / of for name, (total, of) in window.metrics.items() if of},
             **window.extremes,
             **usage(),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
 from tunedock.objective.base import Objective, Terms
 from tunedock.objective.evaluate import step_terms
-from tunedock.train.budget import Budget, Shortage
+from tunedock.train.budget import Budget, Layout, Shortage
 from tunedock.train.optimizer import Updater
 
 
@@ -73,6 +74,7 @@ class Gradients:
     updater: Updater
     budget: Budget
     stop_requested: Callable[[], bool]
+    layout: Layout
 
     def accumulate(self, samples: Sequence[Sample], rows: Sequence[Row], count: float) -> Sums | Shortage:
         """Adds the step's gradients up in the parameters; or, when a row does not fit, leaves them in a state to be thrown away.
@@ -94,7 +96,9 @@ class Gradients:
         # Rows may go through the policy before the first terms.
         if (shortage := self.budget.shortage(largest)) is not None:
             return shortage
-        for done, terms in enumerate(step_terms(self.policy, self.objective, samples, rows, self.reference), start=1):
+        beside = partial(self.layout, budget_tokens=largest.slots)
+        step = step_terms(self.policy, self.objective, samples, rows, self.reference, beside)
+        for done, terms in enumerate(step, start=1):
             if self.stop_requested():
                 raise Stopped
             share = terms.loss / count

@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from tunedock.recipe.objectives.likelihood import Pretrain, Sft
-from tunedock.recipe.objectives.preference import Dpo, Orpo, Simpo
+from tunedock.recipe.objectives.preference import Dpo, Kto, Orpo, Simpo
 from tunedock.recipe.objectives.reward import Reward
 from tunedock.recipe.objectives.rollout import Grpo, Ppo, Rloo
 from tunedock.recipe.section import tagged
 
-Kind = Literal["sft", "pretrain", "reward", "dpo", "orpo", "simpo", "ppo", "grpo", "rloo"]
-Kinds = Sft | Pretrain | Reward | Dpo | Orpo | Simpo | Ppo | Grpo | Rloo
+Kind = Literal["sft", "pretrain", "reward", "dpo", "orpo", "simpo", "kto", "ppo", "grpo", "rloo"]
+Kinds = Sft | Pretrain | Reward | Dpo | Orpo | Simpo | Kto | Ppo | Grpo | Rloo
 
 Objective = Annotated[
     Annotated[Kinds, Field(discriminator="kind")],

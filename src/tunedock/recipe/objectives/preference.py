@@ -64,3 +64,17 @@ class Simpo(Section):
     """The margin the chosen answer is to win by, in units of `beta` times a mean log-probability."""
     sft_weight: NonNegativeFloat = 0.0
     """How much the chosen answers' own likelihood counts beside the preference (CPO-SimPO)."""
+
+
+class Kto(Section):
+    """Kahneman-Tversky optimization: answers labelled as wanted or not, which need no pairs; a pair is read as one of each."""
+
+    kind: Literal["kto"] = "kto"
+    beta: PositiveFloat = 0.1
+    """How close to stay to the model training began with; larger is closer."""
+    desirable_weight: PositiveFloat = 1.0
+    """How much a wanted answer counts. With fewer of them than of the others, raise it to even them out."""
+    undesirable_weight: PositiveFloat = 1.0
+    """How much an unwanted answer counts."""
+    loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
+    """The loss of an answer, by TRL's name."""
