@@ -200,6 +200,9 @@ def test_the_reference_is_a_copy_of_the_start(kind: str) -> None:
         ({"target_modules": ["qq_proj"]}, "linear layers are called"),
         ({"init_lora_weights": "pissa", "target_modules": ["embed_tokens"]}, "only a linear layer"),
         ({"target_modules": ["q_proj"], "exclude_modules": ["q_proj"]}, "linear layers are called"),
+        ({"modules_to_save": ["nrom"]}, "adapter.modules_to_save: nrom: no module has such a name"),
+        ({"target_modules": ["q_proj"], "rank_pattern": {"k_proj": 2}}, "adapter.rank_pattern: k_proj: no module"),
+        ({"alpha_pattern": {r"layers\.9\..*": 2.0}}, "adapter.alpha_pattern"),
     ],
 )
 def test_what_finds_nothing_to_sit_on_is_refused(given: dict[str, Any], said: str) -> None:

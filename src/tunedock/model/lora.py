@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def put_on(
     `new_ids`: tokens whose rows are trained; `began`: what the trained parameters were as the run began, to begin as exactly that.
     Raises ModelError where the adapter finds nothing to sit on, or PEFT refuses.
     """
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    _require_found("modules_to_save", [w for w in lora.modules_to_save if not any(n.endswith(w) for n in names)], names)
     torch.manual_seed(seed)
     try:
         wrapped: PeftModel = get_peft_model(model, _config(model, lora, new_ids, drawn=began is None))
@@ -46,9 +49,21 @@ def put_on(
             where=f"adapter.init_lora_weights: {lora.init_lora_weights}",
             hint="name linear layers in `adapter.target_modules`",
         )
+    adapted = [name for name, module in wrapped.base_model.model.named_modules() if isinstance(module, LoraLayer)]
+    for key, patterns in (("rank_pattern", lora.rank_pattern), ("alpha_pattern", lora.alpha_pattern)):
+        idle = [text for text in patterns if not any(re.match(rf"(.*\.)?({text})$", name) for name in adapted)]
+        _require_found(key, idle, adapted)
     if began is not None:
         begin_as(wrapped, lora, began)
     return wrapped
+
+
+def _require_found(key: str, idle: Sequence[str], names: Sequence[str]) -> None:
+    """Raises ModelError for the first of `idle`, which PEFT would pass over without a word."""
+    if idle:
+        parts = sorted({name.rsplit(".", 1)[-1] for name in names if not name.rsplit(".", 1)[-1].isdigit()} - {""})
+        shown = ", ".join(parts[:30]) + (", ..." if len(parts) > 30 else "")
+        raise ModelError("no module has such a name", where=f"adapter.{key}: {idle[0]}", hint=f"there are {shown}")
 
 
 def _config(model: nn.Module, lora: Lora, new_ids: Sequence[int], *, drawn: bool) -> LoraConfig:
