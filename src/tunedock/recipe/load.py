@@ -58,6 +58,11 @@ def load(files: Sequence[Path], overrides: Sequence[str] = ()) -> Loaded:
         merge.overlay(document, file)
     for text in overrides:
         merge.override(text)
+    return checked(merge, _import_hint(foreign))
+
+
+def checked(merge: Merge, hint: str | None = None) -> Loaded:
+    """What was merged, checked against the schema. `hint`: a way out of all problems at once. Raises as `load` does."""
     values = merge.result()
     problems = list(_not_built(values, merge))
     refused = [problem.key for problem in problems]
@@ -66,7 +71,7 @@ def load(files: Sequence[Path], overrides: Sequence[str] = ()) -> Loaded:
     except ValidationError as error:
         found = explain(error, values, merge)
         untold = [problem for problem in found if not _told(problem.key, refused)]
-        raise error_of(problems + untold, hint=_import_hint(foreign)) from None
+        raise error_of(problems + untold, hint=hint) from None
     if problems:
         raise error_of(problems)
     return Loaded(recipe, values, merge, tuple(merge.notes))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from tunedock.errors import RecipeError
 from tunedock.recipe import paths, rewards, rules
 from tunedock.recipe.adapter_files import fill_continued, notes_on_base, read_adapter
 from tunedock.recipe.described import expand
-from tunedock.recipe.document import Key, dotted
+from tunedock.recipe.document import Key, at, dotted
 from tunedock.recipe.load import Loaded
 from tunedock.recipe.problems import Problem, error_of
 from tunedock.recipe.schema import Recipe
@@ -105,11 +105,13 @@ class Resolved:
             ) from None
 
 
-def resolve(loaded: Loaded, *, now: datetime | None = None, cwd: Path | None = None) -> Resolved:
+def resolve(
+    loaded: Loaded, *, now: datetime | None = None, cwd: Path | None = None, to_come: Collection[str] = ()
+) -> Resolved:
     """Fills in what was left out, makes sources plain (`described`) and paths absolute, and checks the rules that span sections.
 
-    `now` names the run directory, `cwd` is where relative paths of the command line start. Raises RecipeError for
-    paths that are not there and rules that are broken.
+    `now` names the run directory, `cwd` is where relative paths of the command line start; paths `to_come` are taken as they are
+    written. Raises RecipeError for paths that are not there and rules that are broken.
     """
     here = cwd or Path.cwd()
     values = loaded.recipe.model_dump()
@@ -119,9 +121,9 @@ def resolve(loaded: Loaded, *, now: datetime | None = None, cwd: Path | None = N
     _fill_adapter(values, derived)
     _fill_train(values, loaded, derived)
     rules.check(Recipe.model_validate(values), lambda key: _written(loaded, key))
-    _fill_paths(values, loaded, here)
+    _fill_paths(values, loaded, here, to_come)
     rewards.settle(values, loaded, derived)
-    notes = [*loaded.notes, *described.notes, *_fill_from_adapters(values, loaded, derived)]
+    notes = [*loaded.notes, *described.notes, *_fill_from_adapters(values, loaded, derived, to_come)]
     if values["train"]["output_dir"] is None:
         values["train"]["output_dir"] = str(here / "runs" / run_name(values, now or datetime.now()))
         derived["train.output_dir"] = "time, objective and model"
@@ -138,13 +140,7 @@ def run_name(values: dict[str, Any], now: datetime) -> str:
 
 def fingerprint(recipe: Recipe) -> str:
     """The hash of what affects the result. Files count by their path here; their content is in the run's lineage."""
-    values = recipe.model_dump(mode="json")
-    for key in _NO_EFFECT:
-        section: Any = values
-        for part in key[:-1]:
-            section = section[part]
-        section.pop(key[-1], None)
-    text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(counted(recipe), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -174,13 +170,17 @@ def _fill_adapter(values: dict[str, Any], derived: dict[str, str]) -> None:
         derived["adapter.alpha"] = "twice adapter.r"
 
 
-def _fill_from_adapters(values: dict[str, Any], loaded: Loaded, derived: dict[str, str]) -> list[str]:
+def _fill_from_adapters(
+    values: dict[str, Any], loaded: Loaded, derived: dict[str, str], to_come: Collection[str]
+) -> list[str]:
     """Takes the shape of the adapter that is gone on with from its file. Returns notes on what adapters were trained on."""
     notes: list[str] = []
     for path in values["model"]["adapters"]:
+        if path in to_come:
+            continue
         trained_on = read_adapter(Path(path))["base_model_name_or_path"]
         notes += notes_on_base(Path(path), values["model"]["path"], trained_on)
-    if values["adapter"]["kind"] == "lora" and values["adapter"]["continue_from"] is not None:
+    if values["adapter"]["kind"] == "lora" and values["adapter"]["continue_from"] not in (None, *to_come):
         notes += fill_continued(values, loaded, derived)
         rules.check(Recipe.model_validate(values), lambda key: _written(loaded, key))
     return notes
@@ -224,13 +224,13 @@ def _learning_rate(values: dict[str, Any], kind: str) -> tuple[float, str]:
     return LEARNING_RATES[kind], f"adapter.kind {kind}"
 
 
-def _fill_paths(values: dict[str, Any], loaded: Loaded, cwd: Path) -> None:
+def _fill_paths(values: dict[str, Any], loaded: Loaded, cwd: Path, to_come: Collection[str]) -> None:
     problems: list[Problem] = []
     for key, must_exist, hub in _path_keys(values):
         section: Any = values
         for part in key[:-1]:
             section = section[part]
-        if section[key[-1]] is None:
+        if section[key[-1]] is None or section[key[-1]] in to_come:
             continue
         origin = loaded.origin(key)
         base = origin.file.absolute().parent if origin and origin.file else cwd
@@ -261,6 +261,28 @@ def _path_keys(values: dict[str, Any]) -> Iterator[tuple[Key, bool, bool]]:
     yield ("data", "cache_dir"), False, False
     yield ("eval", "tasks_path"), True, False
     yield ("train", "output_dir"), False, False
+
+
+def inputs(recipe: Recipe) -> dict[str, str]:
+    """Dotted key -> path of all that training reads: what a run's recipe hash knows by its path alone."""
+    values = recipe.model_dump()
+    found = {}
+    for key, must_exist, _hub in _path_keys(values):
+        value = at(values, key)
+        if must_exist and isinstance(value, str) and key[0] != "eval":
+            found[dotted(key)] = value
+    return found
+
+
+def counted(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's values that affect the result, as JSON values."""
+    values = recipe.model_dump(mode="json")
+    for key in _NO_EFFECT:
+        section: Any = values
+        for part in key[:-1]:
+            section = section[part]
+        section.pop(key[-1], None)
+    return values
 
 
 def _written(loaded: Loaded, key: Key) -> str | None:

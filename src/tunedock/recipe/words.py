@@ -45,7 +45,8 @@ def _collect(model: type[BaseModel], section: str, found: dict[str, dict[str, tu
     kind = str(model.model_fields["kind"].default) if "kind" in model.model_fields else ""
     keys = found.setdefault(section, {})
     for name, field in model.model_fields.items():
-        keys[name] = (*keys.get(name, ()), kind) if kind else ()
+        # A section that several kinds of the one above share is come upon with each of them.
+        keys[name] = tuple(dict.fromkeys((*keys.get(name, ()), kind))) if kind else ()
         for child, listed in _models(field.annotation):
             path = f"{section}.{name}".lstrip(".")
             _collect(child, f"{path}.{ITEM}" if listed else path, found)

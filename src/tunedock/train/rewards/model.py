@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tunedock.data.conversation import Conversation, Message, RowRefused
 from tunedock.data.turns import split_thinking
+from tunedock.model.scorer import load_scorer
 from tunedock.recipe.objectives.rewards import ModelReward
 from tunedock.train.rewards.completion import Completion, Log, Moment, Values
 
@@ -51,7 +51,7 @@ def conversation(completion: Completion) -> Conversation:
 
 def open_model(reward: ModelReward, *, hub: str, offline: bool) -> ModelSource:
     """Raises what `model.scorer.load_scorer` raises."""
-    scorer = importlib.import_module("tunedock.model.scorer").load_scorer(
+    scorer = load_scorer(
         reward.path,
         revision=reward.revision,
         hub=hub,
