@@ -29,6 +29,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("recipe.yaml", "recipe.txt", "rows.jsonl"):
         (tmp_path / name).touch()
+    (tmp_path / "chain.yaml").write_text("stages:\n  - name: sft\n    model: m\n  - {name: scores, eval: sft}\n")
     for age, name in enumerate(["first", "with space", "second", ".hidden", "no\nline"]):
         run = tmp_path / "runs" / name
         run.mkdir(parents=True)
@@ -60,6 +61,10 @@ def words(*typed: str) -> list[str]:
         (["plan", "r.yaml", "--gpu", "409"], ["4090"]),
         (["train", "recipe.yaml", "train.learning"], ["train.learning_rate="]),
         (["train", "recipe.yaml", "quan"], ["quantize="]),
+        (["pipeline", "chain.yaml", "--from", "s"], ["sft", "scores"]),
+        (["pipeline", "chain.yaml", "sft.train.learning_rate"], ["sft.train.learning_rate="]),
+        (["pipeline", "chain.yaml", "no.train.se"], []),
+        (["pipeline", "nowhere.yaml", "--only", ""], []),
         (["eval", "first", "max_new"], ["max_new_tokens="]),
         (["eval", ""], ["second", "with space", "first"]),
         (["eval", "--split", "test", "f"], ["first"]),
@@ -83,6 +88,7 @@ def test_words(folder, typed, fitting):
     [
         (["train", ""], ":files .yaml .yml"),
         (["recipe", "show", "a.yaml", "b"], ":files .yaml .yml"),
+        (["pipeline", ""], ":files .yaml .yml"),
         (["train", "r.yaml", "data.train=ro"], ":files"),
         (["eval", ""], ":folders"),
         (["export", "first", "--to", ""], ":folders"),

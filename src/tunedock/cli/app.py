@@ -20,7 +20,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from tunedock import __version__
-from tunedock.cli import chat, completion, data, doctor, init, plan, recipe, runs, stages
+from tunedock.cli import chat, completion, data, doctor, init, pipeline, plan, recipe, runs, stages
 from tunedock.cli.options import Help
 from tunedock.cli.streams import prepare_streams
 from tunedock.cli.text import print_json, printable
@@ -63,6 +63,7 @@ app.command("train")(stages.train)
 app.command("eval", short_help="Measure a run's model beside its base.")(stages.evaluate)
 app.command("chat")(chat.chat)
 app.command("export", short_help="Write a run's model to a folder, checked.")(stages.export)
+app.command("pipeline", short_help="Run stages that build on each other.")(pipeline.pipeline)
 app.add_typer(data.app, name="data", short_help="Look at the data as training sees it, or convert it.")
 app.add_typer(recipe.app, name="recipe", short_help="Show a recipe in full, or make one.")
 app.add_typer(runs.app, name="runs")

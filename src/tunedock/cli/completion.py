@@ -30,6 +30,10 @@ ASK = "__complete"
 _CHOICE = re.compile(r"[a-z0-9][a-z0-9_+.-]*")
 _YAML_FILE = re.compile(r"[A-Z]+\.yaml")
 _KEY = re.compile(r"[a-z_][a-z0-9_.]*")
+_STAGE_NAME = re.compile(r"^\s*-\s*\{?\s*name:\s*([A-Za-z][A-Za-z0-9_-]*)", re.MULTILINE)
+MOST_OF_A_CHAIN = 1 << 16
+"""Characters of a chain file that are looked at."""
+
 _FIXED = {"SPLIT": ("train", "validation", "test")}
 _SHORT = ("model", "objective", "adapter")
 """Sections that may be one word."""
@@ -180,6 +184,9 @@ def _values(place: _Place, parameter: Any, current: str) -> Answer:
             found.rest = ":files"
         elif kind in ("DIR", "MODEL"):
             found.rest = ":folders"
+        elif kind in ("STAGE", "STAGE.KEY=VALUE"):
+            stages = _stages(place.given.get("", []))
+            words += stages if kind == "STAGE" else _stage_keys(stages, current)
         elif kind == "KEY=VALUE":
             if "=" in current:
                 found.rest = ":files"
@@ -196,6 +203,23 @@ def _runs(runs_dir: Path) -> list[str]:
     except (OSError, RuntimeError):
         return []
     return [name for _, name in sorted(found, reverse=True) if name.isprintable() and not name.startswith(".")]
+
+
+def _stages(arguments: Sequence[str]) -> list[str]:
+    """Names of the stages in the chain file that was given, as lines show them: reading YAML would take longer than a Tab may."""
+    try:
+        text = Path(arguments[0]).expanduser().read_text(encoding="utf-8")[:MOST_OF_A_CHAIN]
+    except (IndexError, OSError, RuntimeError, ValueError):
+        return []
+    return _STAGE_NAME.findall(text)
+
+
+def _stage_keys(stages: Sequence[str], current: str) -> list[str]:
+    """`sft.train.seed=` once the stage's name stands there with its dot."""
+    stage, dot, key = current.partition(".")
+    if not dot or (key and not _KEY.fullmatch(key)) or stage not in (*stages, "defaults"):
+        return []
+    return [f"{stage}.{name}=" for name in _keys(only="")]
 
 
 def _cards() -> list[str]:

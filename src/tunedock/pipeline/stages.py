@@ -46,23 +46,31 @@ def train(
     Files given along with `resume` must say what the run's own recipe says.
     """
     if resume is None:
-        resolved = resolve_recipe(files, overrides)
-        run = create_run(resolved)
-        for note in resolved.notes:
-            on_event(note_event(note))
-    else:
-        run = Run(resume.path.absolute())
-        _refuse_finished(run)
-        if files:
-            check_same_recipe(run, resolve_recipe(files, overrides))
-        elif overrides:
-            raise RecipeError(
-                "a resumed run keeps its recipe, so there is nothing to override",
-                where="--resume",
-                hint="leave the overrides out, or start a new run",
-            )
+        return train_resolved(resolve_recipe(files, overrides), on_event=on_event, launcher=launcher)
+    run = Run(resume.path.absolute())
+    _refuse_finished(run)
+    if files:
+        check_same_recipe(run, resolve_recipe(files, overrides))
+    elif overrides:
+        raise RecipeError(
+            "a resumed run keeps its recipe, so there is nothing to override",
+            where="--resume",
+            hint="leave the overrides out, or start a new run",
+        )
+    return _train_in(run, True, on_event, launcher)
+
+
+def train_resolved(resolved: Resolved, *, on_event: OnEvent = ignore, launcher: Launcher | None = None) -> Outcome:
+    """Trains by a resolved recipe into a new run directory."""
+    run = create_run(resolved)
+    for note in resolved.notes:
+        on_event(note_event(note))
+    return _train_in(run, False, on_event, launcher)
+
+
+def _train_in(run: Run, resume: bool, on_event: OnEvent, launcher: Launcher | None) -> Outcome:
     on_event(note_event(f"run directory: {run.path}", run=str(run.path)))
-    return run_stage(JobSpec("train", run.path, {"resume": resume is not None}), on_event, launcher)
+    return run_stage(JobSpec("train", run.path, {"resume": resume}), on_event, launcher)
 
 
 def evaluate(
