@@ -14,9 +14,22 @@ import tunedock
 
 LAYERS = (
     "errors", "events", "recipe", "run", "plan", "data", "model", "objective", "eval", "train", "export", "serve", "worker",
-    "image", "launch", "pipeline", "cli", "web", "__main__",
+    "image", "launch", "pipeline", "search", "cli", "web", "__main__",
 )  # fmt: skip
-CONTROL = {"errors", "events", "recipe", "run", "plan", "image", "launch", "pipeline", "cli", "web", "__main__"}
+CONTROL = {
+    "errors",
+    "events",
+    "recipe",
+    "run",
+    "plan",
+    "image",
+    "launch",
+    "pipeline",
+    "search",
+    "cli",
+    "web",
+    "__main__",
+}
 WORK = set(LAYERS) - CONTROL
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "bitsandbytes"}
 

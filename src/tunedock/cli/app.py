@@ -20,7 +20,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from tunedock import __version__
-from tunedock.cli import chat, completion, data, doctor, init, pipeline, plan, recipe, runs, stages
+from tunedock.cli import chat, completion, data, doctor, init, pipeline, plan, recipe, runs, search, stages
 from tunedock.cli.options import Help
 from tunedock.cli.streams import prepare_streams
 from tunedock.cli.text import print_json, printable
@@ -60,6 +60,7 @@ app.command("init", short_help="Start a project: a recipe that trains, and sampl
 app.command("doctor", short_help="Check this machine, and say what is missing.")(doctor.doctor)
 app.command("plan", short_help="Tell steps, memory and time before a run starts.")(plan.plan)
 app.command("train")(stages.train)
+app.command("search", short_help="Search for the best values of a recipe's keys.")(search.search)
 app.command("eval", short_help="Measure a run's model beside its base.")(stages.evaluate)
 app.command("chat")(chat.chat)
 app.command("export", short_help="Write a run's model to a folder, checked.")(stages.export)

@@ -65,6 +65,8 @@ def train_resolved(resolved: Resolved, *, on_event: OnEvent = ignore, launcher: 
     run = create_run(resolved)
     for note in resolved.notes:
         on_event(note_event(note))
+    if resolved.recipe.search is not None:
+        on_event(note_event("`search` is for `tunedock search`: this run takes the values as they stand"))
     return _train_in(run, False, on_event, launcher)
 
 

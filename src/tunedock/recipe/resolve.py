@@ -52,6 +52,7 @@ _NO_EFFECT: tuple[Key, ...] = (
     ("data", "num_proc"),
     ("eval",),
     ("track",),
+    ("search",),
     ("launch",),
     ("hub",),
     ("offline",),

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, P
 from tunedock.recipe.adapters import Adapter, Lora
 from tunedock.recipe.objectives import Objective
 from tunedock.recipe.objectives.likelihood import Sft
+from tunedock.recipe.search import Search
 from tunedock.recipe.section import Fraction, Section, Seed, shorthand
 from tunedock.recipe.tracking import Track, Tracker
 
@@ -232,6 +233,8 @@ class Recipe(Section):
     train: Train = Train()
     eval: Eval = Eval()
     track: Track = Track()
+    search: Search | None = None
+    """For `tunedock search`; `tunedock train` takes the values as they stand."""
     launch: Launch = Launch()
     hub: str = "hf"
     """`hf`, `modelscope`, or the URL of a Hugging Face mirror."""
