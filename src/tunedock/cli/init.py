@@ -29,6 +29,7 @@ class StartObjective(StrEnum):
 
     sft = "sft"
     dpo = "dpo"
+    reward = "reward"
     pretrain = "pretrain"
 
 
@@ -39,6 +40,11 @@ class Start:
     model: str
     rows: str
     form: str
+    measure: str = (
+        "$ tunedock eval first                            # the held-out rows, beside the model as it was before\n"
+        "$ tunedock chat first"
+    )
+    """Commands that show what the training came to."""
 
 
 STARTS = {
@@ -51,6 +57,12 @@ STARTS = {
         "Qwen/Qwen3-0.6B",
         "questions to a library, each with a good answer and a worse one, in English and Chinese",
         'A row is a pair: `{"prompt": "...", "chosen": "...", "rejected": "..."}`.',
+    ),
+    StartObjective.reward: Start(
+        "Qwen/Qwen3-0.6B",
+        "questions to a library, each with a good answer and a worse one, in English and Chinese",
+        'A row is a pair: `{"prompt": "...", "chosen": "...", "rejected": "..."}`; a number `margin` may say by how much.',
+        "$ tunedock eval first                            # how often the better answer of a held-out pair has the higher score",
     ),
     StartObjective.pretrain: Start(
         "Qwen/Qwen3-0.6B-Base",
@@ -81,7 +93,7 @@ _YAML_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n", "~"}
 def init(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder that is new or empty.", show_default=False)],
     objective: Annotated[
-        StartObjective, typer.Option("--objective", metavar="sft|dpo|pretrain", help="What to train for.")
+        StartObjective, typer.Option("--objective", metavar="sft|dpo|reward|pretrain", help="What to train for.")
     ] = StartObjective.sft,
     model: Annotated[
         str | None,
@@ -115,7 +127,13 @@ def init(
 def project_files(objective: StartObjective, model: str) -> dict[str, str]:
     """Path in the project -> its text."""
     start = STARTS[objective]
-    words = {"MODEL": _scalar(model), "VERSION": __version__, "ROWS": start.rows, "FORMAT": start.form}
+    words = {
+        "MODEL": _scalar(model),
+        "VERSION": __version__,
+        "ROWS": start.rows,
+        "FORMAT": start.form,
+        "MEASURE": start.measure,
+    }
     templates = files("tunedock.cli") / "project"
     return {
         path: _filled((templates / name.format(objective=objective.value)).read_text(encoding="utf-8"), words)
