@@ -20,7 +20,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "quantized-weights-do-not-train": {"quantize": "fp8", "adapter": "full"},
     "modules-of-no-layers": {"adapter": {"kind": "freeze", "layer_modules": ["mlp"], "trainable_modules": ["norm"]}},
     "start-in-quantized-weights": {"quantize": "nf4", "adapter": {"init_lora_weights": "pissa_niter_16"}},
-    "dora-on-fp8": {"quantize": "fp8", "adapter": {"use_dora": True}},
+    "dora-on-eight-bits": {"quantize": "int8", "adapter": {"use_dora": True}},
     "layers-need-names": {"adapter": {"layers_to_transform": [0]}},
     "starts-twice": {"adapter": {"init_lora_weights": "olora", "continue_from": "saves/x"}},
     "adapters-into-quantized-weights": {"quantize": "nf4", "model": {"path": "a/b", "adapters": ["saves/x"]}},

@@ -62,11 +62,11 @@ ADAPTER_RULES: tuple[Rule, ...] = (
         hint="leave `adapter.init_lora_weights` out, or use `quantize: none`",
     ),
     Rule(
-        name="dora-on-fp8",
+        name="dora-on-eight-bits",
         keys=("adapter.use_dora", "quantize"),
-        broken=lambda r: isinstance(r.adapter, Lora) and r.adapter.use_dora and r.quantize == "fp8",
-        message="DoRA needs the lengths of the base's weights, and PEFT does not read those of fp8",
-        hint="use `quantize: nf4` or `int8`, or drop `adapter.use_dora`",
+        broken=lambda r: isinstance(r.adapter, Lora) and r.adapter.use_dora and r.quantize in ("fp8", "int8"),
+        message="DoRA needs the lengths of the base's weights, and PEFT does not read those of eight bits everywhere",
+        hint="use `quantize: nf4`, or drop `adapter.use_dora`",
     ),
     Rule(
         name="layers-need-names",
