@@ -155,7 +155,7 @@ BAD: dict[str, tuple[str, str, str]] = {
     "no form": (space("adapter.r: {}"), "search.space.adapter.r", "exactly one of"),
     "upside down": (space("adapter.r: {int_uniform: [8, 2]}"), "search.space.adapter.r", "the smaller first"),
     "logs of nothing": (space("train.weight_decay: {log_uniform: [0.0, 1.0]}"), "weight_decay", "above 0"),
-    "one choice": (space("adapter.r: {choice: [8]}"), "search.space.adapter.r", "two values or more"),
+    "one choice": (space("adapter.r: {choice: [8]}"), "search.space.adapter.r", "should be two values or more"),
     "no space": ("  trials: 3\n", "search.space", "missing"),
     "another metric": (space(RATE, metric="loss"), "search.metric", "loss"),
 }  # fmt: skip

@@ -129,7 +129,9 @@ def _wrong_kind(key: Key, values: dict[str, Any], where: str | None) -> Problem:
 
 def _expected(item: Any) -> str:
     text = _EXPECTED.get(item["type"])
-    return text.format(**item.get("ctx", {})).replace("'", "") if text else str(item["msg"])
+    if text:
+        return text.format(**item.get("ctx", {})).replace("'", "")
+    return str(item["msg"]).removeprefix("Value error, should be ")  # of a section's own validators
 
 
 def _value_hint(name: str, value: Any, item: Any) -> str | None:
