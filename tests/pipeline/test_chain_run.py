@@ -154,6 +154,19 @@ def test_an_export_takes_no_folder_that_is_not_its_own(project):
     assert (project / "exported" / "notes.txt").read_text() == "mine"
 
 
+def test_what_is_hidden_in_an_exports_folder_is_left_alone(project):
+    (project / "exported" / ".git").mkdir()
+    with pytest.raises(RunError, match=r"did not write: \.git"):
+        call(project)
+
+
+def test_two_exports_into_one_folder_are_refused(project):
+    chain = project / "chain.yaml"
+    chain.write_text(chain.read_text() + "  - {name: again, export: sft, to: exported}\n")
+    with pytest.raises(RecipeError, match=r"stage `again`: .*where `model` exports to"):
+        call(project)
+
+
 def test_two_calls_at_once_are_refused(project):
     with ChainState(project / "runs").held(), pytest.raises(RunError, match="another `tunedock pipeline`"):
         call(project, dry=False)

@@ -103,6 +103,7 @@ STAGES = "stages:\n  - {{name: a, model: m/m, data: {{train: r.jsonl}}}}\n{}"
         ("stages: [{name: ../a}]\n", "no name of a stage"),
         ("stages: [{name: 7}]\n", "no name of a stage"),
         ("stages: [{name: models}]\n", "cannot be called `models`"),
+        ("stages: [{name: chain}]\n", "cannot be called `chain`"),
         (STAGES.format("  - {name: a, model: m/m}"), "two stages are called `a`"),
         (STAGES.format("  - {name: b, model: stage:c}"), "`b` needs `c`, and there is no such stage"),
         (STAGES.format("  - {name: b, model: stage:b}"), "`b` needs itself"),

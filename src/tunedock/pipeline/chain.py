@@ -324,7 +324,10 @@ def _require_free(stage: ExportStage, state: ChainState) -> None:
     target = stage.to or state.folder / stage.name
     record = state.records.get(stage.name)
     wrote = record.former | record.output if record is not None and record.at(state.folder) == target else {}
-    strange = sorted(written(target).keys() - wrote.keys())
+    ours = {Path(name).parts[0] for name in wrote}
+    # Whatever is there, hidden or empty: the folder is removed when the export is made anew.
+    there = {entry.name for entry in target.iterdir()} if target.is_dir() else set()
+    strange = sorted((there - ours) | (written(target).keys() - wrote.keys()))
     if strange or target.is_file():
         raise RunError(
             f"stage `{stage.name}`: the folder of the export holds what this chain did not write"

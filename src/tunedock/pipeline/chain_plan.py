@@ -46,6 +46,7 @@ def check_chain(chain: Chain) -> Checked:
     """Raises RecipeError naming the first stage that cannot be, and the key."""
     recipes: dict[str, Resolved] = {}
     evals: dict[str, Eval] = {}
+    places: dict[Path, str] = {}
     for stage in chain.stages:
         try:
             if isinstance(stage, TrainStage):
@@ -55,6 +56,8 @@ def check_chain(chain: Chain) -> Checked:
                 evals[stage.name] = _eval_section(stage, chain)
             else:
                 _check_export(stage, recipes)
+                if stage.to is not None and (other := places.setdefault(stage.to, stage.name)) != stage.name:
+                    raise RecipeError(f"`to: {stage.to}` is where `{other}` exports to", hint="give another folder")
         except RecipeError as error:
             raise named(stage, error) from None
     return Checked(chain, recipes, evals)

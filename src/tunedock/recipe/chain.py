@@ -38,7 +38,7 @@ from tunedock.recipe.section import Section
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 DEFAULTS = "defaults"
-TAKEN = frozenset({DEFAULTS, "models"})
+TAKEN = frozenset({DEFAULTS, "models", "chain"})
 """Names that mean something else in a chain file or its folder."""
 
 _TOP = ("output_dir", DEFAULTS, "stages")
