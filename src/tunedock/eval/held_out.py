@@ -10,15 +10,19 @@ from functools import partial
 from typing import Any
 
 from tunedock.data import prepare as preparing
-from tunedock.data.conversation import Conversation, Labelled, Message, Preference
+from tunedock.data.conversation import Conversation, Labelled, Message, Preference, Prompt
 from tunedock.data.split import SIDES, Side
 from tunedock.data.store import SampleStore
 from tunedock.errors import DataError
 from tunedock.eval.budget import EVAL_TOKEN_BUDGET, EvalBudget
+from tunedock.eval.judged import Judged, Prompts
 from tunedock.eval.metrics import exact_match, score
 from tunedock.eval.page import page
+from tunedock.eval.rewards.completion import Moment
+from tunedock.eval.rewards.scoring import Scorer, make_scorer
 from tunedock.events import Emitter
 from tunedock.model import adapter as adapters
+from tunedock.model.answers import Sampler, Sampling
 from tunedock.model.generate import complete
 from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
@@ -26,6 +30,7 @@ from tunedock.model.session import Base, ChatFacts, continues
 from tunedock.objective.base import ReadsOthers
 from tunedock.objective.evaluate import batches, measure
 from tunedock.objective.registry import make as make_objective
+from tunedock.recipe.objectives.rollout import Rollout
 from tunedock.recipe.schema import Eval, Recipe
 from tunedock.run.record import Run, write_atomic, write_json
 
@@ -58,6 +63,7 @@ class HeldOut:
         self._reference: Reference | None = None
         self._results: dict[str, Any] = {"tuned": None, "base": None}
         self._answers: dict[str, list[str]] = {}
+        self._scorer: Scorer | None = None
 
     def needs_base_first(self, run: Run) -> bool:
         """Whether the base must be asked about the rows before the tuned model stands in memory: it is the objective's reference,
@@ -79,10 +85,41 @@ class HeldOut:
 
     def measure(self, policy: Policy, who: str, emit: Emitter) -> None:
         """Figures and answers of `policy`, the `who` ("tuned" or "base") of the result."""
+        if isinstance(self._recipe.objective, Rollout):
+            self._results[who] = self._rewarded(self._recipe.objective, policy, who, emit)
+            return
         figures = self._figures(policy, who, emit)
         if self._questions:
             figures |= self._answer(policy, who, emit)
         self._results[who] = figures
+
+    def _rewarded(self, section: Rollout, policy: Policy, who: str, emit: Emitter) -> dict[str, Any]:
+        """Answers, their mean reward by the recipe's own scorers, and what they have of the rows' answers where there are any."""
+        options = self._options
+        if self._scorer is None:
+            told = partial(emit.warning, where="objective.rewards")
+            hub, offline = self._recipe.hub, self._recipe.offline
+            self._scorer = make_scorer(section.rewards, hub=hub, offline=offline, on_warning=told)
+        asked = Prompts(self._store).take(range(len(self._questions)))
+        sampler = Sampler(
+            policy, stop_ids=self._facts.stop_ids, pad_id=self._base.pad_id, batch_size=options.batch_size
+        )
+        judged = Judged(sampler, self._scorer, self._base.tokenizer, section.missing_eos_penalty)
+        made, reward_PG, told_ = judged(
+            asked,
+            1,
+            Sampling(options.max_new_tokens, options.temperature),
+            seed=self._recipe.train.seed,
+            between=lambda done: emit.progress(f"answers, {who}", done, len(asked), "rows"),
+            moment=Moment(),
+        )
+        figures = {name: total / max(of, 1e-12) for name, (total, of) in told_.items()}
+        figures |= {"loss": -float(reward_PG.mean()), "completions": float(len(asked))}
+        texts = [answer_text(text) for (text,) in map(judged.texts, made)]
+        self._answers[who] = texts
+        if all(question.reference for question in self._questions):
+            figures |= score(texts, [question.reference for question in self._questions]).to_json()
+        return figures
 
     def _figures(self, policy: Policy, who: str, emit: Emitter) -> dict[str, Any]:
         """Loss and metrics of the objective. A base that is itself the reference has none: it prefers nothing to itself."""
@@ -180,6 +217,9 @@ def questions_of(store: SampleStore, limit: int | None) -> list[Question]:
         stored = store.stored(i)
         example = stored.example
         if stored.sample.wanted is False:
+            continue
+        if isinstance(example, Prompt):
+            questions.append(Question(stored.sample.row_id, example.prompt, example.tools, example.answer or ""))
             continue
         if isinstance(example, Preference):
             messages = (*example.prompt, *example.chosen)

@@ -1,6 +1,6 @@
 """The `rewards` of an objective, checked before a run begins, and a file of functions known again by its content.
 
-The functions themselves are loaded where training runs (`train.rewards`): nothing of the recipe's is executed here.
+The functions themselves are loaded where training runs (`eval.rewards`): nothing of the recipe's is executed here.
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from tunedock.data.layout import Row
 from tunedock.data.sample import Sample
 from tunedock.data.store import SampleStore
+from tunedock.eval.judged import Answerer, Judged, Prompts
+from tunedock.eval.rewards.completion import Moment
+from tunedock.eval.rewards.scoring import make_scorer
 from tunedock.events import Emitter
 from tunedock.model.answers import Sampler, Sampling
 from tunedock.model.policy import Policy
@@ -20,9 +23,7 @@ from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run
 from tunedock.run.stop import StopRequest
 from tunedock.train.budget import Budget
-from tunedock.train.rewards.completion import Moment
-from tunedock.train.rewards.scoring import make_scorer
-from tunedock.train.rollout import Answerer, Judged, Prompts, RolloutFeed
+from tunedock.train.rollout import RolloutFeed
 from tunedock.train.step import Stopped
 
 

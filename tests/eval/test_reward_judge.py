@@ -9,9 +9,9 @@ import pytest
 from stand_in_judge import KEY, serving
 from tunedock.data.conversation import Message
 from tunedock.errors import InterruptedRun, RecipeError, RewardError
+from tunedock.eval.rewards.completion import Completion, Log, Moment
+from tunedock.eval.rewards.judge import Judge
 from tunedock.recipe.objectives.rewards import JudgeReward
-from tunedock.train.rewards.completion import Completion, Log, Moment
-from tunedock.train.rewards.judge import Judge
 
 
 @pytest.fixture(scope="module")

@@ -27,10 +27,10 @@ from typing import Any
 
 from tunedock.data.turns_out import spoken_turns
 from tunedock.errors import RecipeError, RewardError
+from tunedock.eval.rewards import built_in
+from tunedock.eval.rewards.completion import Completion, Log, Moment, Values
 from tunedock.recipe.objectives.rewards import FunctionReward, names_module
 from tunedock.recipe.rewards import digest
-from tunedock.train.rewards import built_in
-from tunedock.train.rewards.completion import Completion, Log, Moment, Values
 
 WHERE = "objective.rewards"
 GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")

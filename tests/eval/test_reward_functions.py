@@ -11,12 +11,12 @@ import pytest
 
 from tunedock.data.conversation import Message
 from tunedock.errors import RecipeError, RewardError
+from tunedock.eval.rewards import Completion, Moment, make_scorer
+from tunedock.eval.rewards.built_in import FUNCTIONS
+from tunedock.eval.rewards.completion import Log
+from tunedock.eval.rewards.functions import open_function
 from tunedock.recipe.objectives.rewards import BUILT_IN, FunctionReward
 from tunedock.recipe.rewards import digest
-from tunedock.train.rewards import Completion, Moment, make_scorer
-from tunedock.train.rewards.built_in import FUNCTIONS
-from tunedock.train.rewards.completion import Log
-from tunedock.train.rewards.functions import open_function
 
 PROMPT = (Message("system", "Be brief."), Message("user", "2+2?"))
 

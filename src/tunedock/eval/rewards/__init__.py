@@ -4,7 +4,7 @@ score = make_scorer(recipe.objective.rewards, hub=recipe.hub, offline=recipe.off
 scores = score(completions)          # scores.total, scores.parts, scores.metrics
 """
 
-from tunedock.train.rewards.completion import Completion, Moment, Scores, Source
-from tunedock.train.rewards.scoring import Scorer, make_scorer
+from tunedock.eval.rewards.completion import Completion, Moment, Scores, Source
+from tunedock.eval.rewards.scoring import Scorer, make_scorer
 
 __all__ = ["Completion", "Moment", "Scorer", "Scores", "Source", "make_scorer"]

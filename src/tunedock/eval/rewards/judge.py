@@ -19,9 +19,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tunedock.data.turns_out import spoken_turns
 from tunedock.errors import DependencyError, RecipeError, RewardError
+from tunedock.eval.rewards.completion import Completion, Log, Moment, Values
+from tunedock.eval.rewards.parse import NoScore, score_of
 from tunedock.recipe.objectives.rewards import JudgeReward
-from tunedock.train.rewards.completion import Completion, Log, Moment, Values
-from tunedock.train.rewards.parse import NoScore, score_of
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunedock.errors import RewardError
+from tunedock.eval.rewards.completion import Completion, Log, Moment, Scores, Source, Values
+from tunedock.eval.rewards.functions import open_function
+from tunedock.eval.rewards.judge import Judge
+from tunedock.eval.rewards.model import open_model
 from tunedock.recipe.objectives.rewards import AnyReward, FunctionReward, JudgeReward, ModelReward, labels
-from tunedock.train.rewards.completion import Completion, Log, Moment, Scores, Source, Values
-from tunedock.train.rewards.functions import open_function
-from tunedock.train.rewards.judge import Judge
-from tunedock.train.rewards.model import open_model
 
 
 @dataclass(frozen=True, slots=True)

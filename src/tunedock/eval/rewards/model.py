@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 from tunedock.data.conversation import Conversation, Message, RowRefused
 from tunedock.data.turns import split_thinking
+from tunedock.eval.rewards.completion import Completion, Log, Moment, Values
 from tunedock.model.scorer import load_scorer
 from tunedock.recipe.objectives.rewards import ModelReward
-from tunedock.train.rewards.completion import Completion, Log, Moment, Values
 
 TOGETHER = 64
 """Conversations asked about between two looks at whether to stop."""

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunedock.eval.rewards.parse import NoScore, score_of
 from tunedock.recipe.objectives.rewards import JudgeReward
-from tunedock.train.rewards.parse import NoScore, score_of
 
 JSON = JudgeReward(base_url="http://h/v1", model="m")
 REGEX = JudgeReward(base_url="http://h/v1", model="m", parse="regex", scale=[1.0, 5.0])
