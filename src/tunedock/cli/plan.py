@@ -134,14 +134,15 @@ def _steps(found: Outlook) -> Iterator[tuple[str, str]]:
         yield "rows", f"{rows.read:,}: {rows.train:,} to train on, {rows.validation:,} validation, {rows.test:,} test"
         if rows.mean_tokens is not None:
             yield "tokens of a row", f"about {rows.mean_tokens:,.0f}, by its characters"
-    if found.steps is None or found.floor is None:
+    if found.steps is None:
         yield "steps", "not known: the rows are not counted"
         return
-    yield (
-        "steps an epoch",
-        f"{found.steps.steps_per_epoch:,} ({found.floor.steps_per_epoch:,} where a partial batch is left out)",
-    )
-    yield "steps in all", f"{found.steps.total_steps:,} ({found.floor.total_steps:,})"
+    each, all_ = f"{found.steps.steps_per_epoch:,}", f"{found.steps.total_steps:,}"
+    if found.floor is not None:
+        each += f" ({found.floor.steps_per_epoch:,} where a partial batch is left out)"
+        all_ += f" ({found.floor.total_steps:,})"
+    yield "steps an epoch", each
+    yield "steps in all", all_
     if found.seconds is not None and found.fits:
         yield "time", f"about {_duration(found.seconds)}, by {_source(found)}"
 

@@ -24,7 +24,9 @@ PLAIN_EVERY_S = 5.0
 
 _NUMBERS = (
     ("loss", "loss {:.4f}"),
+    ("reward", "reward {:.3f}"),
     ("eval_loss", "eval loss {:.4f}"),
+    ("eval_reward", "eval reward {:.3f}"),
     ("learning_rate", "lr {:.2e}"),
     ("tokens_per_second", "{:,.0f} tok/s"),
 )

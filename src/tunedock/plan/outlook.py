@@ -16,9 +16,10 @@ from tunedock.plan.memory import MemoryPlan, Part, held_as, numbers, plan_memory
 from tunedock.plan.rungs import HEADROOM, LADDER, MOST_TOKENS, at_most
 from tunedock.plan.shapes import Shape
 from tunedock.plan.speed import CHECKPOINTING, EFFICIENCY, operations
-from tunedock.plan.steps import StepPlan, floor_steps, plan_steps
+from tunedock.plan.steps import StepPlan, floor_steps, plan_steps, rollouts_of
 from tunedock.plan.trained import trained_size
 from tunedock.recipe.adapters import Lora
+from tunedock.recipe.objectives.rollout import Rollout
 from tunedock.recipe.schema import Recipe
 
 WEIGHT_BITS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4, "int2": 2}
@@ -126,7 +127,11 @@ def outlook(
     longest = min(recipe.data.max_length, recipe.train.token_budget or recipe.data.max_length)
     batch = batch_size or recipe.train.batch_size or 1
     steps = floor = None
-    if rows is not None and rows.train > 0:
+    if rows is not None and rows.train > 0 and isinstance(recipe.objective, Rollout):
+        rounds = rollouts_of(recipe, recipe.objective, rows.train)
+        prompts = rounds.rollouts * rounds.prompts
+        steps = StepPlan(rounds.steps_per_epoch, rounds.total_steps, prompts, prompts / rows.train)
+    elif rows is not None and rows.train > 0:
         steps = plan_steps(rows.train, batch, recipe.train.num_train_epochs, recipe.train.max_steps)
         floor = floor_steps(rows.train, batch, recipe.train.num_train_epochs, recipe.train.max_steps)
     row = _largest_row(recipe, need, room, longest, target)
@@ -216,7 +221,9 @@ def _largest_row(recipe: Recipe, need: Need, room: int, longest: int, target: Ta
 
 
 def _seconds(recipe: Recipe, model: Decoder, target: Target, rows: Rows | None, steps: StepPlan | None) -> float | None:
-    """Operations over what the devices do; None where a figure is missing."""
+    """Operations over what the devices do; None where a figure is missing, or answers of unknown length are made."""
+    if isinstance(recipe.objective, Rollout):
+        return None
     if rows is None or steps is None or rows.mean_tokens is None or target.teraflops is None:
         return None
     head = model.hidden * (1 if model.scored else model.vocabulary)

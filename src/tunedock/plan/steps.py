@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tunedock.recipe.schema import Split
+from tunedock.recipe.objectives.rollout import Rollout
+from tunedock.recipe.schema import Recipe, Split
 
 _ROUNDING = 1e-9  # 0.1 epochs of 30 steps is 3.0000000000000004 in floating point; that is not a fourth step
 
@@ -66,6 +67,10 @@ class RolloutPlan:
     def steps_per_epoch(self) -> int:
         return self.rollouts_per_epoch * self.steps
 
+    @property
+    def rollouts(self) -> int:
+        return math.ceil(self.total_steps / self.steps)
+
 
 def plan_rollouts(
     prompts: int,
@@ -91,6 +96,19 @@ def plan_rollouts(
     per_epoch = math.ceil(prompts / a_rollout)
     total = max_steps if max_steps > 0 else max(1, math.ceil(num_train_epochs * per_epoch - _ROUNDING)) * steps
     return RolloutPlan(a_rollout, steps, per_epoch, total)
+
+
+def rollouts_of(recipe: Recipe, section: Rollout, prompts: int) -> RolloutPlan:
+    """The same for a resolved recipe."""
+    return plan_rollouts(
+        prompts,
+        batch_size=recipe.train.batch_size or 1,
+        answers=section.num_generations,
+        divided=section.steps_per_generation,
+        times=section.times,
+        num_train_epochs=recipe.train.num_train_epochs,
+        max_steps=recipe.train.max_steps,
+    )
 
 
 def floor_steps(examples: int, batch_size: int, num_train_epochs: float, max_steps: int = -1) -> StepPlan:

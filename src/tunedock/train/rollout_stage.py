@@ -17,7 +17,7 @@ from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
 from tunedock.model.session import Base
 from tunedock.objective.evaluate import Measured
-from tunedock.plan.steps import RolloutPlan, plan_rollouts
+from tunedock.plan.steps import rollouts_of
 from tunedock.recipe.objectives.rollout import Local, Rollout
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run
@@ -48,7 +48,7 @@ class Rollouts:
             Prompts(store),
             self.judged,
             self.section,
-            rollout_plan(self.recipe, self.section, len(store)),
+            rollouts_of(self.recipe, self.section, len(store)),
             self.policy,
             self.reference,
             layout=layout,
@@ -114,18 +114,6 @@ def make_rollouts(
     )
     judged = Judged(_answerer(section, base, policy), scorer, base.tokenizer, section.missing_eos_penalty)
     return Rollouts(recipe, section, policy, reference, budget, judged, emit, stop)
-
-
-def rollout_plan(recipe: Recipe, section: Rollout, prompts: int) -> RolloutPlan:
-    return plan_rollouts(
-        prompts,
-        batch_size=recipe.train.batch_size or 1,
-        answers=section.num_generations,
-        divided=section.steps_per_generation,
-        times=section.times,
-        num_train_epochs=recipe.train.num_train_epochs,
-        max_steps=recipe.train.max_steps,
-    )
 
 
 def _answerer(section: Rollout, base: Base, policy: Policy) -> Answerer:

@@ -27,7 +27,7 @@ from tunedock.objective.evaluate import Measured
 from tunedock.objective.registry import make as make_objective
 from tunedock.plan.memory import readable
 from tunedock.plan.optimizer_memory import optimizer_bytes
-from tunedock.plan.steps import plan_steps
+from tunedock.plan.steps import plan_steps, rollouts_of
 from tunedock.recipe.adapters import Lora
 from tunedock.recipe.objectives.preference import Dpo
 from tunedock.recipe.objectives.rollout import Rollout
@@ -45,7 +45,7 @@ from tunedock.train.optimizer import make_updater
 from tunedock.train.optimizer_names import require_optimizer
 from tunedock.train.planning import make_budget
 from tunedock.train.rehearsal import rehearse_largest_row, settle_compiling
-from tunedock.train.rollout_stage import make_rollouts, rollout_plan
+from tunedock.train.rollout_stage import make_rollouts
 from tunedock.train.stream import StreamFeed, streamed_data
 from tunedock.train.tracker_kinds import require as require_trackers
 from tunedock.train.trackers import following
@@ -248,7 +248,7 @@ def _loop(
 ) -> Loop:
     train_ = recipe.train
     if isinstance(recipe.objective, Rollout):
-        rounds = rollout_plan(recipe, recipe.objective, about["samples"])
+        rounds = rollouts_of(recipe, recipe.objective, about["samples"])
         course = Course(rounds.total_steps, rounds.steps_per_epoch, rounds.total_steps * (train_.batch_size or 1))
     elif about["samples"] is None:
         course = Course(train_.max_steps, None, train_.max_steps * (train_.batch_size or 1))
