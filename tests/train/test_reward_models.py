@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from tunedock.train.rewards import Completion, Moment, make_scorer
+from tunedock.train.rewards.model import conversation
 
 from scored import save_scorer
 from tunedock.data.conversation import Conversation, Message
 from tunedock.errors import InterruptedRun, ModelError
 from tunedock.model.scorer import load_scorer
 from tunedock.recipe.objectives.rewards import FunctionReward, ModelReward
-from tunedock.train.rewards import Completion, Moment, make_scorer
-from tunedock.train.rewards.model import conversation
 
 PROMPT = (Message("user", "How many hours are in two days?"),)
 ANSWERS = ["There are 48 hours.", "I do not know.", "No."]
