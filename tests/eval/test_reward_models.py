@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tunedock.train.rewards import Completion, Moment, make_scorer
-from tunedock.train.rewards.model import conversation
 
 from scored import save_scorer
 from tunedock.data.conversation import Conversation, Message
 from tunedock.errors import InterruptedRun, ModelError
+from tunedock.eval.rewards import Completion, Moment, make_scorer
+from tunedock.eval.rewards.model import conversation
 from tunedock.model.scorer import load_scorer
 from tunedock.recipe.objectives.rewards import FunctionReward, ModelReward
 
