@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from tunedock.data.conversation import (
     from_json,
     to_json,
 )
-from tunedock.data.formats import asked, detect, group_of, parse
+from tunedock.data.formats import asked, detect, group_of, margin_of, parse
 from tunedock.errors import DataError
 from tunedock.recipe.schema import Source
 
@@ -694,3 +695,17 @@ def test_other_fields_are_json() -> None:
     found = asked(odd, "prompt", {})
     assert isinstance(found, Prompt)
     assert found.columns == {"date": "2024-01-02", "share": "nan", "parts": [{"a": 1}]}
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"), [(0.5, 0.5), (2, 2.0), ("1e-1", 0.1), (" -3 ", -3.0), (None, None)], ids=repr
+)
+def test_a_margin_is_a_number(value: Any, wanted: float | None) -> None:
+    assert margin_of({"margin": value}, {}) == wanted == margin_of({"gap": value, "margin": "x"}, {"margin": "gap"})
+    assert margin_of({}, {}) is None
+
+
+@pytest.mark.parametrize("value", ["much", "", True, [1], {}, math.inf, "nan", "-inf"], ids=repr)
+def test_what_is_no_margin(value: Any) -> None:
+    with pytest.raises(RowRefused, match=r"bad_margin: `gap` must be a (finite )?number"):
+        margin_of({"gap": value}, {"margin": "gap"})

@@ -83,7 +83,8 @@ def train(
     torch.manual_seed(recipe.train.seed)
     for given_up in policy.probe():
         emit.warning(given_up, where=str(base.located.folder))
-    if not base.chat.documents and not base.chat.engine_renders(thinking=about["thinking"]):
+    generates = base.head == "logprobs" and not base.chat.documents
+    if generates and not base.chat.engine_renders(thinking=about["thinking"]):
         emit.warning(
             "no outside engine renders the prompts this model is trained on: its template cannot be told to leave the thinking out",
             where="chat template",
