@@ -130,6 +130,9 @@ def table(results: dict[str, dict[Way, list[dict[str, float]]]], answer_tokens: 
     def median(rounds: Sequence[dict[str, float]], part: str) -> float:
         return statistics.median(told[part] for told in rounds)
 
+    def rate(rounds: Sequence[dict[str, float]]) -> float:
+        return answer_tokens / median(rounds, "whole")
+
     lines = [
         "| | way | sampling s | reading s | update s | answer tokens/s | ratio |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
