@@ -13,6 +13,7 @@
     ├── DivergedError    9   the loss is not a number
     ├── DependencyError 10   an optional package is missing
     ├── RewardError     11   a reward function, a reward model or a judge gave no score for an answer
+    ├── EngineError     12   an engine behind an endpoint does not answer, or not as it should
     ├── BugError        70   tunedock's own mistake; its traceback is in the log
     └── InterruptedRun 130   stopped by the user (Ctrl-C), its state saved
 
@@ -96,6 +97,10 @@ class DependencyError(TunedockError):
 
 class RewardError(TunedockError):
     exit_code = 11
+
+
+class EngineError(TunedockError):
+    exit_code = 12
 
 
 class BugError(TunedockError):

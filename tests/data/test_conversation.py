@@ -13,6 +13,7 @@ from tunedock.data.conversation import (
     Labelled,
     Message,
     Preference,
+    Prompt,
     Verdicts,
     answers,
     from_json,
@@ -26,6 +27,7 @@ EXAMPLES: list[tuple[Example, list[Message]]] = [
     (Verdicts((ASK, SAY, ASK), (THINK,), (SAY,)), [THINK, SAY]),
     (Labelled((ASK,), (SAY, ASK, THINK), label=False), [SAY, THINK]),
     (Document("text"), []),
+    (Prompt((ASK,), None, {"level": 3}), []),
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -83,9 +83,9 @@ class Prompt:
     """A question whose answers are made, and scored, while training."""
 
     prompt: tuple[Message, ...]
-    answer: str | None
+    answer: str | None = None
     """The answer the row itself brings, for who scores to compare with."""
-    columns: Mapping[str, Any]
+    columns: Mapping[str, Any] = field(default_factory=dict)
     """The row's fields beside the prompt, as JSON values: reward functions get them by name."""
     tools: tuple[dict[str, Any], ...] = ()
 

@@ -38,6 +38,8 @@ class Sampled:
     ids: tuple[int, ...]
     """With the stop token it ended with, if it did; at least one token."""
     stopped: bool
+    logprobs: tuple[float, ...] | None = None
+    """What an engine says of its first tokens, or all: for comparison, nothing is learned from them."""
 
 
 Batch = list[tuple[int, int]]

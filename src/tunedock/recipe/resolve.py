@@ -259,6 +259,8 @@ def _path_keys(values: dict[str, Any]) -> Iterator[tuple[Key, bool, bool]]:
         for index in range(len(values["data"][side])):
             yield ("data", side, index, "path"), True, True
     yield from rewards.path_keys(values)
+    if "adapter_dir" in values["objective"].get("engine", {}):
+        yield ("objective", "engine", "adapter_dir"), False, False
     yield ("data", "cache_dir"), False, False
     yield ("eval", "tasks_path"), True, False
     yield ("train", "output_dir"), False, False

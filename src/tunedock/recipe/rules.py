@@ -11,6 +11,7 @@ from tunedock.recipe.optimizers import why_not
 from tunedock.recipe.problems import Problem, error_of
 from tunedock.recipe.rule import Rule
 from tunedock.recipe.rules_adapters import ADAPTER_RULES
+from tunedock.recipe.rules_engine import ENGINE_RULES
 from tunedock.recipe.rules_objectives import OBJECTIVE_RULES
 from tunedock.recipe.rules_training import TRAINING_RULES
 from tunedock.recipe.schema import Recipe, Source
@@ -46,6 +47,7 @@ def _remote(path: str) -> bool:
 RULES: tuple[Rule, ...] = (
     *ADAPTER_RULES,
     *OBJECTIVE_RULES,
+    *ENGINE_RULES,
     *TRAINING_RULES,
     Rule(
         name="overrides-of-a-trained-config",

@@ -60,15 +60,6 @@ OBJECTIVE_RULES: tuple[Rule, ...] = (
         hint="give `objective.num_generations: 8`, or use `objective: ppo`",
     ),
     Rule(
-        name="engine-without-an-adapter",
-        keys=("objective.engine.kind", "adapter.kind"),
-        broken=lambda r: (
-            (found := _rollout(r)) is not None and found.engine.kind == "openai" and r.adapter.kind != "lora"
-        ),
-        message="an engine behind an endpoint is given the trained adapter, and this run trains the model's own weights",
-        hint="use `adapter: lora`, or `objective.engine: local`",
-    ),
-    Rule(
         name="pretrain-train-on",
         keys=("data.train_on", "objective.kind"),
         broken=lambda r: r.objective.kind == "pretrain" and r.data.train_on != "assistant",

@@ -10,6 +10,7 @@ events.jsonl           metrics, progress, warnings, failures
 logs/STAGE.log         what the process printed
 checkpoints/           atomic and checksummed; index.json names the last and the best
 model/                 the result: an adapter, or whole weights; chat.json says how prompts are rendered
+engine/                adapters that an engine is given while it makes answers for training
 plots/  tensorboard/  eval/
 """
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tunedock.data.layout import Row
 from tunedock.data.sample import Sample
-from tunedock.errors import DivergedError, InterruptedRun, RowTooLargeError
+from tunedock.errors import DivergedError, EngineError, InterruptedRun, RewardError, RowTooLargeError
 from tunedock.events import Emitter
 from tunedock.model.adapter import load_trainable_state, trainable_state
 from tunedock.model.policy import Policy
@@ -150,6 +150,10 @@ class Loop:
             except Stopped:
                 self._throw_away(before)
                 self._interrupted()
+            except (EngineError, RewardError):  # raised while the step's samples are made, before anything has changed
+                self._throw_away(before)
+                self._save_what_is_done()
+                raise
             self._log()
             if self._due(self._train.eval_strategy, self._train.eval_steps or self._train.save_steps):
                 self._evaluate()
@@ -283,7 +287,12 @@ class Loop:
         started = time.perf_counter()
         self._policy.model.eval()
         self._updater.to_evaluation()
-        measured = self._measure() if self._measure is not None else self._measure_objective()
+        try:
+            measured = self._measure() if self._measure is not None else self._measure_objective()
+        except (EngineError, RewardError):
+            self._updater.to_training()
+            self._save_what_is_done()
+            raise
         self._updater.to_training()
         loss = measured.loss
         self._updater.plateau(loss)
@@ -335,6 +344,14 @@ class Loop:
         )
 
     # -- state ---------------------------------------------------------------------------------------------------------
+
+    def _save_what_is_done(self) -> None:
+        """For another try, when what training depends on elsewhere is there again."""
+        if self._train.save_strategy != "no" and self.progress.step:
+            self.save()
+            self._emit.note(
+                f"a checkpoint of step {self.progress.step} is saved; `tunedock train --resume` goes on from it"
+            )
 
     def save(self, *, metric: float | None = None, better: bool = False) -> None:
         self._checkpoints.save(self._snapshot(), metric=metric, better=better)

@@ -32,6 +32,7 @@ from tunedock.objective.evaluate import Smaller, once_it_fits
 from tunedock.objective.experience import Experience, asked_and_answered
 from tunedock.plan.steps import RolloutPlan
 from tunedock.recipe.objectives.rollout import Grpo, Ppo, Rollout
+from tunedock.train.agreement import Agreement, Floats
 from tunedock.train.experience_state import from_tensors, to_tensors
 from tunedock.train.feed import FixedFeed
 
@@ -42,6 +43,8 @@ class Reads(Protocol):
     model: torch.nn.Module
 
     def logprobs(self, row: Row) -> tuple[Tensor, RowTensors]: ...
+
+    def at_temperature(self, temperature: float) -> None: ...
 
     @property
     def values_N(self) -> Tensor | None: ...
@@ -66,6 +69,7 @@ class RolloutFeed(FixedFeed):
         always_read: bool,
         on_progress: Callable[[int, int], None],
         check: Callable[[], None],
+        on_warning: Callable[[str], None] = lambda text: None,
     ) -> None:
         """`always_read`: the policy that makes the answers is not the one that is trained, to the last digit (another engine).
 
@@ -85,6 +89,7 @@ class RolloutFeed(FixedFeed):
         self._reads_old = always_read or plan.steps > 1 or not _one_action_a_step(section)
         self._on_progress = on_progress
         self._check = check
+        self._agreement = Agreement(self._said_at, section.temperature, on_warning)
         self._kl_coef = section.kl_coef if isinstance(section, Ppo) else 0.0
         self._number: int | None = None
         self._experiences: list[Experience] = []
@@ -142,6 +147,7 @@ class RolloutFeed(FixedFeed):
             for one, group, counted in zip(asked, made, counts, strict=True)
         ]
         measured = self._measured(samples, made, counts, reward_PG)
+        told |= self._agreement(samples, made, measured)
         answers = credited(section, measured, kl_coef=self._kl_coef)
         self._experiences = [
             Experience(sample.row_id, sample.segments, answers=tuple(group))
@@ -187,6 +193,15 @@ class RolloutFeed(FixedFeed):
             ]
             for p, group in enumerate(made)
         ]
+
+    def _said_at(self, temperature: float, samples: Sequence[Sample]) -> list[list[Floats]]:
+        """What the policy says at another temperature than that of sampling."""
+        self._policy.at_temperature(temperature)
+        try:
+            with torch.no_grad(), evaluating(self._policy.model):
+                return self._read(self._policy, [asked_again(sample) for sample in samples])[0]
+        finally:
+            self._policy.at_temperature(self._section.temperature)
 
     def _read(
         self, policy: Reads, samples: Sequence[Sample]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tunedock.data.layout import Row
 from tunedock.data.sample import Sample
@@ -13,11 +14,14 @@ from tunedock.eval.rewards.completion import Moment
 from tunedock.eval.rewards.scoring import make_scorer
 from tunedock.events import Emitter
 from tunedock.model.answers import Sampler, Sampling
+from tunedock.model.engine.answerer import Engine
+from tunedock.model.engine.folders import AdapterFolders
 from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
 from tunedock.model.session import Base
 from tunedock.objective.evaluate import Measured
 from tunedock.plan.steps import rollouts_of
+from tunedock.recipe.adapters import Lora
 from tunedock.recipe.objectives.rollout import Local, Rollout
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run
@@ -37,6 +41,14 @@ class Rollouts:
     judged: Judged
     emit: Emitter
     stop: StopRequest
+    closing: tuple[Callable[[], None], ...] = ()
+
+    def __enter__(self) -> Rollouts:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for close in self.closing:
+            close()
 
     def feed(self, store: SampleStore) -> RolloutFeed:
         batch_size, seed = self.recipe.train.batch_size or 1, self.recipe.train.seed
@@ -58,6 +70,7 @@ class Rollouts:
             always_read=not isinstance(self.section.engine, Local),
             on_progress=lambda done, total: self.emit.progress("answers", done, total, "answers"),
             check=self._check,
+            on_warning=lambda text: self.emit.warning(text, where="objective.engine"),
         )
 
     def evaluation(self, validation: Sequence[Sample]) -> Callable[[], Measured] | None:
@@ -112,11 +125,27 @@ def make_rollouts(
         offline=recipe.offline,
         on_warning=lambda text: emit.warning(text, where="rewards"),
     )
-    judged = Judged(_answerer(section, base, policy), scorer, base.tokenizer, section.missing_eos_penalty)
-    return Rollouts(recipe, section, policy, reference, budget, judged, emit, stop)
+    answerer = _answerer(run, recipe, section, base, policy, emit)
+    closing = (scorer.close, answerer.close) if isinstance(answerer, Engine) else (scorer.close,)
+    judged = Judged(answerer, scorer, base.tokenizer, section.missing_eos_penalty)
+    return Rollouts(recipe, section, policy, reference, budget, judged, emit, stop, closing)
 
 
-def _answerer(section: Rollout, base: Base, policy: Policy) -> Answerer:
-    if not isinstance(section.engine, Local):
-        raise NotImplementedError
-    return Sampler(policy, stop_ids=base.chat.stop_ids, pad_id=base.pad_id, batch_size=section.engine.max_num_seqs)
+def _answerer(run: Run, recipe: Recipe, section: Rollout, base: Base, policy: Policy, emit: Emitter) -> Answerer:
+    found = section.engine
+    if isinstance(found, Local):
+        return Sampler(policy, stop_ids=base.chat.stop_ids, pad_id=base.pad_id, batch_size=found.max_num_seqs)
+    root = Path(found.adapter_dir) if found.adapter_dir else run.path / "engine"
+    engine = Engine(
+        found,
+        policy,
+        AdapterFolders(root, run.path, on_server=found.adapter_dir_on_server),
+        base.tokenizer,
+        rank=recipe.adapter.r if isinstance(recipe.adapter, Lora) else 1,
+        stop_ids=base.chat.stop_ids,
+        longest=recipe.data.max_length,
+        on_warning=lambda text: emit.warning(text, where=found.base_url),
+    )
+    engine.begin()
+    emit.note(f"answers are made by {found.model} at {found.base_url}", base_url=found.base_url, model=found.model)
+    return engine

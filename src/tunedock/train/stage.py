@@ -98,7 +98,7 @@ def train(
     needed = make_objective(recipe.objective).needs_reference if section is None else section.needs_reference
     reference = Reference.of(policy) if needed else None  # before the budget, which counts what is held already
     budget = make_budget(run, recipe, policy, longest_path=longest, resume=resume, emit=emit)
-    measure = None
+    measure, rollouts = None, None
     if section is not None and isinstance(feed, StoreFeed):
         if section.kind == "ppo":
             policy.add_value_head()
@@ -118,7 +118,7 @@ def train(
     if token_budget is not None:
         budget.lower_to(loop.progress.step, token_budget, "memory ran out, and the run was started again")
     with following(run, recipe, emit) as trackers:
-        with _board(run, recipe), stop.deferred():
+        with _board(run, recipe), stop.deferred(), rollouts or nullcontext():
             try:
                 if is_sharded(policy.model):
                     _rehearse(policy, loop, recipe, feed, budget)

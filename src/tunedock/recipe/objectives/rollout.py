@@ -21,7 +21,7 @@ class Local(Section):
 
 
 class OpenAIEngine(Section):
-    """Answers come from an OpenAI-compatible server, which is given the trained adapter before each rollout."""
+    """Answers come from a vLLM server, which is given the trained adapter before each rollout; needs `tunedock[engine]`."""
 
     kind: Literal["openai"] = "openai"
     base_url: str
@@ -29,11 +29,15 @@ class OpenAIEngine(Section):
     model: str
     """The name the server has for the base model."""
     api_key_env: str | None = None
-    """The environment variable that holds the key, where the server wants one."""
+    """The environment variable that holds the key, where the server wants one. The key itself is kept nowhere."""
     adapter_dir: str | None = None
-    """A folder that this process and the server both see; the adapter is written there. The run directory by default."""
+    """A folder that this process and the server both see, for the adapter; `engine` in the run directory by default."""
+    adapter_dir_on_server: str | None = None
+    """The same folder as the server sees it, where a container or another machine has it elsewhere."""
     timeout_s: PositiveFloat = 600.0
-    """Of one request."""
+    """Of one request, which makes all the answers to a prompt."""
+    max_retries: NonNegativeInt = 3
+    """Further tries for a request that failed, after growing pauses."""
     concurrency: PositiveInt = 32
     """Requests under way at once."""
 
