@@ -13,6 +13,14 @@ from tunedock.recipe.schema import Recipe
 GRPO: dict[str, Any] = {"kind": "grpo", "rewards": ["exact_match"]}
 RANDOM = {"path": "a/b", "init": "random"}
 
+
+def engine(settings: dict[str, Any], **adapter: Any) -> dict[str, Any]:
+    """A recipe whose answers an engine makes."""
+    given = {"kind": "openai", "base_url": "http://localhost:8000/v1", "model": "m", **settings}
+    objective = {"kind": "grpo", "rewards": ["exact_match"], "engine": given}
+    return {"objective": objective, "adapter": {"kind": "lora", **adapter}}
+
+
 BROKEN: dict[str, dict[str, Any]] = {
     "freeze-names-nothing": {"adapter": "freeze"},
     "lora-on-random-weights": {"objective": "pretrain", "model": RANDOM, "adapter": "lora"},
@@ -69,6 +77,14 @@ BROKEN: dict[str, dict[str, Any]] = {
         "train": {"eval_strategy": "epoch"},
         "data": {"split": {"train": 0.9, "validation": 0.0, "test": 0.1}},
     },
+    "engine-without-an-address": engine({"base_url": "localhost:8000"}),
+    "engine-password-in-the-recipe": engine({"base_url": "http://me:secret@host/v1"}),
+    "engine-path-without-a-folder": engine({"adapter_dir_on_server": "/adapters"}),
+    "engine-runs-no-dora": engine({}, use_dora=True),
+    "engine-runs-no-whole-modules": engine({}, modules_to_save=["lm_head"]),
+    "engine-knows-one-rank": engine({}, rank_pattern={"q_proj": 4}),
+    "engine-knows-one-alpha": engine({}, alpha_pattern={"q_proj": 4.0}),
+    "engine-has-the-whole-base": engine({}, init_lora_weights="pissa"),
     "eval-steps-unused": {"train": {"eval_steps": 10}},
     "best-without-evaluation": {"train": {"load_best_model_at_end": True, "eval_strategy": "no"}},
     "best-without-data": {

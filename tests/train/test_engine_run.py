@@ -46,7 +46,7 @@ def resolved(place: Path, url: str, out: Path, *overrides: str) -> Any:
     (place / "recipe.yaml").write_text(
         "model: ./base\n"
         "objective:\n"
-        "  kind: grpo\n  num_generations: 4\n  max_new_tokens: 6\n"
+        "  kind: grpo\n  num_generations: 4\n  max_new_tokens: 4\n"
         "  rewards: ['rewards.py:letters']\n"
         f"  engine: {{kind: openai, base_url: '{url}', model: tiny, max_retries: 0}}\n"
         "adapter: {r: 4}\n"
@@ -90,7 +90,7 @@ def test_a_run_trains_on_the_engines_answers(place: Path, server: StandInEngine,
 
 def test_an_engine_that_does_not_apply_the_adapter_is_found(place: Path, server: StandInEngine, tmp_path: Path) -> None:
     server.applies_adapters = False
-    run, _ = run_of(place, server.url, tmp_path / "run", "train.learning_rate=0.5")
+    run, _ = run_of(place, server.url, tmp_path / "run", "train.learning_rate=3.0")
     assert steps(run)[0][METRIC] < 1e-3 and steps(run)[-1][METRIC] > 0.5  # a fresh adapter is the base itself
     (warning,) = events(run, "warning")
     assert "does not apply the adapter it is given" in warning["message"]

@@ -130,7 +130,7 @@ _MESSAGE_FIELDS = ("messages", "prompt", "chosen", "rejected", "completion")
 def to_json(example: Example) -> dict[str, Any]:
     """A JSON object of an example, with its `kind`; null fields, and null and empty ones of messages, left out."""
     value: dict[str, Any] = {"kind": type(example).__name__.lower()}
-    for name in (field.name for field in fields(example)):
+    for name in (one.name for one in fields(example)):
         item = getattr(example, name)
         if item is None:
             continue

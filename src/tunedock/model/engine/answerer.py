@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunedock.errors import EngineError
 from tunedock.model.answers import Sampled, Sampling
-from tunedock.model.engine.folders import AdapterFolders
+from tunedock.model.engine.folders import AdapterFolders, require_loadable
 from tunedock.model.engine.replies import Expected, NotAnAnswer, read
 from tunedock.model.engine.server import CLOSING_S, Refusal, Server
 from tunedock.model.policy import Policy
@@ -74,7 +74,9 @@ class Engine:
         return made
 
     def begin(self) -> None:
-        """Makes sure that the engine is there and has the model; takes back what a killed process of this run left with it."""
+        """Makes sure that the engine is there, has the model and can run the adapter; takes back what a killed process of this run
+        left with it. Raises EngineError, ModelError."""
+        require_loadable(self._policy.model)
         self._run(self._greeted())
 
     def close(self) -> None:
