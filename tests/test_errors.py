@@ -44,6 +44,7 @@ def test_exit_codes_are_stable() -> None:
         9: ["DivergedError"],
         10: ["DependencyError"],
         11: ["RewardError"],
+        12: ["EngineError"],
         70: ["BugError"],
         130: ["InterruptedRun"],
     }

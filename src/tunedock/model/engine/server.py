@@ -17,7 +17,7 @@ from tunedock.errors import DependencyError, EngineError, RecipeError
 from tunedock.recipe.objectives.rollout import OpenAIEngine
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai import APIStatusError, AsyncOpenAI
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank may be."""
@@ -33,7 +33,7 @@ class Refusal(Exception):  # noqa: N818 - the engine's, which who asked makes an
     """The server has answered, and not with what was asked for."""
 
     def __init__(self, status: int, said: str) -> None:
-        super().__init__(f"HTTP {status}: {said}")
+        super().__init__(f"HTTP {status}: {said}" if said else f"HTTP {status}")
         self.status = status
         self.said = said
 
@@ -154,7 +154,7 @@ class Server:
                 hint="raise `objective.engine.timeout_s`, or lower `objective.engine.concurrency`",
             ) from None
         except openai.APIStatusError as raised:
-            raise Refusal(raised.status_code, _short(raised.message)) from None
+            raise Refusal(raised.status_code, _said(raised)) from None
         except openai.APIConnectionError as raised:
             raise EngineError(
                 f"{_short(str(raised.__cause__ or raised))}, tried {_times(tries)}",
@@ -199,6 +199,14 @@ def _key(engine: OpenAIEngine) -> str:
 
 def _times(tries: int) -> str:
     return "once" if tries == 1 else f"{tries} times"
+
+
+def _said(raised: APIStatusError) -> str:
+    """By the server, where it says it as OpenAI does; else the beginning of what came."""
+    message = raised.body.get("message") if isinstance(raised.body, dict) else None
+    if isinstance(message, str):
+        return _short(message)
+    return _short(raised.message.removeprefix(f"Error code: {raised.status_code}").lstrip(" -"))
 
 
 def _short(text: str) -> str:
