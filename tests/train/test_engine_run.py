@@ -99,6 +99,7 @@ def test_an_engine_that_does_not_apply_the_adapter_is_found(
     assert "does not apply the adapter it is given" in warning["message"]
 
 
+@pytest.mark.long
 def test_a_run_goes_on_after_the_engine_was_killed(place: Path, tmp_path: Path) -> None:
     with serving(place / "base") as server:
         expected, _ = run_of(place, server.url, tmp_path / "straight")
