@@ -138,16 +138,18 @@ def test_all_answers_cut_off(tmp_path: Path) -> None:
 
 
 LEARNING = {
-    "grpo": "{kind: grpo, num_generations: 8, ",
-    "rloo": "{kind: rloo, num_generations: 4, ",
-    "ppo": "{kind: ppo, num_ppo_epochs: 2, steps_per_generation: 2, kl_coef: 0.02, ",
+    "grpo": (24, "{kind: grpo, num_generations: 8, "),
+    "rloo": (32, "{kind: rloo, num_generations: 4, beta: 0.01, "),
+    "ppo": (64, "{kind: ppo, num_ppo_epochs: 2, steps_per_generation: 2, kl_coef: 0.005, "),
 }
+"""Steps, and the objective. The divergence costs less than by default: what is asked for here is far from the model's own way."""
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("objective", LEARNING)
 def test_a_programmatic_reward_rises_by_half_of_what_is_left(objective: str, tmp_path: Path) -> None:
     """Answers of the demo's model become brief: one token of forty less is worth a fortieth."""
+    steps, settings = LEARNING[objective]
     demo = Path(__file__).parents[2] / "examples" / "demo"
     (tmp_path / "rewards.py").write_text(
         "def brief(prompts, completions, completion_ids, **columns):\n"
@@ -155,15 +157,15 @@ def test_a_programmatic_reward_rises_by_half_of_what_is_left(objective: str, tmp
     )
     (tmp_path / "recipe.yaml").write_text(
         f"model: {demo / 'base'}\n"
-        f"objective: {LEARNING[objective]}max_new_tokens: 24, rewards: ['rewards.py:brief']}}\n"
+        f"objective: {settings}max_new_tokens: 24, rewards: ['rewards.py:brief']}}\n"
         "adapter: {kind: lora, r: 8, alpha: 16}\n"
         f"data: {{train: {demo / 'triage.jsonl'}, max_length: 256, cache_dir: ./cache}}\n"
-        "train: {max_steps: 24, batch_size: 32, learning_rate: 3.0e-3, save_strategy: 'no', report_to: none,\n"
-        "        eval_strategy: steps, eval_steps: 12}\n"
-        "eval: {max_samples: 32}\noffline: true\n"
+        f"train: {{max_steps: {steps}, batch_size: 32, learning_rate: 3.0e-3, save_strategy: 'no', report_to: none,\n"
+        "        eval_strategy: 'no'}\n"
+        "offline: true\n"
     )
     run, recipe = begin(tmp_path, "run")
     trained(run, recipe)
-    told = metrics(run)
-    start, end = told[0]["rewards/brief"], [entry["eval_reward"] for entry in told if "eval_reward" in entry][-1]
+    rewards = [entry["rewards/brief"] for entry in metrics(run) if "rewards/brief" in entry]
+    start, end = rewards[0], sum(rewards[-3:]) / 3
     assert end > start + 0.5 * (1.0 - start), (start, end)
