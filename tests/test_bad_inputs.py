@@ -142,7 +142,6 @@ IN_THE_RECIPE = {
     ),
     "bad-yaml": (["broken.yaml"], 2, ["broken.yaml:2:1: not valid YAML", "expected ',' or '}'"]),
     "learning-rate-negative": (["train.learning_rate=-1"], 2, ["`train.learning_rate: -1` should be a number above 0"]),
-    "not-built": (["launch.on=kubernetes"], 2, ["`launch.on: kubernetes` is not built yet (today: local)"]),
     "adapter-not-built": (
         ["adapter.kind=loha"],
         2,
@@ -157,7 +156,6 @@ IN_THE_RECIPE = {
 WITHOUT_HINT = {
     "bad-yaml",
     "learning-rate-negative",
-    "objective-not-built",
     "adapter-not-built",
     "launch-not-built",
     "missing-template",

@@ -53,7 +53,7 @@ def test_it_goes_on_exactly_from_any_step(tmp_path: Path, pretrain: bool) -> Non
         steps.append([(s.row_id, s.tokens) for s in straight.step(number)])
     for start in (0, 1, 2, 5, 13, 24, 39):
         resumed = feed_of(made)
-        resumed.restore(json.loads(json.dumps(states[start])))
+        resumed.restore(json.loads(json.dumps(states[start])), {})
         for number in range(start, 40):
             assert [(s.row_id, s.tokens) for s in resumed.step(number)] == steps[number], (start, number)
 
@@ -65,7 +65,7 @@ def test_a_step_that_was_drawn_and_thrown_away_is_done_again(tmp_path: Path) -> 
         drawn = [(s.row_id, s.tokens) for s in straight.step(number)]
         resumed = feed_of(made)
         resumed.step(0)  # as `streamed_data` does, to look at the first samples
-        resumed.restore(json.loads(json.dumps(straight.state(number))))
+        resumed.restore(json.loads(json.dumps(straight.state(number))), {})
         assert [(s.row_id, s.tokens) for s in resumed.step(number)] == drawn, number
 
 
