@@ -50,7 +50,7 @@ TRIES = 3
 
 FIGURES = ("eval_accuracy", "accuracy", "reward", "eval_loss", "loss")
 """Of a training, the first of these that it tells stands in the table."""
-MEASURED = ("exact_match", "accuracy", "rougeL", "loss")
+MEASURED = ("exact_match", "accuracy", "reward", "rougeL", "loss")
 
 
 @dataclass(frozen=True, slots=True)
