@@ -178,3 +178,8 @@ def test_all_broken_rules_are_told_at_once() -> None:
     with pytest.raises(RecipeError, match="2 problems") as caught:
         check(recipe({"hub": "x", "train": {"max_steps": 0}}))
     assert "hub" in caught.value.message and "max_steps" in caught.value.message
+
+
+def test_a_range_of_rewards_is_a_list_of_two() -> None:
+    section = {**GRPO, "kind": "rloo", "reward_clip_range": [-1.0, 1.0]}
+    assert recipe({"objective": section}).objective.reward_clip_range == [-1.0, 1.0]  # type: ignore[union-attr]

@@ -57,7 +57,8 @@ def _rewards(groups: Sequence[Sequence[Measured]]) -> Floats:
 def _left_one_out(section: Rloo, groups: Sequence[Sequence[Measured]]) -> Floats:
     reward_PG = _rewards(groups)
     if section.reward_clip_range is not None:
-        reward_PG = np.clip(reward_PG, *section.reward_clip_range)
+        low, high = section.reward_clip_range
+        reward_PG = np.clip(reward_PG, low, high)
     if section.beta:
         reward_PG = reward_PG - section.beta * np.asarray(
             [[answer.divergence or 0.0 for answer in group] for group in groups]

@@ -127,7 +127,7 @@ class Rloo(Rollout):
     """Times that each answer is trained on."""
     normalize_advantages: bool = False
     """Divide by the standard deviation of all advantages, less their mean."""
-    reward_clip_range: tuple[float, float] | None = None
+    reward_clip_range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     """Rewards are cut to this range."""
 
     @property
