@@ -19,16 +19,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from families import tiny_model
-from tunedock.data.batch import RowTensors, to_device
+from steps import CPU, FLOAT32, assert_same_gradients, gradients, step_sums
 from tunedock.data.layout import Kind, Row
 from tunedock.data.sample import Sample, Segment
-from tunedock.model.policy import Policy, Precision
+from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
 from tunedock.objective.base import Objective
-from tunedock.objective.evaluate import GivesLeaves, GivesLogprobs, LayOut, step_terms
 
-CPU = torch.device("cpu")
-FLOAT32 = Precision(torch.float32, torch.float32)
 LENGTHS = st.tuples(st.integers(0, 12), st.integers(1, 9), st.integers(1, 9))
 """Tokens of a prompt and of two completions."""
 
@@ -40,32 +37,6 @@ def moved(model: nn.Module, seed: int = 11) -> nn.Module:
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return model
-
-
-def gradients(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def step_sums(
-    policy: GivesLogprobs,
-    objective: Objective,
-    group: Sequence[Sample],
-    rows: Sequence[Row],
-    reference: GivesLeaves | None = None,
-    lay_out: LayOut | None = None,
-) -> tuple[float, dict[str, list[float]]]:
-    """Loss of a step and the sums of its metrics, its gradients left in the model."""
-    loss = 0.0
-    sums: dict[str, list[float]] = {}
-    for terms in step_terms(policy, objective, group, rows, reference, lay_out):
-        share = terms.loss / objective.count(group)
-        share.backward()
-        loss += float(share.detach())
-        for name, (total, of) in terms.metrics.items():
-            metric = sums.setdefault(name, [0.0, 0.0])
-            metric[0] += float(total)
-            metric[1] += float(of)
-    return loss, sums
 
 
 def run_step(
@@ -106,38 +77,8 @@ def assert_like(
     rows = policy.rows(group, budget)
     loss, metrics = run_step(policy, reference if objective.needs_reference else None, objective, group, rows)
     assert loss == pytest.approx(wanted[0], rel=1e-5, abs=1e-6)
-    assert_same_gradients(gradients(policy.model), wanted[1])
+    assert_same_gradients(gradients(policy.model), wanted[1], tolerance=1e-5)
     return metrics
-
-
-def assert_same_gradients(got: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-5) -> None:
-    assert got.keys() == wanted.keys()
-    for name, gradient in wanted.items():
-        scale = float(gradient.abs().max()) + 1e-9
-        assert float((got[name] - gradient).abs().max()) / scale < tolerance, name
-
-
-class Bigrams(nn.Module):
-    """A real language model that looks one token back: small enough to be asked thousands of times."""
-
-    def __init__(self, vocabulary: int, seed: int) -> None:
-        super().__init__()
-        self.table_VV = nn.Parameter(torch.randn(vocabulary, vocabulary, generator=torch.Generator().manual_seed(seed)))
-        self.calls = 0
-        self.device = CPU
-        self.values_N: Tensor | None = None
-
-    def logprobs(self, row: Row) -> tuple[Tensor, RowTensors]:
-        self.calls += 1
-        tensors = to_device(row, CPU)
-        before_N = tensors.input_ids_BT.flatten()[tensors.flat_N]
-        return torch.log_softmax(self.table_VV, -1)[before_N, tensors.token_N], tensors
-
-    def of(self, sample: Sample, leaf: int) -> Tensor:
-        tokens, weights = sample.path(sample.leaves()[leaf])
-        ids = torch.as_tensor(tokens, dtype=torch.int64)
-        found = torch.log_softmax(self.table_VV, -1)[ids[:-1], ids[1:]].double()
-        return (torch.as_tensor(weights[1:]) * found).sum()
 
 
 class Fixed:

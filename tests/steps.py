@@ -13,7 +13,7 @@ from tunedock.data.layout import Row
 from tunedock.data.sample import Sample
 from tunedock.model.policy import Precision
 from tunedock.objective.base import Objective
-from tunedock.objective.evaluate import step_terms
+from tunedock.objective.evaluate import GivesLeaves, LayOut, step_terms
 
 CPU = torch.device("cpu")
 FLOAT32 = Precision(torch.float32, torch.float32)
@@ -23,13 +23,18 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def run_step(
-    policy: Any, objective: Objective, group: Sequence[Sample], rows: Sequence[Row]
-) -> tuple[float, dict[str, float]]:
-    """Loss and metrics of a step of an objective without a reference, its gradients left in the model."""
+def step_sums(
+    policy: Any,
+    objective: Objective,
+    group: Sequence[Sample],
+    rows: Sequence[Row],
+    reference: GivesLeaves | None = None,
+    lay_out: LayOut | None = None,
+) -> tuple[float, dict[str, list[float]]]:
+    """Loss of a step and the sums of its metrics, its gradients left in the model."""
     loss, count = 0.0, objective.count(group)
     sums: dict[str, list[float]] = {}
-    for terms in step_terms(policy, objective, group, rows):
+    for terms in step_terms(policy, objective, group, rows, reference, lay_out):
         share = terms.loss / count
         share.backward()
         loss += float(share.detach())
@@ -37,6 +42,14 @@ def run_step(
             metric = sums.setdefault(name, [0.0, 0.0])
             metric[0] += float(total)
             metric[1] += float(of)
+    return loss, sums
+
+
+def run_step(
+    policy: Any, objective: Objective, group: Sequence[Sample], rows: Sequence[Row]
+) -> tuple[float, dict[str, float]]:
+    """Loss and metrics of a step of an objective without a reference, its gradients left in the model."""
+    loss, sums = step_sums(policy, objective, group, rows)
     return loss, {name: total / max(of, 1e-12) for name, (total, of) in sums.items()}
 
 
@@ -50,7 +63,7 @@ def assert_same_gradients(got: dict[str, Tensor], wanted: dict[str, Tensor], tol
 
 
 class Bigrams(nn.Module):
-    """A real language model that looks one token back, with a value head that does too."""
+    """A real language model that looks one token back, with `values` a value head that does too."""
 
     def __init__(self, vocabulary: int, seed: int, *, values: bool = False) -> None:
         super().__init__()
@@ -59,9 +72,17 @@ class Bigrams(nn.Module):
         self.worth_V = nn.Parameter(torch.randn(vocabulary, generator=draw)) if values else None
         self.device = CPU
         self.values_N: Tensor | None = None
+        self.calls = 0
 
     def logprobs(self, row: Row) -> tuple[Tensor, RowTensors]:
+        self.calls += 1
         tensors = to_device(row, CPU)
         before_N = tensors.input_ids_BT.flatten()[tensors.flat_N]
         self.values_N = None if self.worth_V is None else self.worth_V[before_N]
         return torch.log_softmax(self.table_VV, -1)[before_N, tensors.token_N], tensors
+
+    def of(self, sample: Sample, leaf: int) -> Tensor:
+        tokens, weights = sample.path(sample.leaves()[leaf])
+        ids = torch.as_tensor(tokens, dtype=torch.int64)
+        found = torch.log_softmax(self.table_VV, -1)[ids[:-1], ids[1:]].double()
+        return (torch.as_tensor(weights[1:]) * found).sum()

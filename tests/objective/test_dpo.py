@@ -11,18 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from families import tiny_model
-from pair_steps import (
-    CPU,
-    FLOAT32,
-    LENGTHS,
-    Bigrams,
-    Fixed,
-    assert_same_gradients,
-    gradients,
-    moved,
-    run_step,
-)
+from pair_steps import LENGTHS, Fixed, moved, run_step
 from pairs import pair, pairs, rewards
+from steps import CPU, FLOAT32, Bigrams, assert_same_gradients, gradients
 from tunedock.data.layout import Kind, lay_out
 from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference

@@ -14,17 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from families import tiny_model, tokenizer
-from pair_steps import (
-    LENGTHS,
-    PREFERENCES,
-    Bigrams,
-    assert_same_gradients,
-    backward,
-    gradients,
-    moved,
-    moved_policy,
-    step_sums,
-)
+from pair_steps import LENGTHS, PREFERENCES, backward, moved, moved_policy
+from steps import Bigrams, assert_same_gradients, gradients, step_sums
 from tunedock.data.layout import Kind, Row, lay_out
 from tunedock.data.sample import Sample, Segment
 from tunedock.objective.base import StepLogprobs

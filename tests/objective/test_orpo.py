@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from families import tiny_model, tokenizer
-from pair_steps import LENGTHS, PREFERENCES, Bigrams, as_text, assert_like, backward, labelled_pairs, moved, step_sums
+from pair_steps import LENGTHS, PREFERENCES, as_text, assert_like, backward, labelled_pairs, moved
 from pairs import pair
+from steps import Bigrams, step_sums
 from tunedock.data.layout import Kind, lay_out
 from tunedock.objective.orpo import Orpo
 from tunedock.objective.pairs import leaf_length

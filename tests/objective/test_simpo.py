@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
 from families import tiny_model, tokenizer
-from pair_steps import LENGTHS, PREFERENCES, Bigrams, as_text, assert_like, backward, labelled_pairs, moved, step_sums
+from pair_steps import LENGTHS, PREFERENCES, as_text, assert_like, backward, labelled_pairs, moved
 from pairs import pair
+from steps import Bigrams, step_sums
 from tunedock.data.layout import Kind, lay_out
 from tunedock.objective.pairs import leaf_length
 from tunedock.objective.simpo import Simpo

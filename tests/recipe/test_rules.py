@@ -43,22 +43,19 @@ BROKEN: dict[str, dict[str, Any]] = {
     "test-twice": {"data": {"test": "t.jsonl", "split": {"test": 0.1}}},
     "streaming-without-end": {"data": {"streaming": True}},
     "no-steps": {"train": {"max_steps": 0}},
-    "pretrain-train-on": {"objective": "pretrain", "data": {"train_on": "last"}},
     "pretrain-system": {"objective": "pretrain", "data": {"system": "You are kind."}},
-    "preference-train-on": {"objective": "orpo", "data": {"train_on": "last"}},
-    "reward-train-on": {"objective": "reward", "data": {"train_on": "all"}},
-    "reward-on-random-weights": {"objective": "reward", "model": RANDOM, "adapter": "full"},
     "smoothing-needs-a-label": {"objective": {"kind": "dpo", "loss_type": "ipo", "label_smoothing": 0.1}},
     "kto-of-one": {"objective": "kto", "train": {"batch_size": 1}},
     "exo-needs-smoothing": {"objective": {"kind": "dpo", "loss_type": "exo_pair"}},
-    "preference-on-random-weights": {"objective": "dpo", "model": RANDOM, "adapter": "full"},
     "precompute-a-stream": {
         "objective": {"kind": "dpo", "precompute_ref_log_probs": True},
         "data": {"streaming": True},
         "train": {"max_steps": 10},
     },
-    "rollout-train-on": {"objective": GRPO, "data": {"train_on": "all"}},
-    "rollout-on-random-weights": {"objective": GRPO, "model": RANDOM, "adapter": "full"},
+    "train-on-without-turns": {"objective": "orpo", "data": {"train_on": "last"}},
+    "objective-on-random-weights": {"objective": "reward", "model": RANDOM, "adapter": "full"},
+    "cispo-without-a-bound": {"objective": {**GRPO, "loss_type": "cispo"}},
+    "reward-range-upside-down": {"objective": {**GRPO, "kind": "rloo", "reward_clip_range": [1.0, -1.0]}},
     "rollout-of-a-stream": {"objective": GRPO, "data": {"streaming": True}, "train": {"max_steps": 10}},
     "rollout-without-room": {"objective": {**GRPO, "max_new_tokens": 2048}},
     "batch-of-parts-of-groups": {"objective": GRPO, "train": {"batch_size": 12}},
@@ -183,3 +180,9 @@ def test_all_broken_rules_are_told_at_once() -> None:
 def test_a_range_of_rewards_is_a_list_of_two() -> None:
     section = {**GRPO, "kind": "rloo", "reward_clip_range": [-1.0, 1.0]}
     assert recipe({"objective": section}).objective.reward_clip_range == [-1.0, 1.0]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("objective", ["pretrain", "dpo", "kto", "reward", GRPO])
+def test_only_sft_trains_turns(objective: Any) -> None:
+    with pytest.raises(RecipeError, match="only `objective: sft` trains turns"):
+        check(recipe({"objective": objective, "data": {"train_on": "last"}}))

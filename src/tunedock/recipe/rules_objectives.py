@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunedock.recipe.objectives.preference import PREFERENCES, SMOOTHED, Dpo, Kto
+from tunedock.recipe.objectives.preference import SMOOTHED, Dpo, Kto
 from tunedock.recipe.objectives.rollout import Grpo, Rloo, Rollout
 from tunedock.recipe.rule import Rule
 from tunedock.recipe.schema import Recipe
@@ -14,18 +14,38 @@ def _rollout(recipe: Recipe) -> Rollout | None:
 
 OBJECTIVE_RULES: tuple[Rule, ...] = (
     Rule(
-        name="rollout-train-on",
+        name="train-on-without-turns",
         keys=("data.train_on", "objective.kind"),
-        broken=lambda r: _rollout(r) is not None and r.data.train_on != "assistant",
-        message="`data.train_on` chooses turns of a conversation; this objective trains the answers it makes",
+        broken=lambda r: r.objective.kind != "sft" and r.data.train_on != "assistant",
+        message="`data.train_on` chooses turns of a conversation, and only `objective: sft` trains turns",
         hint="drop `data.train_on`, or use `objective: sft`",
     ),
     Rule(
-        name="rollout-on-random-weights",
+        name="objective-on-random-weights",
         keys=("objective.kind", "model.init"),
-        broken=lambda r: _rollout(r) is not None and r.model.init == "random",
-        message="this objective learns from the model's own answers; random weights give none",
+        broken=lambda r: r.objective.kind not in ("sft", "pretrain") and r.model.init == "random",
+        message="this objective starts from a model that can read and answer; random weights do neither",
         hint="train with `objective: sft` first and give its export as `model`, or drop `model.init: random`",
+    ),
+    Rule(
+        name="cispo-without-a-bound",
+        keys=("objective.loss_type", "objective.epsilon_high"),
+        broken=lambda r: (
+            isinstance(r.objective, Grpo) and r.objective.loss_type == "cispo" and r.objective.epsilon_high is None
+        ),
+        message="`cispo` cuts ratios at `objective.epsilon_high` itself, not at 1 plus it; `epsilon` in its place would cut all",
+        hint="set `objective.epsilon_high: 5.0`",
+    ),
+    Rule(
+        name="reward-range-upside-down",
+        keys=("objective.reward_clip_range",),
+        broken=lambda r: (
+            isinstance(r.objective, Rloo)
+            and r.objective.reward_clip_range is not None
+            and r.objective.reward_clip_range[0] >= r.objective.reward_clip_range[1]
+        ),
+        message="`objective.reward_clip_range` leaves rewards no room",
+        hint="give the lower end first: `[-1.0, 1.0]`",
     ),
     Rule(
         name="rollout-of-a-stream",
@@ -60,46 +80,11 @@ OBJECTIVE_RULES: tuple[Rule, ...] = (
         hint="give `objective.num_generations: 8`, or use `objective: ppo`",
     ),
     Rule(
-        name="pretrain-train-on",
-        keys=("data.train_on", "objective.kind"),
-        broken=lambda r: r.objective.kind == "pretrain" and r.data.train_on != "assistant",
-        message="`data.train_on` chooses turns of a conversation; `objective: pretrain` trains every token of its text",
-        hint="drop `data.train_on`, or use `objective: sft`",
-    ),
-    Rule(
         name="pretrain-system",
         keys=("data.system", "objective.kind"),
         broken=lambda r: r.objective.kind == "pretrain" and r.data.system is not None,
         message="plain text has no system prompt, so `objective: pretrain` cannot use `data.system`",
         hint="drop `data.system`, or use `objective: sft`",
-    ),
-    Rule(
-        name="preference-train-on",
-        keys=("data.train_on", "objective.kind"),
-        broken=lambda r: r.objective.kind in PREFERENCES and r.data.train_on != "assistant",
-        message="`data.train_on` chooses turns of a conversation, and a preference weighs whole completions",
-        hint="drop `data.train_on`, or use `objective: sft`",
-    ),
-    Rule(
-        name="preference-on-random-weights",
-        keys=("objective.kind", "model.init"),
-        broken=lambda r: r.objective.kind in PREFERENCES and r.model.init == "random",
-        message="a preference moves a model that answers towards the better answers; random weights give none",
-        hint="train with `objective: sft` first and give its export as `model`, or drop `model.init: random`",
-    ),
-    Rule(
-        name="reward-train-on",
-        keys=("data.train_on", "objective.kind"),
-        broken=lambda r: r.objective.kind == "reward" and r.data.train_on != "assistant",
-        message="`data.train_on` chooses turns of a conversation, and a reward model judges an answer as a whole",
-        hint="drop `data.train_on`, or use `objective: sft`",
-    ),
-    Rule(
-        name="reward-on-random-weights",
-        keys=("objective.kind", "model.init"),
-        broken=lambda r: r.objective.kind == "reward" and r.model.init == "random",
-        message="a reward model learns to judge from a model that can read; random weights cannot",
-        hint="train with `objective: sft` first and give its export as `model`, or drop `model.init: random`",
     ),
     Rule(
         name="smoothing-needs-a-label",

@@ -63,7 +63,7 @@ class RolloutFeed(FixedFeed):
         reference: Reference | None,
         *,
         layout: Callable[[Sequence[Sample]], list[Row]],
-        smaller: Smaller | None,
+        smaller: Smaller,
         seed: int,
         batch_size: int,
         always_read: bool,
@@ -86,7 +86,7 @@ class RolloutFeed(FixedFeed):
         self._seed = seed
         self._groups = batch_size // section.num_generations
         """Prompts of a step."""
-        self._reads_old = always_read or plan.steps > 1 or not _one_action_a_step(section)
+        self._reads_old = always_read or plan.steps > 1 or _rewards_need_old(section)
         self._on_progress = on_progress
         self._check = check
         self._agreement = Agreement(self._said_at, section.temperature, on_warning)
@@ -273,9 +273,9 @@ def asked_again(sample: Sample) -> Sample:
     return asked_and_answered(sample.row_id, sample.segments[0].tokens_T, answers, [True] * len(answers))
 
 
-def _one_action_a_step(section: Rollout) -> bool:
-    """Whether a first step on fresh answers may take the policy as it is for the one that made them."""
-    return not isinstance(section, Ppo) and not (section.needs_reference and not _divergence_is_in_loss(section))
+def _rewards_need_old(section: Rollout) -> bool:
+    """Whether what is learned from an answer depends on how likely it was when it was given."""
+    return isinstance(section, Ppo) or (section.needs_reference and not _divergence_is_in_loss(section))
 
 
 def _divergence_is_in_loss(section: Rollout) -> bool:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunedock.data.layout import Row
 from tunedock.data.sample import Sample
 from tunedock.data.store import SampleStore
+from tunedock.eval.budget import EvalBudget
 from tunedock.eval.judged import Answerer, Judged, Prompts
 from tunedock.eval.rewards.completion import Moment
 from tunedock.eval.rewards.scoring import make_scorer
@@ -53,8 +53,9 @@ class Rollouts:
     def feed(self, store: SampleStore) -> RolloutFeed:
         batch_size, seed = self.recipe.train.batch_size or 1, self.recipe.train.seed
 
-        def layout(samples: Sequence[Sample]) -> list[Row]:
-            return self.policy.rows(samples, self.budget.tokens)
+        def reading() -> EvalBudget:
+            """Of rows that are read, not trained on: as large as those of training are now."""
+            return EvalBudget(self.policy, self.emit, tokens=self.budget.tokens)
 
         return RolloutFeed(
             Prompts(store),
@@ -63,8 +64,8 @@ class Rollouts:
             rollouts_of(self.recipe, self.section, len(store)),
             self.policy,
             self.reference,
-            layout=layout,
-            smaller=None,
+            layout=lambda samples: reading().rows(samples),
+            smaller=lambda samples, rows: reading().smaller(samples, rows),
             seed=seed,
             batch_size=batch_size,
             always_read=not isinstance(self.section.engine, Local),
@@ -74,7 +75,10 @@ class Rollouts:
         )
 
     def evaluation(self, validation: Sequence[Sample]) -> Callable[[], Measured] | None:
-        """Answers to the validation prompts, decoded as the recipe's `eval` says, and their mean reward; a loss is minus that."""
+        """Answers to the validation prompts, decoded as the recipe's `eval` says, and their mean reward; a loss is minus that.
+
+        It is done whole, as every validation: a request to stop takes effect in the step after it.
+        """
         if not isinstance(validation, SampleStore) or not len(validation):
             return None
         options = self.recipe.eval
@@ -88,7 +92,7 @@ class Rollouts:
                 Sampling(self.section.max_new_tokens, options.temperature),
                 seed=self.recipe.train.seed,
                 between=self._evaluating(len(asked)),
-                moment=Moment(check=self._check),
+                moment=Moment(),
             )
             metrics = {name: total / max(of, 1e-12) for name, (total, of) in told.items()}
             return Measured(-float(reward_PG.mean()), float(len(asked)), metrics)

@@ -82,22 +82,35 @@ class Rollout(Section):
         return False
 
 
-class Grpo(Rollout):
+class Compared(Rollout):
+    """What the objectives share that measure answers to one prompt against each other."""
+
+    beta: NonNegativeFloat = 0.0
+    """Weight of the KL divergence from the model training began with; 0 does without that model."""
+    epsilon: PositiveFloat = 0.2
+    """How far below 1 a probability ratio counts."""
+    epsilon_high: PositiveFloat | None = None
+    """How far above 1; `epsilon` by default."""
+    num_iterations: PositiveInt = 1
+    """Times that each answer is trained on."""
+
+    @property
+    def times(self) -> int:
+        return self.num_iterations
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.beta > 0
+
+
+class Grpo(Compared):
     """Group relative policy optimization: answers better than the others to their prompt become likelier."""
 
     kind: Literal["grpo"] = "grpo"
-    beta: NonNegativeFloat = 0.0
-    """Weight of the KL divergence from the model training began with; 0 does without that model."""
     use_bias_correction_kl: bool = True
     """Multiply the divergence by the probability ratio, so that its gradient is not biased."""
-    epsilon: PositiveFloat = 0.2
-    """How far below 1 a token's probability ratio counts."""
-    epsilon_high: PositiveFloat | None = None
-    """How far above 1; `epsilon` by default."""
     delta: PositiveFloat | None = None
     """The most a ratio counts for at all, whatever the advantage's sign."""
-    num_iterations: PositiveInt = 1
-    """Times that each answer is trained on."""
     loss_type: Literal["grpo", "dapo", "dr_grpo", "cispo"] = "dapo"
     """How tokens are averaged: within each answer first (`grpo`), over all tokens (`dapo`), over answers times `max_new_tokens`
     (`dr_grpo`); `cispo` clips the ratio and never its gradient."""
@@ -106,37 +119,17 @@ class Grpo(Rollout):
     importance_sampling_level: Literal["token", "sequence"] = "token"
     """`sequence` takes one ratio for an answer, the geometric mean of its tokens' (GSPO)."""
 
-    @property
-    def times(self) -> int:
-        return self.num_iterations
 
-    @property
-    def needs_reference(self) -> bool:
-        return self.beta > 0
-
-
-class Rloo(Rollout):
+class Rloo(Compared):
     """REINFORCE with a leave-one-out baseline: an answer is measured against the mean of the others to its prompt."""
 
     kind: Literal["rloo"] = "rloo"
     beta: NonNegativeFloat = 0.05
     """Weight of the KL divergence from the model training began with, taken off the reward."""
-    epsilon: PositiveFloat = 0.2
-    epsilon_high: PositiveFloat | None = None
-    num_iterations: PositiveInt = 1
-    """Times that each answer is trained on."""
     normalize_advantages: bool = False
     """Divide by the standard deviation of all advantages, less their mean."""
     reward_clip_range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     """Rewards are cut to this range."""
-
-    @property
-    def times(self) -> int:
-        return self.num_iterations
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.beta > 0
 
 
 class Ppo(Rollout):
