@@ -165,7 +165,8 @@ def test_a_folder_in_use_says_what_can_be_done_about_the_run_in_it(tmp_path):
     assert f"tunedock runs delete 'too early' --runs-dir {tmp_path}`" in hint("too early")
     assert "--resume" in hint("too early"), "what failed may have been the machine"
     later = make(tmp_path, "later", status="failed")
-    (later.checkpoints / "index.json").write_text("{}")
+    (later.checkpoints / "step-00000001").mkdir()
+    (later.checkpoints / "step-00000001" / "manifest.json").write_text("{}")
     assert "runs delete" not in hint("later")
     make(tmp_path, "damaged").path.joinpath("run.json").write_text("{")
     assert "--resume" in hint("damaged")

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from tunedock.errors import DiskError, RunError
+from tunedock.run.record import write_json
 from tunedock.train import checkpoint
 from tunedock.train.checkpoint import (
     Checkpoints,
+    Index,
     Snapshot,
     random_states,
     restore_random_states,
@@ -87,6 +89,78 @@ def test_the_limit_spares_the_best_and_the_last(tmp_path: Path) -> None:
         checkpoints.save(snapshot(step))
     assert checkpoints.names() == ["step-00000001", "step-00000005"]
     assert checkpoints.index().best == "step-00000001"
+
+
+@pytest.mark.parametrize("harm", ["missing", "", "{", '{"nonsense": 1}'])
+def test_a_lost_index_is_made_from_the_checkpoints(tmp_path: Path, harm: str) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(snapshot(1), metric=0.5, better=True)
+    for step in (2, 3):
+        checkpoints.save(snapshot(step))
+    if harm == "missing":
+        (tmp_path / "index.json").unlink()
+    else:
+        (tmp_path / "index.json").write_text(harm)
+    again = Checkpoints(tmp_path, keep=2)
+    assert again.index() == Index("step-00000003", "step-00000001", 0.5)
+    assert again.load_last(pytest.fail).step == 3
+    again.save(snapshot(4))
+    assert again.names() == ["step-00000001", "step-00000004"]
+
+
+def test_a_kill_between_checkpoint_and_index_leaves_the_best_one_known(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=None)
+    checkpoints.save(snapshot(1), metric=0.9, better=True)
+    before = (tmp_path / "index.json").read_bytes()
+    checkpoints.save(snapshot(2), metric=0.5, better=True)
+    (tmp_path / "index.json").write_bytes(before)
+    assert checkpoints.load_last(pytest.fail).step == 2
+    assert checkpoints.index() == Index("step-00000002", "step-00000002", 0.5)
+
+
+def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=None)
+    checkpoints.save(snapshot(1))
+    (tmp_path / ".step-00000002.part").mkdir()
+    (tmp_path / ".step-00000002.part" / "trained.safetensors").write_bytes(b"half")
+    (tmp_path / ".index.json.77.part").write_text("{")
+    checkpoints.sweep()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", "step-00000001"]
+
+
+def test_what_is_named_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of the real calls: files, then the manifest, then the folder, then the rename, then the folder above."""
+    calls: list[str] = []
+    flush, rename = checkpoint._flush, Path.rename
+
+    def flushed(path: Path) -> None:
+        calls.append(path.name)
+        flush(path)
+
+    def renamed(path: Path, target: Path) -> Path:
+        calls.append(f"rename to {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(checkpoint, "_flush", flushed)
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(
+        checkpoint, "write_json", lambda path, value: (calls.append(path.name), write_json(path, value))
+    )
+    Checkpoints(tmp_path / "c", keep=None).save(snapshot(1))
+    files = [f"{name}.safetensors" for name in ("trained", "optimizer", "random")]
+    whole = [*files, "state.json", "manifest.json", ".step-00000001.part", "rename to step-00000001", "c", "index.json"]
+    assert calls == whole
+
+
+def test_the_last_good_one_goes_only_after_the_next_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(snapshot(1))
+    found: list[list[str]] = []
+    flush = checkpoint._flush
+    monkeypatch.setattr(checkpoint, "_flush", lambda path: (found.append(checkpoints.names()), flush(path)))
+    checkpoints.save(snapshot(2))
+    assert all("step-00000001" in names for names in found)
+    assert checkpoints.names() == ["step-00000002"]
 
 
 def test_a_full_disk_leaves_the_earlier_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

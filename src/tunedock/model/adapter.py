@@ -110,9 +110,13 @@ def load_adapter(base: nn.Module, folder: Path) -> PeftModel:
         raise ModelError(f"the adapter does not fit this base model: {first}", where=str(folder)) from None
 
 
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """The trained parameters by name, on the CPU: what a checkpoint holds of the model."""
-    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+def trainable_state(model: nn.Module, *, copy: bool = False) -> dict[str, Tensor]:
+    """The trained parameters by name, on the CPU: what a checkpoint holds of the model.
+
+    With `copy` no later step changes these tensors; without, those that are on the CPU anyway are the model's own.
+    """
+    named = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    return {name: p.detach().to("cpu", copy=copy).contiguous() for name, p in named}
 
 
 def load_trainable_state(model: nn.Module, state: dict[str, Tensor]) -> None:

@@ -232,7 +232,7 @@ def _other_way(run: Run) -> str:
         return ""
     way = f", or go on with this run by `tunedock train --resume {shlex.quote(str(run.path))}`"
     with suppress(RunError):
-        if run.state().status == "failed" and not (run.checkpoints / "index.json").is_file():
+        if run.state().status == "failed" and not any(run.checkpoints.glob("step-*/manifest.json")):
             command = f"tunedock runs delete {shlex.quote(run.name)} --runs-dir {shlex.quote(str(run.path.parent))}"
             way += f"; it failed before its first checkpoint, so `{command}` loses no training"
     return way

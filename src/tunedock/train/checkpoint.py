@@ -8,10 +8,11 @@
         feed.safetensors        the answers in use, where they are made while training
         state.json              step, schedule, scaler, data position, best metric, the optimizer's numbers
         manifest.json           size and sha256 of each file
-    checkpoints/index.json      {"last", "best", "best_metric"}
+    checkpoints/index.json      {"last", "best", "best_metric"}; made again from the checkpoints where it is missing
 
 A checkpoint is written beside its place, flushed to disk and renamed, so a name that exists is whole; it is validated all the same
-before it is used, and a damaged one is passed over, by name, for the one before. Pickle is never written or read.
+before it is used, and a damaged one is passed over, by name, for the one before. Older ones are deleted only after that. Pickle is
+never written or read.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ import os
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,10 @@ from tunedock.errors import DiskError, RunError
 from tunedock.run.record import read_json, write_json
 
 FREE_MARGIN = 1.1
-"""A checkpoint is begun only when this many times its size is free."""
+"""A checkpoint is begun only when this many times its tensors' size is free."""
+
+STATE_BYTES = 1 << 20
+"""For the headers and the JSON beside them."""
 
 FILES = frozenset({"trained.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"})
 
@@ -53,6 +58,18 @@ class Snapshot:
     random: dict[str, Tensor]
     reference: dict[str, Tensor] = field(default_factory=dict)
     feed: dict[str, Tensor] = field(default_factory=dict)
+
+    def files(self) -> dict[str, dict[str, Tensor]]:
+        """Name of a file -> its tensors; one that would be empty and may be missing is left out."""
+        always = {"trained": self.trained, "optimizer": self.optimizer_tensors, "random": self.random}
+        some = {"reference": self.reference, "feed": self.feed}
+        named = always | {name: tensors for name, tensors in some.items() if tensors}
+        return {f"{name}.safetensors": tensors for name, tensors in named.items()}
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all its tensors."""
+        return sum(t.numel() * t.element_size() for tensors in self.files().values() for t in tensors.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +87,27 @@ class Checkpoints:
         self._keep = keep
 
     def index(self) -> Index:
+        """What `index.json` says; where it is missing or damaged, what the newest checkpoint says of itself and those before."""
         path = self.folder / "index.json"
-        return Index(**read_json(path)) if path.is_file() else Index()
+        with suppress(RunError, TypeError):
+            if path.is_file():
+                return Index(**read_json(path))
+        return self._index_of(names[-1]) if (names := self.names()) else Index()
+
+    def _index_of(self, name: str) -> Index:
+        """The index as it was once this checkpoint had been written; one whose own words cannot be read is the last, at least."""
+        with suppress(RunError, TypeError, KeyError):
+            index = Index(**read_json(self.folder / name / "state.json")["index"])
+            return index if index.best in self.names() else Index(name)
+        return Index(name)
+
+    def sweep(self) -> None:
+        """Deletes what a killed process left half-written. Only for who holds the run: nobody else may be writing."""
+        for path in self.folder.glob(".*.part"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def names(self) -> list[str]:
         return sorted(p.name for p in self.folder.glob("step-*") if (p / "manifest.json").is_file())
@@ -87,31 +123,26 @@ class Checkpoints:
         """
         name = f"step-{snapshot.step:08d}"
         place = self.folder / name
-        if not (place / "manifest.json").is_file():
-            self._write(snapshot, place)
         before = self.index()
-        best, best_metric = (name, metric) if better else (before.best, before.best_metric)
-        write_json(self.folder / "index.json", {"last": name, "best": best, "best_metric": best_metric})
+        index = Index(name, name, metric) if better else Index(name, before.best, before.best_metric)
+        if not (place / "manifest.json").is_file():
+            self._write(snapshot, place, index)
+        write_json(self.folder / "index.json", asdict(index))
         self._prune()
         return place
 
-    def _write(self, snapshot: Snapshot, place: Path) -> None:
+    def _write(self, snapshot: Snapshot, place: Path, index: Index) -> None:
         aside = place.with_name(f".{place.name}.part")
         shutil.rmtree(aside, ignore_errors=True)
         try:
-            self._require_space(snapshot)
             aside.mkdir(parents=True)
-            save_file(snapshot.trained, aside / "trained.safetensors")
-            save_file(snapshot.optimizer_tensors, aside / "optimizer.safetensors")
-            save_file(snapshot.random, aside / "random.safetensors")
-            if snapshot.reference:
-                save_file(snapshot.reference, aside / "reference.safetensors")
-            if snapshot.feed:
-                save_file(snapshot.feed, aside / "feed.safetensors")
-            write_json(aside / "state.json", {"step": snapshot.step, **snapshot.state})
+            self._require_space(snapshot)
+            for name, tensors in snapshot.files().items():
+                save_file(tensors, aside / name)
+                _flush(aside / name)
+            write_json(aside / "state.json", {"step": snapshot.step, **snapshot.state, "index": asdict(index)})
             write_json(aside / "manifest.json", {p.name: _fact(p) for p in sorted(aside.iterdir())})
-            for path in aside.iterdir():
-                _flush(path)
+            _flush(aside)
             if place.exists():  # a damaged one of this name: no manifest
                 shutil.rmtree(place)
             aside.rename(place)
@@ -127,8 +158,8 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
 
     def _require_space(self, snapshot: Snapshot) -> None:
-        tensors = [*snapshot.trained.values(), *snapshot.optimizer_tensors.values(), *snapshot.reference.values()]
-        need = sum(t.numel() * t.element_size() for t in tensors) * FREE_MARGIN
+        """What pruning frees comes after, so it does not count."""
+        need = snapshot.size_bytes * FREE_MARGIN + STATE_BYTES
         free = shutil.disk_usage(self.folder).free
         if free < need:
             raise OSError(
@@ -153,6 +184,9 @@ class Checkpoints:
         for name in reversed(self.names()):
             why = self.damage(name)
             if why is None:
+                index = self._index_of(name)
+                if index != self.index():  # a kill came between the two, or later ones are damaged
+                    write_json(self.folder / "index.json", asdict(index))
                 return self.load(name)
             (self.folder / name).rename(self.folder / f"damaged-{name}")
             on_damaged(name, why)
@@ -182,6 +216,7 @@ class Checkpoints:
     def load(self, name: str) -> Snapshot:
         folder = self.folder / name
         state = read_json(folder / "state.json")
+        state.pop("index", None)
         reference, feed = folder / "reference.safetensors", folder / "feed.safetensors"
         return Snapshot(
             step=state.pop("step"),

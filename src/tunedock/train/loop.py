@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -31,10 +32,11 @@ from tunedock.objective.evaluate import Measured, measure
 from tunedock.recipe.schema import Train
 from tunedock.train.budget import Budget, Layout, agree
 from tunedock.train.checkpoint import Checkpoints, Snapshot, random_states, restore_random_states
+from tunedock.train.checkpoint_writer import CheckpointWriter, spare_bytes
 from tunedock.train.feed import Ahead, Feed
 from tunedock.train.machine import usage
 from tunedock.train.optimizer import Updater
-from tunedock.train.optimizer_state import optimizer_state, restore_optimizer
+from tunedock.train.optimizer_state import optimizer_state, restore_optimizer, state_bytes
 from tunedock.train.step import Gradients, Stopped, Sums
 
 SHARDED = "training starts again with smaller rows; `train.gradient_checkpointing: true` needs less memory"
@@ -125,6 +127,7 @@ class Loop:
         self._gradients = Gradients(policy, objective, reference, updater, budget, stop_requested, layout)
         self._updater = updater
         self._checkpoints = checkpoints
+        self._writer = CheckpointWriter(checkpoints, spare_bytes=partial(spare_bytes, budget), emit=emit)
         self._course = course
         self._train = train
         self._emit = emit
@@ -136,7 +139,7 @@ class Loop:
     def run(self) -> Progress:
         """Runs to the end of the course. Raises InterruptedRun, its state saved, when asked to stop; DivergedError on a loss
         that is no number; OutOfMemoryError when a single sample does not fit."""
-        with closing(self._feed):
+        with closing(self._feed), self._writer:
             return self._run()
 
     def _run(self) -> Progress:
@@ -154,6 +157,7 @@ class Loop:
                 self._throw_away(before)
                 self._save_what_is_done()
                 raise
+            self._writer.check()
             self._log()
             if self._due(self._train.eval_strategy, self._train.eval_steps or self._train.save_steps):
                 self._evaluate()
@@ -166,7 +170,7 @@ class Loop:
                 step=self.progress.step,
             )
         if self._train.save_strategy != "no":
-            self.save()
+            self.save(beside=False)
         self._updater.to_evaluation()
         return self.progress
 
@@ -325,6 +329,7 @@ class Loop:
         )
 
     def _diverged(self, what: str, value: float, samples: Sequence[Sample]) -> None:
+        self._writer.wait()
         index = self._checkpoints.index()
         kept = f"the last checkpoint is {index.last}" if index.last else "there is no checkpoint yet"
         rows = ", ".join(sample.row_id for sample in samples[:5])
@@ -336,7 +341,7 @@ class Loop:
 
     def _interrupted(self) -> None:
         if self._train.save_strategy != "no":
-            self.save()
+            self.save(beside=False)
             raise InterruptedRun(f"stopped after step {self.progress.step}; a checkpoint is saved")
         raise InterruptedRun(
             f"stopped after step {self.progress.step}; `train.save_strategy: no` keeps nothing to resume",
@@ -348,29 +353,38 @@ class Loop:
     def _save_what_is_done(self) -> None:
         """For another try, when what training depends on elsewhere is there again."""
         if self._train.save_strategy != "no" and self.progress.step:
-            self.save()
+            self.save(beside=False)
             self._emit.note(
                 f"a checkpoint of step {self.progress.step} is saved; `tunedock train --resume` goes on from it"
             )
 
-    def save(self, *, metric: float | None = None, better: bool = False) -> None:
-        self._checkpoints.save(self._snapshot(), metric=metric, better=better)
+    def save(self, *, metric: float | None = None, better: bool = False, beside: bool = True) -> None:
+        """Saves a checkpoint, `beside` the steps that follow or before this returns."""
+        step, size = self.progress.step, self._state_bytes()
+        self._writer.save(step, size, self._snapshot, metric=metric, better=better, beside=beside)
 
-    def _snapshot(self) -> Snapshot:
-        tensors, numbers = optimizer_state(self._updater.optimizer)
+    def _state_bytes(self) -> int:
+        """Of a checkpoint, but for what is small."""
+        trained = sum(p.numel() * p.element_size() for _, p in self._policy.trainable)
+        return trained + state_bytes(self._updater.optimizer)
+
+    def _snapshot(self, copy: bool = False) -> Snapshot:
+        """With `copy`, one that no later step changes."""
+        tensors, numbers = optimizer_state(self._updater.optimizer, copy=copy)
         progress = {name: getattr(self.progress, name) for name in Progress.__slots__}
+        state = {
+            "progress": progress,
+            "optimizer": numbers,
+            "schedule": _plain_schedule(self._updater.schedule.state_dict()),
+            "scaler": self._updater.scaler.state_dict(),
+            "feed": self._feed.state(self.progress.step),
+            "budget": self._budget.state(),
+        }
         return Snapshot(
             step=self.progress.step,
-            trained=trainable_state(self._policy.model),
+            trained=trainable_state(self._policy.model, copy=copy),
             optimizer_tensors=tensors,
-            state={
-                "progress": progress,
-                "optimizer": numbers,
-                "schedule": _plain_schedule(self._updater.schedule.state_dict()),
-                "scaler": self._updater.scaler.state_dict(),
-                "feed": self._feed.state(self.progress.step),
-                "budget": self._budget.state(),
-            },
+            state=deepcopy(state) if copy else state,
             random=random_states(),
             reference={} if self.reference is None else self.reference.state(),
             feed=self._feed.tensors(self.progress.step),

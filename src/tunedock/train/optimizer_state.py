@@ -24,11 +24,23 @@ PROJECTORS: Mapping[str, tuple[str, str]] = {
 TENSOR, TUPLE, OBJECT = "$tensor", "$tuple", "$object"
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors by name and a tree of plain values."""
-    packing = _Packing()
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, *, copy: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors by name and a tree of plain values.
+
+    With `copy` no later step changes these tensors; without, those that are on the CPU anyway are the optimizer's own.
+    """
+    packing = _Packing(copy)
     tree: dict[str, Any] = packing.pack(optimizer.state_dict(), "")
     return packing.tensors, tree
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """What `optimizer_state` would hold, without moving anything."""
+    packing = _Packing(move=False)
+    packing.pack(optimizer.state_dict(), "")
+    return sum(tensor.numel() * tensor.element_size() for tensor in packing.tensors.values())
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], tree: dict[str, Any]) -> None:
@@ -39,8 +51,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 
 class _Packing:
-    def __init__(self) -> None:
+    def __init__(self, copy: bool = False, *, move: bool = True) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self._copy = copy
+        self._move = move
         self._held: set[int] = set()
 
     def pack(self, value: Any, place: str) -> Any:
@@ -61,7 +75,9 @@ class _Packing:
 
     def _own(self, value: Tensor) -> Tensor:
         """Safetensors refuses two names for one memory; bitsandbytes has one table of digits for all parameters."""
-        kept = value.detach().cpu().contiguous()
+        if not self._move:
+            return value
+        kept = value.detach().to("cpu", copy=self._copy).contiguous()
         if kept.numel() and kept.untyped_storage().data_ptr() in self._held:
             kept = kept.clone()
         self._held.add(kept.untyped_storage().data_ptr())

@@ -61,6 +61,7 @@ def train(
     require_optimizer(recipe.train)
     require_trackers(recipe)
     checkpoints = Checkpoints(run.checkpoints, keep=recipe.train.save_total_limit)
+    checkpoints.sweep()
     if not resume and checkpoints.names():
         raise RunError(
             "this run has checkpoints already",
