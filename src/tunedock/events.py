@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, TypedDict
 
@@ -70,22 +70,33 @@ def encode(event: Mapping[str, Any]) -> str:
 class Emitter:
     """Writes events to a text stream, a whole line at a time. A stream that breaks is given up, not waited for."""
 
-    def __init__(self, stream: IO[str] | None) -> None:
+    def __init__(
+        self,
+        stream: IO[str] | None,
+        *,
+        only: Container[str] | None = None,
+        on_progress: Callable[[str], None] | None = None,
+    ) -> None:
+        """`only`: the kinds that are written, all by default. `on_progress` hears the task of each progress."""
         self._stream = stream
+        self._only = only
+        self._on_progress = on_progress
         self._lock = threading.Lock()
 
     @classmethod
-    def to_file(cls, path: Path) -> Emitter:
+    def to_file(
+        cls, path: Path, *, only: Container[str] | None = None, on_progress: Callable[[str], None] | None = None
+    ) -> Emitter:
         """Appends to a file. A line that a killed process left unfinished is closed first, so that ours stands alone."""
         stream = path.open("a+", encoding="utf-8", errors="backslashreplace", buffering=1)
-        emitter = cls(stream)
+        emitter = cls(stream, only=only, on_progress=on_progress)
         with path.open("rb") as written:
             if written.seek(0, os.SEEK_END) and written.seek(-1, os.SEEK_END) is not None and written.read(1) != b"\n":
                 stream.write("\n")
         return emitter
 
     def emit(self, kind: Kind, **fields: Any) -> None:
-        if self._stream is None:
+        if self._stream is None or (self._only is not None and kind not in self._only):
             return
         try:
             with self._lock:  # trackers warn from threads of their own
@@ -98,6 +109,8 @@ class Emitter:
         self.emit("stage", stage=stage, state=state)
 
     def progress(self, task: str, done: int, total: int | None = None, unit: str = "rows") -> None:
+        if self._on_progress is not None:
+            self._on_progress(task)
         self.emit("progress", task=task, done=done, total=total, unit=unit)
 
     def metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:

@@ -1,7 +1,9 @@
-"""`python -m tunedock.worker STAGE RUN_DIR`: one stage of the work plane, wherever a launcher put it.
+"""`python -m tunedock.worker STAGE RUN_DIR [--request FILE]`: one stage of the work plane, wherever a launcher put it.
 
-The request is one JSON object on the first line of standard input. With a run, events go to its `events.jsonl`; for `chat` and for
-stages without a run (`-`) they go to standard output, which is kept for them alone: what libraries print goes to standard error.
+The request is one JSON object on the first line of standard input, or in a file where many processes of one training are to read
+it. With a run, events go to its `events.jsonl`; for `chat` and for stages without a run (`-`) they go to standard output, which is
+kept for them alone: what libraries print goes to standard error. Of the ranks of a training, rank 0 holds the run's lock and tells
+its events; the others keep warnings and failures in files of their own (`run.ranks`).
 The protocol: docs/decisions/0001-worker-protocol.md.
 """
 
@@ -16,8 +18,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +33,8 @@ from tunedock.errors import (
 )
 from tunedock.events import Emitter
 from tunedock.recipe.schema import Recipe
+from tunedock.run.pulse import Pulse
+from tunedock.run.ranks import ALONE, End, Rank, RankFiles
 from tunedock.run.record import Run
 from tunedock.run.stop import StopRequest
 
@@ -43,6 +47,8 @@ class Call:
     emit: Emitter
     stop: StopRequest
     run: Run | None = None
+    rank: Rank = ALONE
+    pulse: Pulse = field(default_factory=Pulse)
 
     def recipe(self) -> Recipe:
         """The resolved recipe; of a run, with the model pinned to the commit it began with."""
@@ -77,6 +83,7 @@ def _train(call: Call) -> None:
             resume=bool(call.request.get("resume")),
             stop=call.stop,
             token_budget=None if token_budget is None else int(token_budget),
+            pulse=call.pulse,
         )
     )
 
@@ -168,24 +175,40 @@ STAGES: dict[str, Callable[[Call], None]] = {
 
 def main(arguments: list[str]) -> int:
     """Runs one stage and returns the exit code."""
-    if len(arguments) != 2 or arguments[0] not in STAGES:
-        print(f"usage: python -m tunedock.worker {{{','.join(STAGES)}}} RUN_DIR|-", file=sys.stderr)
-        return RecipeError.exit_code
-    stage, place = arguments
+    match arguments:
+        case [stage, place] if stage in STAGES:
+            file = None
+        case [stage, place, "--request", file] if stage in STAGES:
+            pass
+        case _:
+            usage = f"python -m tunedock.worker {{{','.join(STAGES)}}} RUN_DIR|- [--request FILE]"
+            print(f"usage: {usage}", file=sys.stderr)
+            return RecipeError.exit_code
     _write_utf8()
     stop = StopRequest()
     stop.listen()
     run = None if place == "-" else Run.open(Path(place))
-    emit = Emitter(_own_stdout()) if run is None or stage == "chat" else Emitter.to_file(run.events)
-    call_ = Call(json.loads(sys.stdin.readline() or "{}"), emit, stop, run)
-    return _guarded(stage, call_)
+    rank = Rank.of(os.environ) if stage == "train" else ALONE
+    pulse = Pulse(rank)
+    if run is not None and not rank.leads:
+        emit = _beside_rank_0(run, stage, rank, pulse)
+    elif run is None or stage == "chat":
+        emit = Emitter(_own_stdout())
+    else:
+        emit = Emitter.to_file(run.events, on_progress=pulse.doing)
+    request = sys.stdin.readline() if file is None else Path(file).read_text(encoding="utf-8")
+    return _guarded(stage, Call(json.loads(request or "{}"), emit, stop, run, rank, pulse))
 
 
 def _guarded(stage: str, call: Call) -> int:
     """Runs the stage; whatever it raises becomes a `failure` event and an exit code."""
     call.emit.stage(stage, "started")
     try:
-        with _recorded(call.run, stage) if call.run is not None and stage == "train" else nullcontext():
+        with ExitStack() as around:
+            if call.run is not None and stage == "train":
+                if call.rank.leads:
+                    around.enter_context(_recorded(call.run, stage))
+                around.enter_context(call.pulse.beating(call.run.ranks))
             STAGES[stage](call)
     except BaseException as raised:  # noqa: BLE001 - policy: the last line of defence; nothing ends without a failure event
         error = understood(raised)
@@ -193,9 +216,30 @@ def _guarded(stage: str, call: Call) -> int:
             call.emit.emit("failure", error=error.to_json())
         except OSError:  # the disk that is full is the error, most often; the log and the exit code may still tell
             print(f"error: {error}", file=sys.stderr)
+        _leave_end(call, error)
         return error.exit_code
     call.emit.stage(stage, "finished")
+    _leave_end(call, None)
     return 0
+
+
+def _leave_end(call: Call, error: TunedockError | None) -> None:
+    """Of many ranks, each says how it ended: what started them says only that one has failed."""
+    if call.run is not None and call.rank.world > 1:
+        told = (0, None) if error is None else (error.exit_code, error.to_json())
+        End(call.rank.number, *told).write(call.run.ranks)
+
+
+def _beside_rank_0(run: Run, stage: str, rank: Rank, pulse: Pulse) -> Emitter:
+    """What another rank prints and tells goes to files of its own; what rank 0 tells as well, it does not tell."""
+    run.log(stage).parent.mkdir(exist_ok=True)
+    run.ranks.mkdir(exist_ok=True)
+    with run.log(stage, rank.number).open("ab") as log:
+        for descriptor in (1, 2):
+            os.dup2(log.fileno(), descriptor)
+    return Emitter.to_file(
+        RankFiles(run.ranks, rank.number).events, only=("warning", "failure"), on_progress=pulse.doing
+    )
 
 
 @contextmanager
@@ -215,12 +259,12 @@ def _recorded(run: Run, stage: str) -> Iterator[None]:
 
 def understood(raised: BaseException) -> TunedockError:
     """What an exception means to a user. What we do not know is our bug: its traceback goes to the log."""
-    import torch
-
     if isinstance(raised, TunedockError):
         return raised
     if isinstance(raised, KeyboardInterrupt):
         return InterruptedRun("stopped")
+    import torch
+
     if isinstance(raised, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(raised):
         traceback.print_exception(raised, file=sys.stderr)
         return OutOfMemoryError(

@@ -11,6 +11,7 @@ logs/STAGE.log         what the process printed
 checkpoints/           atomic and checksummed; index.json names the last and the best
 model/                 the result: an adapter, or whole weights; chat.json says how prompts are rendered
 engine/                adapters that an engine is given while it makes answers for training
+ranks/                 of each process of a training: its pulse, its end (`run.ranks`)
 plots/  tensorboard/  eval/
 """
 
@@ -107,8 +108,13 @@ class Run:
     def model(self) -> Path:
         return self.path / "model"
 
-    def log(self, stage: str) -> Path:
-        return self.path / "logs" / f"{stage}.log"
+    @property
+    def ranks(self) -> Path:
+        return self.path / "ranks"
+
+    def log(self, stage: str, rank: int = 0) -> Path:
+        """What a stage's process prints; of a training's further processes, a file each."""
+        return self.path / "logs" / (f"{stage}.rank-{rank:05d}.log" if rank else f"{stage}.log")
 
     @classmethod
     def create(cls, path: Path, *, recipe_yaml: str, resolved: dict[str, Any], state: RunState) -> Run:

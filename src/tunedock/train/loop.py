@@ -30,6 +30,7 @@ from tunedock.model.sharding import is_sharded
 from tunedock.objective.base import Objective
 from tunedock.objective.evaluate import Measured, measure
 from tunedock.recipe.schema import Train
+from tunedock.run.pulse import Pulse
 from tunedock.train.budget import Budget, Layout, agree
 from tunedock.train.checkpoint import Checkpoints, Snapshot, random_states, restore_random_states
 from tunedock.train.checkpoint_writer import CheckpointWriter, spare_bytes
@@ -112,8 +113,10 @@ class Loop:
         emit: Emitter,
         stop_requested: Callable[[], bool],
         measure: Callable[[], Measured] | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
-        """`measure`: what an evaluation is; the objective on the validation samples, by default."""
+        """`measure`: what an evaluation is; the objective on the validation samples, by default. `pulse` hears where it is."""
+        self._pulse = pulse or Pulse()
         self._measure = measure
         self._policy = policy
         self._sharded = is_sharded(policy.model)
@@ -124,7 +127,7 @@ class Loop:
         self._validation = validation
         self._layout = layout
         self._budget = budget
-        self._gradients = Gradients(policy, objective, reference, updater, budget, stop_requested, layout)
+        self._gradients = Gradients(policy, objective, reference, updater, budget, stop_requested, layout, self._pulse)
         self._updater = updater
         self._checkpoints = checkpoints
         self._writer = CheckpointWriter(checkpoints, spare_bytes=partial(spare_bytes, budget), emit=emit)
@@ -177,6 +180,7 @@ class Loop:
     def _step(self, before: Mapping[str, Tensor]) -> None:
         """`before`: the random states to begin with, should the step have to be done again."""
         step = self.progress.step
+        self._pulse.at(step, "samples")
         samples, rows = self._feed.take(step, self._budget.begin(step))
         count = self._objective.count(samples)
         self._policy.model.train()
@@ -203,6 +207,7 @@ class Loop:
         extremes |= {name: max(value, extremes.get(name, value)) for name, value in sums.most.items()}
         if not math.isfinite(loss):
             self._diverged("loss", loss, samples)
+        self._pulse.at(step, "update")
         norm = self._updater.clip()
         if not math.isfinite(norm) and not self._updater.scaler.is_enabled():
             self._diverged("norm of the gradients", norm, samples)
@@ -289,6 +294,7 @@ class Loop:
         if not len(self._validation):
             return
         started = time.perf_counter()
+        self._pulse.at(self.progress.step, "evaluation")
         self._policy.model.eval()
         self._updater.to_evaluation()
         try:
@@ -361,6 +367,7 @@ class Loop:
     def save(self, *, metric: float | None = None, better: bool = False, beside: bool = True) -> None:
         """Saves a checkpoint, `beside` the steps that follow or before this returns."""
         step, size = self.progress.step, self._state_bytes()
+        self._pulse.at(step, "checkpoint")
         self._writer.save(step, size, self._snapshot, metric=metric, better=better, beside=beside)
 
     def _state_bytes(self) -> int:

@@ -32,6 +32,7 @@ from tunedock.recipe.adapters import Lora
 from tunedock.recipe.objectives.preference import Dpo
 from tunedock.recipe.objectives.rollout import Rollout
 from tunedock.recipe.schema import Recipe
+from tunedock.run.pulse import Pulse
 from tunedock.run.record import Run, read_json, write_json
 from tunedock.run.stop import StopRequest
 from tunedock.train.beginning import beginning, keep_beginning
@@ -52,7 +53,14 @@ from tunedock.train.trackers import following
 
 
 def train(
-    run: Run, recipe: Recipe, emit: Emitter, *, resume: bool, stop: StopRequest, token_budget: int | None = None
+    run: Run,
+    recipe: Recipe,
+    emit: Emitter,
+    *,
+    resume: bool,
+    stop: StopRequest,
+    token_budget: int | None = None,
+    pulse: Pulse | None = None,
 ) -> dict[str, Any]:
     """Trains, and leaves the result in `run.model`. Raises InterruptedRun (resumable) when `stop` is set.
 
@@ -105,7 +113,7 @@ def train(
             policy.add_value_head()
         rollouts = make_rollouts(run, recipe, section, base, policy, reference, budget, emit, stop)
         feed, measure = rollouts.feed(feed.samples), rollouts.evaluation(validation)
-    loop = _loop(recipe, policy, reference, feed, validation, about, budget, checkpoints, emit, stop, measure)
+    loop = _loop(recipe, policy, reference, feed, validation, about, budget, checkpoints, emit, stop, measure, pulse)
     snapshot: Snapshot | None = None
     if resume and checkpoints.untouched():
         emit.note("the run has no checkpoint yet, so it begins at its first step")
@@ -247,6 +255,7 @@ def _loop(
     emit: Emitter,
     stop: StopRequest,
     measure: Callable[[], Measured] | None,
+    pulse: Pulse | None,
 ) -> Loop:
     train_ = recipe.train
     if isinstance(recipe.objective, Rollout):
@@ -281,6 +290,7 @@ def _loop(
         emit=emit,
         stop_requested=stop.asked,
         measure=measure,
+        pulse=pulse,
     )
 
 

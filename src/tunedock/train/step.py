@@ -16,6 +16,7 @@ from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
 from tunedock.objective.base import Objective, Terms
 from tunedock.objective.evaluate import step_terms
+from tunedock.run.pulse import Pulse
 from tunedock.train.budget import Budget, Layout, Shortage
 from tunedock.train.optimizer import Updater
 
@@ -75,6 +76,7 @@ class Gradients:
     budget: Budget
     stop_requested: Callable[[], bool]
     layout: Layout
+    pulse: Pulse
 
     def accumulate(self, samples: Sequence[Sample], rows: Sequence[Row], count: float) -> Sums | Shortage:
         """Adds the step's gradients up in the parameters; or, when a row does not fit, leaves them in a state to be thrown away.
@@ -101,6 +103,7 @@ class Gradients:
         for done, terms in enumerate(step, start=1):
             if self.stop_requested():
                 raise Stopped
+            self.pulse.doing("row")
             share = terms.loss / count
             self.updater.backward(share)
             running.loss = running.loss + _exact(share)
