@@ -45,8 +45,10 @@ def test_exit_codes_are_stable() -> None:
         10: ["DependencyError"],
         11: ["RewardError"],
         12: ["EngineError"],
+        13: ["LostPeerError"],
         70: ["BugError"],
         130: ["InterruptedRun"],
+        143: ["PreemptedRun"],
     }
     assert sum(len(names) for names in exit_codes().values()) == len(KINDS)
 

@@ -31,6 +31,7 @@ from tunedock.recipe.schema import Train
 from tunedock.train.budget import Budget
 from tunedock.train.checkpoint import Checkpoints
 from tunedock.train.feed import FixedFeed
+from tunedock.train.grace import Grace
 from tunedock.train.loop import Course, Loop
 from tunedock.train.memory import HostMemory
 from tunedock.train.optimizer import make_updater
@@ -79,6 +80,7 @@ def build(
     probed: bool = False,
     to_compile: bool = False,
     objective: Objective | None = None,
+    grace: Grace | None = None,
     **train: Any,
 ) -> tuple[Loop, Policy, io.StringIO]:
     folder.mkdir(exist_ok=True, parents=True)
@@ -110,6 +112,7 @@ def build(
         train=settings,
         emit=Emitter(stream),
         stop_requested=stop,
+        grace=grace,
     )
     return loop, policy, stream
 

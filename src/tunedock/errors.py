@@ -14,8 +14,10 @@
     ├── DependencyError 10   an optional package is missing
     ├── RewardError     11   a reward function, a reward model or a judge gave no score for an answer
     ├── EngineError     12   an engine behind an endpoint does not answer, or not as it should
+    ├── LostPeerError   13   a process of several that train together died, or answers no more
     ├── BugError        70   tunedock's own mistake; its traceback is in the log
     └── InterruptedRun 130   stopped by the user (Ctrl-C), its state saved
+        └── PreemptedRun 143 stopped by a scheduler or a container engine (SIGTERM), its state saved
 
 The number is the process's exit code; they are stable and `docs/reference/exit-codes.md` lists them. Errors cross from the
 worker to the command line as JSON (`to_json`, `from_json`), so the message is the same wherever the work ran.
@@ -103,12 +105,24 @@ class EngineError(TunedockError):
     exit_code = 12
 
 
+class LostPeerError(TunedockError):
+    """What the others wait for will not come; they end too, and the run goes on from its last checkpoint."""
+
+    exit_code = 13
+
+
 class BugError(TunedockError):
     exit_code = 70
 
 
 class InterruptedRun(TunedockError):  # noqa: N818 - an ending, not a mistake
     exit_code = 130
+
+
+class PreemptedRun(InterruptedRun):
+    """The exit code is what a shell and a container engine tell of a process that SIGTERM ended: 128 + 15."""
+
+    exit_code = 143
 
 
 def _tree(cls: type[TunedockError]) -> dict[str, type[TunedockError]]:

@@ -207,11 +207,11 @@ def _guarded(stage: str, call: Call) -> int:
         with ExitStack() as around:
             if call.run is not None and stage == "train":
                 if call.rank.leads:
-                    around.enter_context(_recorded(call.run, stage))
+                    around.enter_context(_recorded(call.run, stage, call.stop))
                 around.enter_context(call.pulse.beating(call.run.ranks))
             STAGES[stage](call)
     except BaseException as raised:  # noqa: BLE001 - policy: the last line of defence; nothing ends without a failure event
-        error = understood(raised)
+        error = _understood(raised, call.stop)
         try:
             call.emit.emit("failure", error=error.to_json())
         except OSError:  # the disk that is full is the error, most often; the log and the exit code may still tell
@@ -243,18 +243,23 @@ def _beside_rank_0(run: Run, stage: str, rank: Rank, pulse: Pulse) -> Emitter:
 
 
 @contextmanager
-def _recorded(run: Run, stage: str) -> Iterator[None]:
+def _recorded(run: Run, stage: str, stop: StopRequest) -> Iterator[None]:
     """Holds the run's lock, and leaves in `run.json` how the stage ended."""
     with run.working(stage):
         try:
             yield
         except BaseException as raised:
-            error = understood(raised)
+            error = _understood(raised, stop)
             status = "interrupted" if isinstance(error, InterruptedRun) else "failed"
             with suppress(DiskError):  # the disk that is full is the error; it cannot also take the record of it
                 run.update(status=status, finished=time.time(), exit_code=error.exit_code, error=error.to_json())
             raise error from raised
         run.update(status="finished", finished=time.time(), exit_code=0)
+
+
+def _understood(raised: BaseException, stop: StopRequest) -> TunedockError:
+    error = understood(raised)
+    return stop.named(error) if isinstance(error, InterruptedRun) else error
 
 
 def understood(raised: BaseException) -> TunedockError:

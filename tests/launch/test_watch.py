@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tunedock.errors import BugError, DataError, InterruptedRun, OutOfMemoryError, RunError
+from tunedock.errors import BugError, DataError, InterruptedRun, OutOfMemoryError, PreemptedRun, RunError
 from tunedock.launch.job import JobSpec
 from tunedock.launch.watch import watch
 
@@ -117,8 +117,9 @@ def test_sigterm_reaches_the_worker_as_sigterm(launcher, run):
 
 
 def test_a_worker_ended_before_it_listens_was_stopped_and_is_no_bug(launcher, run):
-    with pytest.raises(InterruptedRun) as raised:
+    with pytest.raises(PreemptedRun) as raised:
         watch(launcher(["signal", signal.SIGTERM]).start(JobSpec("train", run.path)), ignore)
+    assert raised.value.exit_code == 143
     assert f"--resume {run.path}" in raised.value.hint
 
 

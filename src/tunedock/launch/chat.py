@@ -102,7 +102,7 @@ class ChatSession:
                 elif self._on_event is not None:
                     self._on_event(event)
             if ended:
-                ending(job, None, [], stopped=False)
+                ending(job, None, [])
                 raise InterruptedRun("the model's process ended")  # `ending` raises for every end without a result
 
     def _stop_answer(self, job: Job) -> None:

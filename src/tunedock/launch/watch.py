@@ -10,7 +10,15 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from tunedock.errors import BugError, DiskError, InterruptedRun, OutOfMemoryError, TunedockError, exit_codes
+from tunedock.errors import (
+    BugError,
+    DiskError,
+    InterruptedRun,
+    OutOfMemoryError,
+    PreemptedRun,
+    TunedockError,
+    exit_codes,
+)
 from tunedock.events import Event
 from tunedock.launch.job import Job
 
@@ -34,9 +42,9 @@ REQUESTS_TO_END = (signal.SIGINT, signal.SIGTERM)
 def watch(job: Job, on_event: OnEvent) -> Any:
     """Waits for the job's end and returns the value of its `result` event.
 
-    Raises the error of its `failure` event, InterruptedRun when it was stopped, OutOfMemoryError or BugError when it died without
-    a word. A reader whose pipe is closed (`| head`) is told no more and stops nothing; any other exception of `on_event` asks the
-    worker to stop and goes on.
+    Raises the error of its `failure` event, InterruptedRun (PreemptedRun by SIGTERM) when it was stopped, OutOfMemoryError or
+    BugError when it died without a word. A reader whose pipe is closed (`| head`) is told no more and stops nothing; any other
+    exception of `on_event` asks the worker to stop and goes on.
     """
     tell = _until_broken(on_event)
     result: list[Any] = []
@@ -57,11 +65,11 @@ def watch(job: Job, on_event: OnEvent) -> Any:
         except BaseException:
             job.signal(signal.SIGTERM)
             raise
-    return ending(job, failure, result, stopped=stops.count > 0)
+    return ending(job, failure, result, stopped_by=stops.first)
 
 
-def ending(job: Job, failure: TunedockError | None, result: list[Any], *, stopped: bool) -> Any:
-    """The result's value; or raises what the end of the job means. The job has ended."""
+def ending(job: Job, failure: TunedockError | None, result: list[Any], *, stopped_by: int | None = None) -> Any:
+    """The result's value; or raises what the end of the job means. The job has ended, by a request of the signal `stopped_by`."""
     code = job.poll()
     log = job.spec.log
     where = None if log is None else str(log)
@@ -80,8 +88,9 @@ def ending(job: Job, failure: TunedockError | None, result: list[Any], *, stoppe
     tail = job.log_tail()
     last = f"; its last lines:\n{tail}" if tail else ""
     number = -code if code < 0 else code - 128 if 128 < code < 160 else 0  # a container tells 128 + n
-    if stopped or number in REQUESTS_TO_END:
-        raise InterruptedRun(f"`{job.spec.stage}` was stopped", hint=_resume_hint(job))
+    if stopped_by is not None or number in REQUESTS_TO_END:
+        kind = PreemptedRun if signal.SIGTERM in (stopped_by, number) else InterruptedRun
+        raise kind(f"`{job.spec.stage}` was stopped", hint=_resume_hint(job))
     if number == signal.SIGKILL:
         raise OutOfMemoryError(
             f"the worker was killed (SIGKILL), most likely because the machine ran out of memory{last}",
@@ -130,9 +139,12 @@ class _Stops:
         self._spoken = 0
         self._interrupts = 0
         self.count = 0
+        self.first: int | None = None
+        """The signal that asked first."""
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         self.count += 1
+        self.first = self.first or number
         if number != signal.SIGINT:
             self._job.signal(signal.SIGTERM)
             return

@@ -218,6 +218,9 @@ class Eval(Section):
 
 class Launch(Section):
     on: Literal["local"] = "local"
+    grace_s: PositiveFloat = 30.0
+    """Seconds from a SIGTERM to the SIGKILL that follows it: 30 is what Kubernetes gives. A training whose state cannot be saved in
+    that time is refused before its first step."""
 
 
 class Recipe(Section):

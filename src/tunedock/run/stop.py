@@ -1,22 +1,27 @@
 """How a worker hears that it should stop.
 
 SIGINT and SIGTERM end most work at once (KeyboardInterrupt); inside `deferred()` they only set a flag, and the work ends itself
-where its state is whole. A second SIGINT ends it at once even there.
+where its state is whole. A second SIGINT ends it at once even there. After a SIGTERM a SIGKILL follows when the grace is over, so
+the work can ask how much of it is left.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from tunedock.errors import InterruptedRun, PreemptedRun
 
 
 class StopRequest:
     def __init__(self) -> None:
         self._asked = threading.Event()
         self._deferred = False
+        self._preempted_at: float | None = None
 
     def listen(self) -> None:
         """Takes SIGINT and SIGTERM of this process. To be called on the main thread."""
@@ -25,6 +30,8 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         again = self._asked.is_set() and number == signal.SIGINT
+        if number == signal.SIGTERM and self._preempted_at is None:
+            self._preempted_at = time.monotonic()
         self._asked.set()
         if again or not self._deferred:
             raise KeyboardInterrupt
@@ -32,9 +39,20 @@ class StopRequest:
     def clear(self) -> None:
         """The request has been answered; the next one counts anew."""
         self._asked.clear()
+        self._preempted_at = None
 
     def asked(self) -> bool:
         return self._asked.is_set()
+
+    def left_s(self, grace_s: float) -> float | None:
+        """Seconds until a SIGKILL is to be expected; None where nobody has sent a SIGTERM."""
+        return None if self._preempted_at is None else self._preempted_at + grace_s - time.monotonic()
+
+    def named(self, error: InterruptedRun) -> InterruptedRun:
+        """The same ending by the name of who asked for it."""
+        if self._preempted_at is None or isinstance(error, PreemptedRun):
+            return error
+        return PreemptedRun(error.message, where=error.where, hint=error.hint)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

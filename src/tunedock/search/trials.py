@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunedock.errors import DivergedError, InterruptedRun, OutOfMemoryError, RecipeError, RunError
+from tunedock.errors import DivergedError, InterruptedRun, OutOfMemoryError, PreemptedRun, RecipeError, RunError
 from tunedock.events import Event, EventReader
 from tunedock.launch.job import Job, JobSpec, Launcher
 from tunedock.launch.watch import OnEvent
@@ -127,9 +127,10 @@ class _Search:
                     self._on_event(note_event("the time is over: no further trial begins"))
                     break
                 self._try(self._study.next())
-        except (InterruptedRun, KeyboardInterrupt):
+        except (InterruptedRun, KeyboardInterrupt) as error:
             self._write()
-            raise InterruptedRun(
+            kind = PreemptedRun if isinstance(error, PreemptedRun) else InterruptedRun
+            raise kind(
                 f"the search was stopped after {self._done()} of {self._study.limit} trials; everything is kept",
                 hint=f"the same command with `--resume {self._folder}` goes on",
             ) from None

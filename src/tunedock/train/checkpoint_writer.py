@@ -7,6 +7,7 @@ of a step, the loop waits for the whole save, as it would without a thread.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -19,6 +20,7 @@ from tunedock.events import Emitter
 from tunedock.plan.memory import readable
 from tunedock.train.budget import Budget
 from tunedock.train.checkpoint import Checkpoints, Snapshot
+from tunedock.train.grace import Grace
 from tunedock.train.memory import HostMemory
 
 COPY_MARGIN = 1.25
@@ -31,17 +33,18 @@ NICENESS = 10
 class CheckpointWriter:
     """What the loop saves with. A context: at its end nothing is in flight."""
 
-    def __init__(self, checkpoints: Checkpoints, *, spare_bytes: Callable[[], int], emit: Emitter) -> None:
+    def __init__(
+        self, checkpoints: Checkpoints, *, spare_bytes: Callable[[], int], emit: Emitter, grace: Grace | None = None
+    ) -> None:
         """`spare_bytes`: what the host can hold on top of what a step needs."""
         self._checkpoints = checkpoints
+        self._grace = grace or Grace(math.inf, lambda: None, emit)
         self._spare_bytes = spare_bytes
         self._emit = emit
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._step: int | None = None
         self._told = False
-        self.longest_s = 0.0
-        """The longest that a save has taken, from its beginning to the name on disk."""
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -74,7 +77,6 @@ class CheckpointWriter:
         With `beside` it may still be in flight when this returns; without, it is on disk. Raises what the save before failed with
         (DiskError), and begins nothing then.
         """
-        began = time.monotonic()
         if self._step == step and not better:
             if not beside:
                 self.wait()
@@ -84,7 +86,7 @@ class CheckpointWriter:
         snapshot = take(copied)
         self._step = step
         if copied:
-            work = (snapshot, began, metric, better)
+            work = (snapshot, metric, better)
             self._thread = threading.Thread(target=self._work, args=work, name=f"checkpoint {step}")
             self._thread.start()
             return
@@ -95,8 +97,15 @@ class CheckpointWriter:
                 "host's memory beside a step",
                 size_bytes=size_bytes,
             )
-        self._checkpoints.save(snapshot, metric=metric, better=better)
-        self._took(began)
+        self._write(snapshot, metric, better)
+
+    def save_at_the_end(self, step: int, size_bytes: int, take: Callable[[bool], Snapshot]) -> int:
+        """Saves before training stops, if there is time for it. Returns the step of the newest checkpoint that is on disk."""
+        self.wait()
+        if self._step is not None and not self._grace.allows_a_save():
+            return self._step
+        self.save(step, size_bytes, take, beside=False)
+        return step
 
     def wait(self) -> None:
         """Returns when nothing is in flight. Raises what the last save failed with."""
@@ -115,16 +124,17 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def _work(self, snapshot: Snapshot, began: float, metric: float | None, better: bool) -> None:
+    def _work(self, snapshot: Snapshot, metric: float | None, better: bool) -> None:
         _set_niceness(threading.get_native_id(), NICENESS)
         try:
-            self._checkpoints.save(snapshot, metric=metric, better=better)
-            self._took(began)
+            self._write(snapshot, metric, better)
         except BaseException as error:  # noqa: BLE001 - policy: raised in the loop, whatever it is, by `check`
             self._failure = error
 
-    def _took(self, began: float) -> None:
-        self.longest_s = max(self.longest_s, time.monotonic() - began)
+    def _write(self, snapshot: Snapshot, metric: float | None, better: bool) -> None:
+        began = time.monotonic()
+        self._checkpoints.save(snapshot, metric=metric, better=better)
+        self._grace.saved_in(time.monotonic() - began)
 
 
 def spare_bytes(budget: Budget) -> int:

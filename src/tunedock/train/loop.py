@@ -35,6 +35,7 @@ from tunedock.train.budget import Budget, Layout, agree
 from tunedock.train.checkpoint import Checkpoints, Snapshot, random_states, restore_random_states
 from tunedock.train.checkpoint_writer import CheckpointWriter, spare_bytes
 from tunedock.train.feed import Ahead, Feed
+from tunedock.train.grace import Grace
 from tunedock.train.machine import usage
 from tunedock.train.optimizer import Updater
 from tunedock.train.optimizer_state import optimizer_state, restore_optimizer, state_bytes
@@ -114,8 +115,10 @@ class Loop:
         stop_requested: Callable[[], bool],
         measure: Callable[[], Measured] | None = None,
         pulse: Pulse | None = None,
+        grace: Grace | None = None,
     ) -> None:
-        """`measure`: what an evaluation is; the objective on the validation samples, by default. `pulse` hears where it is."""
+        """`measure`: what an evaluation is; the objective on the validation samples, by default. `pulse` hears where it is.
+        `grace`: how long a stop may take; as long as it does, by default."""
         self._pulse = pulse or Pulse()
         self._measure = measure
         self._policy = policy
@@ -130,7 +133,7 @@ class Loop:
         self._gradients = Gradients(policy, objective, reference, updater, budget, stop_requested, layout, self._pulse)
         self._updater = updater
         self._checkpoints = checkpoints
-        self._writer = CheckpointWriter(checkpoints, spare_bytes=partial(spare_bytes, budget), emit=emit)
+        self._writer = CheckpointWriter(checkpoints, spare_bytes=partial(spare_bytes, budget), emit=emit, grace=grace)
         self._course = course
         self._train = train
         self._emit = emit
@@ -347,8 +350,14 @@ class Loop:
 
     def _interrupted(self) -> None:
         if self._train.save_strategy != "no":
-            self.save(beside=False)
-            raise InterruptedRun(f"stopped after step {self.progress.step}; a checkpoint is saved")
+            step = self.progress.step
+            saved = self._writer.save_at_the_end(step, self.state_bytes, self._snapshot)
+            if saved < step:
+                raise InterruptedRun(
+                    f"stopped after step {step}; saved is step {saved}, for another checkpoint takes longer than a stop may",
+                    hint="a longer `launch.grace_s`, or a shorter `train.save_steps`, loses fewer steps",
+                )
+            raise InterruptedRun(f"stopped after step {step}; a checkpoint is saved")
         raise InterruptedRun(
             f"stopped after step {self.progress.step}; `train.save_strategy: no` keeps nothing to resume",
             hint="`--resume` begins this run anew; with `train.save_strategy: steps` a run can be stopped and gone on with",
@@ -366,11 +375,12 @@ class Loop:
 
     def save(self, *, metric: float | None = None, better: bool = False, beside: bool = True) -> None:
         """Saves a checkpoint, `beside` the steps that follow or before this returns."""
-        step, size = self.progress.step, self._state_bytes()
+        step = self.progress.step
         self._pulse.at(step, "checkpoint")
-        self._writer.save(step, size, self._snapshot, metric=metric, better=better, beside=beside)
+        self._writer.save(step, self.state_bytes, self._snapshot, metric=metric, better=better, beside=beside)
 
-    def _state_bytes(self) -> int:
+    @property
+    def state_bytes(self) -> int:
         """Of a checkpoint, but for what is small."""
         trained = sum(p.numel() * p.element_size() for _, p in self._policy.trainable)
         return trained + state_bytes(self._updater.optimizer)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from tunedock.data import prepare as preparing
 from tunedock.data.sample import Sample
-from tunedock.errors import DiskError, InterruptedRun, RunError
+from tunedock.errors import DiskError, InterruptedRun, RecipeError, RunError
 from tunedock.events import Emitter, EventReader
 from tunedock.model import adapter as adapters
 from tunedock.model.adapter import parameter_counts
@@ -40,6 +40,7 @@ from tunedock.train.budget import Budget
 from tunedock.train.checkpoint import Checkpoints, Snapshot
 from tunedock.train.estimate import estimate_seconds
 from tunedock.train.feed import Feed, StoreFeed
+from tunedock.train.grace import Grace, require_time_to_save
 from tunedock.train.loop import Course, Loop, Progress
 from tunedock.train.machine import hardware, versions
 from tunedock.train.optimizer import make_updater
@@ -126,6 +127,7 @@ def train(
         emit.note(f"resumed at step {snapshot.step}", step=snapshot.step)
     if token_budget is not None:
         budget.lower_to(loop.progress.step, token_budget, "memory ran out, and the run was started again")
+    _require_time_to_save(run, recipe, policy, resume, emit)
     with following(run, recipe, emit) as trackers:
         with _board(run, recipe), stop.deferred(), rollouts or nullcontext():
             try:
@@ -291,7 +293,24 @@ def _loop(
         stop_requested=stop.asked,
         measure=measure,
         pulse=pulse,
+        grace=Grace(recipe.launch.grace_s, partial(stop.left_s, recipe.launch.grace_s), emit),
     )
+
+
+def _require_time_to_save(run: Run, recipe: Recipe, policy: Policy, resume: bool, emit: Emitter) -> None:
+    """Before the first step, while the states of the optimizer are still to come. A run that has begun keeps its recipe: it is
+    warned."""
+    if recipe.train.save_strategy == "no":
+        return
+    trained = sum(p.numel() for _, p in policy.trainable)
+    states = int(trained * optimizer_bytes(recipe.train.optim, recipe.train.optim_args))
+    held = sum(p.numel() * p.element_size() for _, p in policy.trainable)
+    try:
+        require_time_to_save(run.checkpoints, held + states, recipe.launch.grace_s)
+    except RecipeError as error:
+        if not resume:
+            raise
+        emit.warning(error.message, where=error.where, hint=error.hint)
 
 
 def _rehearse(policy: Policy, loop: Loop, recipe: Recipe, feed: Feed, budget: Budget) -> None:
