@@ -67,11 +67,11 @@ def test_as_json(theirs: Path, tunedock: Command) -> None:
 
 
 def test_what_is_not_built_stands_in_the_recipe_and_is_said(theirs: Path, tunedock: Command) -> None:
-    theirs.write_text(theirs.read_text() + "fsdp: full_shard\n")
+    theirs.write_text(theirs.read_text() + "report_to: all\n")
     code, out, err = tunedock("recipe", "import", "theirs.yaml")
     assert code == 0
-    assert "fsdp: full_shard" in out
-    assert "refuses train.fsdp by name" in err
+    assert "report_to: [all]" in out
+    assert "refuses train.report_to by name" in err
 
 
 def test_what_cannot_be_said_is_refused_by_name_and_nothing_is_written(theirs: Path, tunedock: Command) -> None:

@@ -826,7 +826,69 @@ def test_v1() -> None:
     found = imported("v1_dpo_full")
     assert found.values["adapter"] == {"kind": "full"}
     assert found.values["objective"] == {"kind": "dpo", "beta": 0.3}
-    assert found.not_built == ("train.fsdp",)
+    assert found.values["parallel"] == "fsdp" and not found.not_built
+
+
+HAND_MADE = '{"zero_optimization": {"stage": 2}}'
+PARALLEL: dict[str, tuple[str, dict[str, Any]]] = {
+    "stage 0": ("deepspeed: examples/deepspeed/ds_z0_config.json", {"parallel": "ddp"}),
+    "stage 2, offloaded": ("deepspeed: ds_z2_offload_config.json", {"parallel": "zero2", "offload": "optimizer"}),
+    "stage 3": ("deepspeed: examples/deepspeed/ds_z3_config.json", {"parallel": "zero3"}),
+    "stage 3, offloaded": ("deepspeed: ds_z3_offload_config.json", {"parallel": "zero3", "offload": "all"}),
+    "as it lies there": ("deepspeed: there/ds_z3_config.json", {"parallel": "zero2"}),
+    "inline": ("deepspeed: {zero_optimization: {stage: 3, offload_optimizer: {device: cpu}}}",
+               {"parallel": "zero3", "offload": "optimizer"}),
+    "of their own": ("deepspeed: there/mine.json", {"train.deepspeed": "there/mine.json"}),
+    "fsdp": ("fsdp: full_shard auto_wrap", {"parallel": "fsdp"}),
+    "fsdp as a list": ("fsdp: [full_shard, offload]\nfsdp_config: {version: 2}", {"parallel": "fsdp", "offload": "all"}),
+    "fsdp of gradients": ("fsdp: shard_grad_op", {"parallel": "zero2"}),
+    "fsdp off": ("fsdp: ''\nfsdp_config: {}", {}),
+}  # fmt: skip
+V1_PARALLEL: dict[str, tuple[str, dict[str, Any]]] = {
+    "fsdp2": ("{name: fsdp2, offload_params: true}", {"parallel": "fsdp", "offload": "all"}),
+    "fsdp2 without offloading": ("{name: fsdp2, offload_params: false}", {"parallel": "fsdp"}),
+    "deepspeed": ("{name: deepspeed, config_file: ds_z3_config.json}", {"parallel": "zero3"}),
+    "ddp": ("{name: ddp, config_file: x.json}", {"parallel": "ddp"}),
+}
+
+
+def parallel_of(found: Imported) -> dict[str, Any]:
+    found.check()
+    told = {key: found.values[key] for key in ("parallel", "offload") if key in found.values}
+    file = found.values["train"].get("deepspeed")
+    return told if file is None else {**told, "train.deepspeed": file}
+
+
+@pytest.mark.parametrize(("text", "expected"), PARALLEL.values(), ids=PARALLEL)
+def test_how_a_model_lies_on_many_devices(tmp_path: Path, text: str, expected: dict[str, Any]) -> None:
+    (tmp_path / "there").mkdir()
+    for name in ("mine.json", "ds_z3_config.json"):
+        (tmp_path / "there" / name).write_text(HAND_MADE)
+    found = made(tmp_path, f"{HEAD}{text}\n")
+    assert parallel_of(found) == expected and not found.not_built
+    assert keys_of(tmp_path / "theirs.yaml") <= {entry.key for entry in found.lines}
+
+
+@pytest.mark.parametrize(("text", "expected"), V1_PARALLEL.values(), ids=V1_PARALLEL)
+def test_v1_says_it_in_dist_config(tmp_path: Path, text: str, expected: dict[str, Any]) -> None:
+    (tmp_path / "data.yaml").write_text("x: {path: a/b, converter: alpaca}\n")
+    found = made(tmp_path, f"model: a/b\ntrain_dataset: data.yaml\ndist_config: {text}\n", None)
+    assert parallel_of(found) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    {
+        "fsdp: hybrid_shard": "one of full_shard",
+        "fsdp: 3": "one or more of transformers' words",
+        "deepspeed: [a]": "the path of a JSON file",
+        "deepspeed: {zero_optimization: {stage: 7}}": "0, 1, 2 or 3",
+        "deepspeed: {optimizer: {type: AdamW}}": "`optimizer` is the recipe's to say",
+        "deepspeed: ds_z3_fp8_config.json": "its `fp8` is not built",
+    }.items(),
+)
+def test_what_cannot_be_said_of_many_devices(tmp_path: Path, text: str, why: str) -> None:
+    assert why in said(made(tmp_path, f"{HEAD}{text}\n"))
 
 
 V1 = "model: a/b\ntrain_dataset: some/data.yaml\n"

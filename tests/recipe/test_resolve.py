@@ -74,6 +74,46 @@ FILLED: list[tuple[tuple[str, ...], str, Any, str]] = [
 ]  # fmt: skip
 
 
+DEVICES = [
+    ((), 0, 12, "1 device"),
+    ((), 8, 96, "8 devices"),
+    (("launch.processes=2",), 8, 24, "2 devices"),
+    (("launch.nodes=2", "launch.rendezvous=a:1"), 4, 96, "8 devices"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "gpus", "size", "said"), DEVICES)
+def test_a_devices_batch_is_taken_by_each(
+    folder: Path, overrides: tuple[str, ...], gpus: int, size: int, said: str
+) -> None:
+    each = ("train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=3")
+    loaded = load([folder / "recipe.yaml"], [*each, *overrides])
+    result = resolve(loaded, cwd=folder, gpus=lambda: gpus)
+    assert result.recipe.train.batch_size == size
+    assert result.origins["train.batch_size"].endswith(f"gradient_accumulation_steps x {said}")
+    whole = [f"train.batch_size={size}", *each, *overrides]
+    assert resolve(load([folder / "recipe.yaml"], whole), cwd=folder, gpus=lambda: gpus).recipe.train.batch_size == size
+    with pytest.raises(RecipeError, match="times the processes"):
+        resolve(
+            load([folder / "recipe.yaml"], [f"train.batch_size={size + 1}", *whole[1:]]), cwd=folder, gpus=lambda: gpus
+        )
+
+
+def test_gpus_are_looked_for_only_where_they_matter(folder: Path) -> None:
+    def asked() -> int:
+        raise AssertionError("nvidia-smi takes a moment")
+
+    assert resolve(load([folder / "recipe.yaml"]), cwd=folder, gpus=asked).recipe.launch.processes is None
+
+
+def test_an_engine_is_for_one_process_however_many_gpus_there_are(folder: Path) -> None:
+    engine = "{kind: openai, base_url: 'http://x/v1', model: m}"
+    given = [f"objective={{kind: grpo, rewards: [exact_match], engine: {engine}}}"]
+    with pytest.raises(RecipeError, match="given the whole adapter by one process"):
+        resolve(load([folder / "recipe.yaml"], given), cwd=folder, gpus=lambda: 2)
+    resolve(load([folder / "recipe.yaml"], [*given, "launch.processes=1"]), cwd=folder, gpus=lambda: 2)
+
+
 @pytest.mark.parametrize(("overrides", "key", "value", "origin"), FILLED)
 def test_filled_in(folder: Path, overrides: tuple[str, ...], key: str, value: Any, origin: str) -> None:
     result = resolved(folder, *overrides)
@@ -210,7 +250,7 @@ def test_the_hash_follows_what_affects_the_result(folder: Path) -> None:
     assert len(base) == 16 and int(base, 16) >= 0
     for same in ("train.output_dir=elsewhere", "train.report_to=none", "train.logging_steps=5", "eval.max_samples=3",
                  "train.batch_size=16", "train.per_device_train_batch_size=16", "train.num_train_epochs=3",
-                 "adapter.alpha=32", "data.cache_dir=c", "hub=modelscope"):  # fmt: skip
+                 "adapter.alpha=32", "data.cache_dir=c", "hub=modelscope", "parallel=fsdp", "launch.processes=8"):  # fmt: skip
         assert resolved(folder, same).hash == base, same
     others = {resolved(folder, other).hash for other in (
         "train.seed=7", "train.batch_size=8", "adapter.r=8", "model.revision=x", "data.max_length=100", "adapter=full",

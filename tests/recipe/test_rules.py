@@ -8,6 +8,7 @@ import pytest
 
 from tunedock.errors import RecipeError
 from tunedock.recipe.rules import RULES, check
+from tunedock.recipe.rules_parallel import why_not_by
 from tunedock.recipe.schema import Recipe
 
 GRPO: dict[str, Any] = {"kind": "grpo", "rewards": ["exact_match"]}
@@ -101,6 +102,14 @@ BROKEN: dict[str, dict[str, Any]] = {
     "low-rank-under-lora": {"train": {"optim": "galore_adamw"}},
     "target-modules-unused": {"train": {"optim_target_modules": ["mlp"]}},
     "adam-keys-unused": {"train": {"optim": "sgd", "adam_beta1": 0.8}},
+    "quantized-weights-in-shares": {"parallel": "fsdp", "quantize": "nf4"},
+    "optimizer-in-flat-shares": {"parallel": "zero2", "train": {"optim": "muon"}},
+    "optimizer-in-shares": {"parallel": "fsdp", "train": {"optim": "adamw_8bit"}},
+    "offload-without-shares": {"parallel": "fsdp", "offload": "optimizer"},
+    "nodes-without-a-meeting": {"launch": {"nodes": 2}},
+    "rendezvous-is-no-address": {"launch": {"nodes": 2, "rendezvous": "10.0.0.1"}},
+    "node-beyond-the-nodes": {"launch": {"node_rank": 1}},
+    "engine-of-many-processes": {**engine({}), "launch": {"processes": 2}},
     "unknown-hub": {"hub": "huggingface"},
     "offline-with-a-mirror": {"hub": "https://mirror.example", "offline": True},
     "offline-with-a-url": {"offline": True, "data": {"validation": "s3://bucket/v.jsonl"}},
@@ -125,6 +134,18 @@ KEPT: list[dict[str, Any]] = [
     {"train": {"per_device_train_batch_size": 4, "warmup_steps": 0.5, "bf16": False, "fp16": True}},
     {"train": {"eval_strategy": "steps", "eval_steps": 5, "warmup_steps": 100.0}},
     {"hub": "https://mirror.example"},
+    {"parallel": "ddp", "quantize": "nf4", "train": {"optim": "adamw_8bit"}},
+    {"parallel": "fsdp", "offload": "all", "train": {"optim": "muon"}, "adapter": "full"},
+    {
+        "parallel": "zero1",
+        "offload": "optimizer",
+        "launch": {"nodes": 2, "node_rank": 1, "rendezvous": "[fd00::1]:29500"},
+    },
+    {"parallel": "zero3", "offload": "all", "launch": {"processes": 8, "nccl": {"infiniband": False}}},
+    {
+        "train": {"batch_size": 64, "per_device_train_batch_size": 4},
+        "launch": {"processes": 8, "nodes": 2, "rendezvous": "node-0:29500"},
+    },
     {"hub": "modelscope", "offline": True},
 ]
 
@@ -156,6 +177,30 @@ def test_rule(name: str) -> None:
 @pytest.mark.parametrize("changes", KEPT)
 def test_sound_recipes_pass(changes: dict[str, Any]) -> None:
     check(recipe(changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({"parallel": "auto", "offload": "all"}, "offload-without-shares"),
+        ({"parallel": "ddp", "offload": "optimizer"}, "offload-without-shares"),
+        ({"parallel": "zero2", "offload": "all"}, "offload-without-shares"),
+        ({"parallel": "zero3", "quantize": "fp8"}, "quantized-weights-in-shares"),
+        ({"parallel": "fsdp", "adapter": "full", "train": {"optim": "galore_adamw"}}, "optimizer-in-shares"),
+        ({"parallel": "zero1", "train": {"optim": "paged_adamw_8bit"}}, "optimizer-in-flat-shares"),
+        ({"launch": {"rendezvous": "10.0.0.1:99999"}}, "rendezvous-is-no-address"),
+        ({"launch": {"rendezvous": "fd00::1:29500"}}, "rendezvous-is-no-address"),
+        ({**engine({}), "parallel": "fsdp"}, "engine-of-many-processes"),
+    ],
+)
+def test_what_does_not_go_with_many_processes(changes: dict[str, Any], wrong: str) -> None:
+    assert [rule.name for rule in RULES if rule.broken(recipe(changes))] == [wrong]
+
+
+def test_what_auto_may_become_keeps_to_the_rules() -> None:
+    quantised = recipe({"quantize": "nf4"})
+    assert "not divided" in str(why_not_by(quantised, "fsdp")) and why_not_by(quantised, "ddp") is None
+    assert why_not_by(recipe({}), "fsdp") is None
 
 
 @pytest.mark.parametrize(

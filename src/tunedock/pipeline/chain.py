@@ -38,6 +38,7 @@ from tunedock.pipeline.chain_plan import (
 from tunedock.pipeline.chain_state import ChainState, Inputs, Record, written
 from tunedock.pipeline.fingerprints import Fingerprints
 from tunedock.pipeline.jobs import ignore, note_event
+from tunedock.plan.cards import gpus_here
 from tunedock.recipe.chain import Chain, EvalStage, ExportStage, Stage, TrainStage, read_chain
 from tunedock.recipe.chain_references import Reference
 from tunedock.recipe.resolve import resolve
@@ -200,7 +201,7 @@ class _Runner:
             self._state.save()
             output_dir = f"train.output_dir={json.dumps(str(self._folder / record.run))}"
             loaded = replace(stage, overrides=(*stage.overrides, output_dir)).load(self._put)
-            resolved = resolve(loaded)
+            resolved = resolve(loaded, gpus=gpus_here)
             value = stages.train_resolved(resolved, on_event=self._on_event, launcher=self._launcher).value
             run = Run(self._folder / record.run)
         record.place = self._known(run.model)

@@ -12,6 +12,7 @@ from tunedock import __version__
 from tunedock.errors import RecipeError, RunError
 from tunedock.pipeline.chain_state import ChainState, Inputs, Record, digest
 from tunedock.pipeline.fingerprints import Fingerprints
+from tunedock.plan.cards import gpus_here
 from tunedock.recipe import load
 from tunedock.recipe.chain import Chain, EvalStage, ExportStage, Stage, TrainStage, as_written, named, needs
 from tunedock.recipe.resolve import Resolved, counted, inputs, resolve
@@ -64,7 +65,9 @@ def check_chain(chain: Chain) -> Checked:
 
 
 def _resolved(stage: TrainStage) -> Resolved:
-    return resolve(load.checked(stage.merged(as_written)), to_come={f"stage:{name}" for name in needs(stage)})
+    return resolve(
+        load.checked(stage.merged(as_written)), to_come={f"stage:{name}" for name in needs(stage)}, gpus=gpus_here
+    )
 
 
 def _eval_section(stage: EvalStage, chain: Chain) -> Eval:

@@ -12,6 +12,7 @@ from tunedock.errors import BugError, RecipeError, RunError
 from tunedock.launch.job import JobSpec, Launcher
 from tunedock.launch.watch import OnEvent
 from tunedock.pipeline.jobs import Outcome, ignore, note_event, run_stage
+from tunedock.plan.cards import gpus_here
 from tunedock.recipe import paths
 from tunedock.recipe.load import load
 from tunedock.recipe.resolve import Resolved, resolve
@@ -30,7 +31,7 @@ HELD_OUT_KEYS = {
 
 def resolve_recipe(files: Sequence[Path], overrides: Sequence[str] = ()) -> Resolved:
     """The recipe with every value filled in. Raises RecipeError."""
-    return resolve(load(files, overrides))
+    return resolve(load(files, overrides), gpus=gpus_here)
 
 
 def train(

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +22,7 @@ import psutil
 from tunedock.errors import RecipeError
 from tunedock.plan import control_group
 from tunedock.plan.machine.bounds import MIB
-from tunedock.plan.machine.cards import find
+from tunedock.plan.machine.cards import Cards, find
 
 MAKERS_WORDS = "nvidia|geforce|rtx|tesla"
 """What people write in front of a card's number."""
@@ -79,6 +82,24 @@ def this_machine(devices: int | None = None) -> Target:
     allowed = control_group.free_bytes(control_group.groups())
     room = free if allowed is None else min(free, allowed)
     return Target("this machine's CPU", "cpu", room, cpu_has_bf16(), devices or 1, here=True)
+
+
+def gpus_here(environment: Mapping[str, str] | None = None, *, look: Callable[[], Cards] = find) -> int:
+    """NVIDIA cards a training here would use: those its PyTorch can, and CUDA_VISIBLE_DEVICES does not hide."""
+    environment = os.environ if environment is None else environment
+    shown = environment.get("CUDA_VISIBLE_DEVICES")
+    if (shown is not None and shown.strip() in ("", "-1", "none", "NoDevFiles")) or not _torch_has_cuda():
+        return 0
+    cards = len(look().of("NVIDIA"))
+    return cards if shown is None else min(cards, len(shown.split(",")))
+
+
+def _torch_has_cuda() -> bool:
+    """By its version alone: wheels for CPUs say so."""
+    try:
+        return not version("torch").endswith("+cpu")
+    except PackageNotFoundError:  # it is in a container, or on the machines that train
+        return True
 
 
 def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -10,6 +10,7 @@ defaults differ, LLaMA-Factory's is written out, so that the run means the same.
 | importers_sections | what the file is for, and kinds with their settings |
 | importers_training | keys of training that hang together |
 | importers_optimizers | GaLore, APOLLO and Muon |
+| importers_parallel | DeepSpeed, FSDP |
 | importers_rules | keys that cannot stand together |
 | importers_info | which data sets the file names, and where they are described |
 | dataset_info | what an entry becomes |
@@ -37,6 +38,7 @@ from tunedock.recipe.explain import explain
 from tunedock.recipe.importers_data import put_data
 from tunedock.recipe.importers_info import read_data_sets
 from tunedock.recipe.importers_optimizers import optimizers
+from tunedock.recipe.importers_parallel import parallel
 from tunedock.recipe.importers_rules import contradictions
 from tunedock.recipe.importers_training import training
 from tunedock.recipe.importers_words import Draft, Line, coerce, is_off, left_out, nearest, of_kinds, refused, tables
@@ -138,6 +140,7 @@ def import_llamafactory(
     put_data(draft, data)
     optimizers(draft)
     training(draft)
+    parallel(draft)
     _simple(draft)
     if purpose == "train":
         _defaults(draft)

@@ -41,9 +41,6 @@ def by_table(draft: Draft, word: str, entry: Mapping[str, Any]) -> None:
     if value in entry.get("off", ()):
         draft.leave(word, "off, as it is here")
         return
-    if word == "fsdp_config" and draft.has("fsdp"):
-        draft.leave(word, "it is part of `fsdp`, which is not built yet")
-        return
     if "values" in entry:
         name = str(value).lower() if isinstance(value, bool) else value
         if name not in entry["values"]:

@@ -19,7 +19,6 @@ def training(draft: Draft) -> None:
     else:
         _batch_of_v1(draft)
         _checkpoints_of_v1(draft)
-        _devices_of_v1(draft)
 
 
 def _evaluation(draft: Draft) -> None:
@@ -145,15 +144,3 @@ def _checkpoints_of_v1(draft: Draft) -> None:
         )
     if draft.has("save_steps"):
         by_table(draft, "save_steps", {"to": "train.save_steps", "type": "int"})
-
-
-def _devices_of_v1(draft: Draft) -> None:
-    name = draft.get("dist_config.name", "text")
-    if name is None:
-        return
-    if name == "deepspeed" and draft.has("dist_config.config_file"):
-        draft.leave("dist_config.name", "`dist_config.config_file` says it")
-    elif name == "deepspeed":
-        draft.put("train.deepspeed", name, "dist_config.name", "on one device leave it out")
-    else:
-        draft.put("train.fsdp", name, "dist_config.name", "on one device leave it out")

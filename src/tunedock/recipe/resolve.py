@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,10 +23,11 @@ from pydantic import ValidationError
 
 from tunedock import __version__
 from tunedock.errors import RecipeError
-from tunedock.recipe import paths, rewards, rules
+from tunedock.recipe import deepspeed, paths, rewards, rules
 from tunedock.recipe.adapter_files import fill_continued, notes_on_base, read_adapter
 from tunedock.recipe.described import expand
 from tunedock.recipe.document import Key, at, dotted
+from tunedock.recipe.launch import Launch
 from tunedock.recipe.load import Loaded
 from tunedock.recipe.problems import Problem, error_of
 from tunedock.recipe.schema import Recipe
@@ -53,13 +54,16 @@ _NO_EFFECT: tuple[Key, ...] = (
     ("eval",),
     ("track",),
     ("search",),
+    ("train", "deepspeed"),
     ("launch",),
+    ("parallel",),
+    ("offload",),
     ("hub",),
     ("offline",),
 )
 """Keys that change where or how a run is made and watched, not what it trains.
 
-the batch counts once, as `batch_size`.
+The batch counts once, as `batch_size`; over how many processes it is spread, and how a model lies on them, changes rounding alone.
 """
 
 
@@ -107,12 +111,18 @@ class Resolved:
 
 
 def resolve(
-    loaded: Loaded, *, now: datetime | None = None, cwd: Path | None = None, to_come: Collection[str] = ()
+    loaded: Loaded,
+    *,
+    now: datetime | None = None,
+    cwd: Path | None = None,
+    to_come: Collection[str] = (),
+    gpus: Callable[[], int] = lambda: 0,
 ) -> Resolved:
     """Fills in what was left out, makes sources plain (`described`) and paths absolute, and checks the rules that span sections.
 
     `now` names the run directory, `cwd` is where relative paths of the command line start; paths `to_come` are taken as they are
-    written. Raises RecipeError for paths that are not there and rules that are broken.
+    written. `gpus` counts those of a machine that trains, and is asked where it matters. Raises RecipeError for paths that are not
+    there and rules that are broken.
     """
     here = cwd or Path.cwd()
     values = loaded.recipe.model_dump()
@@ -120,17 +130,34 @@ def resolve(
     derived: dict[str, str] = {}
     _fill_split(values, loaded, derived)
     _fill_adapter(values, derived)
-    _fill_train(values, loaded, derived)
-    rules.check(Recipe.model_validate(values), lambda key: _written(loaded, key))
+    devices = _devices(values, gpus)
+    _fill_train(values, loaded, derived, devices)
+    _check_rules(values, loaded, devices)
     _fill_paths(values, loaded, here, to_come)
+    if values["train"]["deepspeed"] is not None:
+        deepspeed.fill_from_deepspeed(values, derived, Path(values["train"]["deepspeed"]))
     rewards.settle(values, loaded, derived)
     notes = [*loaded.notes, *described.notes, *_fill_from_adapters(values, loaded, derived, to_come)]
+    _check_rules(values, loaded, devices)
     if values["train"]["output_dir"] is None:
         values["train"]["output_dir"] = str(here / "runs" / run_name(values, now or datetime.now()))
         derived["train.output_dir"] = "time, objective and model"
     recipe = Recipe.model_validate(values)
     origins = _origins(recipe, loaded, {**described.origins, **derived})
     return Resolved(recipe, origins, fingerprint(recipe), notes=tuple(notes))
+
+
+def _devices(values: dict[str, Any], gpus: Callable[[], int]) -> int:
+    """Processes in all, where the recipe's meaning depends on it; looking for GPUs takes a moment, so 1 on each node elsewhere."""
+    matters = values["train"]["per_device_train_batch_size"] is not None or "engine" in values["objective"]
+    unsaid = values["launch"]["processes"] is None
+    return Launch.model_validate(values["launch"]).devices(gpus() if matters and unsaid else 0)
+
+
+def _check_rules(values: dict[str, Any], loaded: Loaded, devices: int) -> None:
+    """With `launch.processes` as many as there will be."""
+    launch = {**values["launch"], "processes": devices // values["launch"]["nodes"]}
+    rules.check(Recipe.model_validate({**values, "launch": launch}), lambda key: _written(loaded, key))
 
 
 def run_name(values: dict[str, Any], now: datetime) -> str:
@@ -183,11 +210,10 @@ def _fill_from_adapters(
         notes += notes_on_base(Path(path), values["model"]["path"], trained_on)
     if values["adapter"]["kind"] == "lora" and values["adapter"]["continue_from"] not in (None, *to_come):
         notes += fill_continued(values, loaded, derived)
-        rules.check(Recipe.model_validate(values), lambda key: _written(loaded, key))
     return notes
 
 
-def _fill_train(values: dict[str, Any], loaded: Loaded, derived: dict[str, str]) -> None:
+def _fill_train(values: dict[str, Any], loaded: Loaded, derived: dict[str, str], devices: int) -> None:
     train, kind = values["train"], values["adapter"]["kind"]
     if train["batch_size"] is None:
         per_device = train["per_device_train_batch_size"]
@@ -198,8 +224,9 @@ def _fill_train(values: dict[str, Any], loaded: Loaded, derived: dict[str, str])
                 train["batch_size"] = -(-BATCH_SIZE // group) * group
                 derived["train.batch_size"] = "whole groups of objective.num_generations"
         else:
-            train["batch_size"] = per_device * (train["gradient_accumulation_steps"] or 1)
-            derived["train.batch_size"] = "per_device_train_batch_size x gradient_accumulation_steps x 1 device"
+            train["batch_size"] = per_device * (train["gradient_accumulation_steps"] or 1) * devices
+            many = f"{devices} device{'s' if devices > 1 else ''}"
+            derived["train.batch_size"] = f"per_device_train_batch_size x gradient_accumulation_steps x {many}"
     if train["learning_rate"] is None:
         train["learning_rate"], derived["train.learning_rate"] = _learning_rate(values, kind)
     if train["optim"].startswith("schedule_free") and not loaded.origin(("train", "lr_scheduler_type")):
@@ -263,6 +290,7 @@ def _path_keys(values: dict[str, Any]) -> Iterator[tuple[Key, bool, bool]]:
         yield ("objective", "engine", "adapter_dir"), False, False
     yield ("data", "cache_dir"), False, False
     yield ("eval", "tasks_path"), True, False
+    yield ("train", "deepspeed"), True, False
     yield ("train", "output_dir"), False, False
 
 
@@ -272,7 +300,7 @@ def inputs(recipe: Recipe) -> dict[str, str]:
     found = {}
     for key, must_exist, _hub in _path_keys(values):
         value = at(values, key)
-        if must_exist and isinstance(value, str) and key[0] != "eval":
+        if must_exist and isinstance(value, str) and key[0] != "eval" and key not in _NO_EFFECT:
             found[dotted(key)] = value
     return found
 

@@ -13,6 +13,7 @@ from tunedock.recipe.rule import Rule
 from tunedock.recipe.rules_adapters import ADAPTER_RULES
 from tunedock.recipe.rules_engine import ENGINE_RULES
 from tunedock.recipe.rules_objectives import OBJECTIVE_RULES
+from tunedock.recipe.rules_parallel import PARALLEL_RULES
 from tunedock.recipe.rules_training import TRAINING_RULES
 from tunedock.recipe.schema import Recipe, Source
 
@@ -29,11 +30,12 @@ def _watches(recipe: Recipe) -> bool:
 
 
 def _batch_sizes_differ(recipe: Recipe) -> bool:
-    """`launch` knows one device today; with more, their number is a factor."""
+    """`launch.processes` is filled in where the rules are checked (`recipe.resolve`)."""
     train = recipe.train
     if train.batch_size is None or train.per_device_train_batch_size is None:
         return False
-    return train.batch_size != train.per_device_train_batch_size * (train.gradient_accumulation_steps or 1)
+    step = train.per_device_train_batch_size * (train.gradient_accumulation_steps or 1)
+    return train.batch_size != step * recipe.launch.devices(0)
 
 
 def _sources(recipe: Recipe) -> Iterator[Source]:
@@ -49,6 +51,7 @@ RULES: tuple[Rule, ...] = (
     *OBJECTIVE_RULES,
     *ENGINE_RULES,
     *TRAINING_RULES,
+    *PARALLEL_RULES,
     Rule(
         name="overrides-of-a-trained-config",
         keys=("model.config_overrides", "model.init"),
@@ -109,9 +112,15 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="batch-sizes-differ",
-        keys=("train.batch_size", "train.per_device_train_batch_size", "train.gradient_accumulation_steps"),
+        keys=(
+            "train.batch_size",
+            "train.per_device_train_batch_size",
+            "train.gradient_accumulation_steps",
+            "launch.nodes",
+            "launch.processes",
+        ),
         broken=_batch_sizes_differ,
-        message="`train.batch_size` is not `per_device_train_batch_size` times `gradient_accumulation_steps`",
+        message="`train.batch_size` is not `per_device_train_batch_size` times `gradient_accumulation_steps` times the processes",
         hint="keep `train.batch_size` only: the micro-batches are planned",
     ),
     Rule(

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tunedock.recipe.adapters import Adapter, Lora
+from tunedock.recipe.launch import Launch
 from tunedock.recipe.objectives import Objective
 from tunedock.recipe.objectives.likelihood import Sft
 from tunedock.recipe.search import Search
@@ -161,6 +162,8 @@ class Train(Section):
     """Puts the decoder layers through PyTorch's compiler. `auto` tries it on a GPU before the first step of a longer run, and keeps
     it where it pays; on a CPU the parts of a layer have kernels of their own, which are faster."""
     seed: Seed = 42
+    deepspeed: str | None = None
+    """A DeepSpeed JSON of your own. It says the stage and the offloading that `parallel` and `offload` else say."""
     token_budget: PositiveInt | None = None
     """Tokens of a row, which is what one call of the model takes; planned from the memory that is free, by default."""
     logging_steps: PositiveInt = 1
@@ -216,13 +219,6 @@ class Eval(Section):
     """Documents of each task, its first ones; all by default."""
 
 
-class Launch(Section):
-    on: Literal["local"] = "local"
-    grace_s: PositiveFloat = 30.0
-    """Seconds from a SIGTERM to the SIGKILL that follows it: 30 is what Kubernetes gives. A training whose state cannot be saved in
-    that time is refused before its first step."""
-
-
 class Recipe(Section):
     """One recipe decides a run."""
 
@@ -232,6 +228,12 @@ class Recipe(Section):
     quantize: Literal["none", "nf4", "int8", "fp8"] = "none"
     """What the frozen linear layers under a LoRA are held in. `nf4` (QLoRA) takes a quarter of 16 bits' memory, `int8` and `fp8`
     half; the first two need bitsandbytes. GPUs with float8 products (Ada, Hopper and later) compute in `fp8` too."""
+    parallel: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3"] = "auto"
+    """What each of many processes holds. `ddp`: the whole model. `fsdp` (FSDP2): a share of its weights, gradients and optimizer
+    states. `zero1`, `zero2`, `zero3` (DeepSpeed): a share of the optimizer states; of the gradients too; of the weights too.
+    `auto`: `ddp` where the plan of the memory has it fit on each device, else `fsdp`."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What is kept in main memory instead of the devices': the optimizer states, or weights, gradients and states."""
     data: Data
     train: Train = Train()
     eval: Eval = Eval()
@@ -254,13 +256,10 @@ NOT_BUILT: dict[str, tuple[str, ...]] = {
     "adapter.kind": ("loha", "lokr", "oft", "vera"),
     "adapter.init_lora_weights": ("eva", "corda", "loftq", "orthogonal", "mica", "lora_ga"),
     "launch.on": ("docker", "compose", "kubernetes"),
-    "launch.nodes": (),
     "launch.gpus": (),
     "launch.image": (),
     "launch.limits": (),
     "serve": (),
-    "train.deepspeed": (),
-    "train.fsdp": (),
     "train.report_to": ("comet_ml", "trackio", "all"),
 }
 """What the design names and this version refuses by name: a key's values, or () for the key itself."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunedock.errors import RecipeError
+from tunedock.plan.cards import gpus_here
 from tunedock.recipe.load import load
 from tunedock.recipe.resolve import Resolved, resolve
 from tunedock.recipe.schema import Recipe
@@ -31,7 +32,7 @@ FIXED: Mapping[str, str] = {
 
 def base_recipe(files: Sequence[Path], overrides: Sequence[str]) -> tuple[Resolved, Search]:
     """The recipe as it stands and its `search` section. Raises RecipeError where there is none, or nothing to compare by."""
-    resolved = resolve(load(files, overrides))
+    resolved = resolve(load(files, overrides), gpus=gpus_here)
     search = resolved.recipe.search
     if search is None:
         raise RecipeError(
@@ -55,7 +56,7 @@ def trial_recipe(
     given = [*overrides, *(f"{key}={_yaml(value)}" for key, value in values.items())]
     if output_dir is not None:
         given.append(f"train.output_dir={json.dumps(str(output_dir))}")
-    resolved = resolve(load(files, given))
+    resolved = resolve(load(files, given), gpus=gpus_here)
     origins = {key: origin for key, origin in resolved.origins.items() if not key.startswith("search")}
     return replace(resolved, recipe=resolved.recipe.model_copy(update={"search": None}), origins=origins)
 
