@@ -15,7 +15,7 @@ import pytest
 
 from tunedock.run import pulse as pulses
 from tunedock.run.pulse import Beat, Pulse, read_beat
-from tunedock.run.ranks import End, Rank, RankFiles, ranks_in, read_end
+from tunedock.run.ranks import End, Rank, RankFiles, put, ranks_in, read_end
 
 WORK = """
 import sys, time
@@ -90,6 +90,19 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
         pulse.at(1, "row")
         os.kill(os.getpid(), signal.SIGUSR1)
     assert read_beat(tmp_path / "ranks" / "rank-00000.json") is None
+
+
+def test_a_disk_that_is_full_is_left_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "rank-00000.json", {"step": 1})
+
+    def full(self: Path, *_: Any, **__: Any) -> None:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    put(tmp_path / "rank-00000.json", {"step": 2})
+    assert [file.name for file in tmp_path.iterdir()] == ["rank-00000.json"]
+    assert (tmp_path / "rank-00000.json").read_text() == '{"step": 1}\n'
 
 
 @pytest.fixture

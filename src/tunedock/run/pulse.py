@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from tunedock.run.ranks import ALONE, Rank, RankFiles
+from tunedock.run.ranks import ALONE, Rank, RankFiles, put
 
 EVERY_S = 1.0
 """How often a pulse is written while the work moves."""
@@ -109,12 +109,8 @@ class Pulse:
                 return
 
     def _write(self, file: Path) -> None:
-        """Whole or not at all, and not waited for: what a crash of the machine loses of it, nobody misses."""
         self._written += 1
-        aside = file.with_name(f".{file.name}.part")
-        with suppress(OSError):
-            aside.write_text(json.dumps(asdict(self.beat())) + "\n", encoding="utf-8")
-            aside.replace(file)
+        put(file, asdict(self.beat()))
 
 
 def read_beat(file: Path) -> Beat | None:

@@ -98,13 +98,20 @@ class End:
     time: float = field(default_factory=time.time)
 
     def write(self, folder: Path) -> None:
-        """A disk that is full cannot take it, and does not keep the process from ending."""
-        file = RankFiles(folder, self.rank).end
-        aside = file.with_name(f".{file.name}.part")
+        put(RankFiles(folder, self.rank).end, asdict(self))
+
+
+def put(file: Path, value: Mapping[str, Any]) -> None:
+    """The file whole, or as it was. A disk that is full cannot take it, and that neither keeps a process from its work nor from its
+    end; and it is not waited for: what a crash of the machine loses of these files, nobody misses."""
+    aside = file.with_name(f".{file.name}.part")
+    try:
+        file.parent.mkdir(exist_ok=True)
+        aside.write_text(json.dumps(value) + "\n", encoding="utf-8", errors="backslashreplace")
+        aside.replace(file)
+    except OSError:
         with suppress(OSError):
-            folder.mkdir(exist_ok=True)
-            aside.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8", errors="backslashreplace")
-            aside.replace(file)
+            aside.unlink(missing_ok=True)
 
 
 def read_end(file: Path) -> End | None:
