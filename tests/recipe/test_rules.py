@@ -100,6 +100,7 @@ BROKEN: dict[str, dict[str, Any]] = {
         "train": {"optim": "schedule_free_radam", "lr_scheduler_type": "constant", "warmup_steps": 0.1}
     },
     "low-rank-under-lora": {"train": {"optim": "galore_adamw"}},
+    "nothing-to-roll-back-to": {"train": {"on_divergence": "roll_back", "save_strategy": "no"}},
     "target-modules-unused": {"train": {"optim_target_modules": ["mlp"]}},
     "adam-keys-unused": {"train": {"optim": "sgd", "adam_beta1": 0.8}},
     "quantized-weights-in-shares": {"parallel": "fsdp", "quantize": "nf4"},

@@ -59,4 +59,11 @@ TRAINING_RULES: tuple[Rule, ...] = (
         message="this optimizer does not read `train.adam_beta1`, `adam_beta2` and `adam_epsilon`",
         hint="drop them; what it takes goes to `train.optim_args`",
     ),
+    Rule(
+        name="nothing-to-roll-back-to",
+        keys=("train.on_divergence", "train.save_strategy"),
+        broken=lambda r: r.train.on_divergence == "roll_back" and r.train.save_strategy == "no",
+        message="`train.on_divergence: roll_back` goes back to a checkpoint, and `train.save_strategy: no` writes none",
+        hint="use `train.on_divergence: skip`, or `train.save_strategy: steps`",
+    ),
 )

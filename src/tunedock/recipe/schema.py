@@ -180,6 +180,9 @@ class Train(Section):
     early_stopping_patience: PositiveInt | None = None
     """Stop after this many evaluations without improvement."""
     early_stopping_threshold: NonNegativeFloat = 0.0
+    on_divergence: Literal["stop", "skip", "roll_back"] = "stop"
+    """What a step whose loss or gradients are no numbers means: the end; an update left out (at most 5 in a row); or back to the
+    last good checkpoint and past that step's samples (at most 5 times). The rows that did it are named."""
     report_to: Annotated[
         list[Tracker],
         BeforeValidator(

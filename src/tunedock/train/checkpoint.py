@@ -92,14 +92,14 @@ class Checkpoints:
         with suppress(RunError, TypeError):
             if path.is_file():
                 return Index(**read_json(path))
-        return self._index_of(names[-1]) if (names := self.names()) else Index()
+        return (self._index_of(names[-1]) or Index(names[-1])) if (names := self.names()) else Index()
 
-    def _index_of(self, name: str) -> Index:
-        """The index as it was once this checkpoint had been written; one whose own words cannot be read is the last, at least."""
+    def _index_of(self, name: str) -> Index | None:
+        """The index as it was once this checkpoint had been written; None where it does not say."""
         with suppress(RunError, TypeError, KeyError):
             index = Index(**read_json(self.folder / name / "state.json")["index"])
-            return index if index.best in self.names() else Index(name)
-        return Index(name)
+            return index if index.best in (None, *self.names()) else Index(name)
+        return None
 
     def sweep(self) -> None:
         """Deletes what a killed process left half-written. Only for who holds the run: nobody else may be writing."""
@@ -176,25 +176,36 @@ class Checkpoints:
         for name in spare[: max(0, len(spare) - max(0, self._keep - kept_anyway))]:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
-    def load_last(self, on_damaged: Callable[[str, str], None]) -> Snapshot:
-        """The newest checkpoint that is whole. Damaged ones are renamed `damaged-...` and `on_damaged(name, why)` hears of them.
+    def load_last(self, on_damaged: Callable[[str, str], None], *, finite: bool = False) -> Snapshot:
+        """The newest checkpoint that is whole; with `finite`, one whose weights are all numbers. Others are renamed `damaged-...`
+        and `on_damaged(name, why)` hears of them.
 
         Raises RunError when there is none.
         """
         for name in reversed(self.names()):
             why = self.damage(name)
+            if why is None and not finite:
+                return self._take(name)
             if why is None:
-                index = self._index_of(name)
-                if index != self.index():  # a kill came between the two, or later ones are damaged
-                    write_json(self.folder / "index.json", asdict(index))
-                return self.load(name)
-            (self.folder / name).rename(self.folder / f"damaged-{name}")
+                snapshot = self._take(name)
+                if (strange := _not_finite(snapshot.trained)) is None:
+                    return snapshot
+                why = f"{strange} holds values that are no numbers"
+            aside = self.folder / f"damaged-{name}"
+            shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+            (self.folder / name).rename(aside)
             on_damaged(name, why)
         raise RunError(
             "there is no whole checkpoint to resume from",
             where=str(self.folder),
             hint="start again with `tunedock train`; a shorter `train.save_steps` saves earlier",
         )
+
+    def _take(self, name: str) -> Snapshot:
+        index = self._index_of(name)
+        if index is not None and index != self.index():  # a kill came between the two, or later ones are damaged
+            write_json(self.folder / "index.json", asdict(index))
+        return self.load(name)
 
     def damage(self, name: str) -> str | None:
         """What is wrong with a checkpoint, or None."""
@@ -227,6 +238,10 @@ class Checkpoints:
             reference=load_file(reference) if reference.is_file() else {},
             feed=load_file(feed) if feed.is_file() else {},
         )
+
+
+def _not_finite(tensors: dict[str, Tensor]) -> str | None:
+    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
 
 
 def _fact(path: Path) -> dict[str, Any]:

@@ -112,6 +112,11 @@ class CheckpointWriter:
         self._join()
         self.check()
 
+    def start_over(self) -> None:
+        """Training has gone back: steps that were saved are saved again when they come again."""
+        self.wait()
+        self._step = None
+
     def check(self) -> None:
         """Raises what a save failed with, once it is known."""
         if self._failure is not None:

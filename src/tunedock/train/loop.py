@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tunedock.data.layout import Row
 from tunedock.data.sample import Sample
-from tunedock.errors import DivergedError, EngineError, InterruptedRun, RewardError, RowTooLargeError
+from tunedock.errors import EngineError, InterruptedRun, RewardError, RowTooLargeError
 from tunedock.events import Emitter
 from tunedock.model.adapter import load_trainable_state, trainable_state
 from tunedock.model.policy import Policy
@@ -34,6 +34,7 @@ from tunedock.run.pulse import Pulse
 from tunedock.train.budget import Budget, Layout, agree
 from tunedock.train.checkpoint import Checkpoints, Snapshot, random_states, restore_random_states
 from tunedock.train.checkpoint_writer import CheckpointWriter, spare_bytes
+from tunedock.train.divergence import Blame, Divergence, LeftOut
 from tunedock.train.feed import Ahead, Feed
 from tunedock.train.grace import Grace
 from tunedock.train.machine import usage
@@ -71,6 +72,8 @@ class Progress:
     last_eval: float | None = None
     skipped: int = 0
     """Steps left out because float16 gradients overflowed."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """Steps left out because their loss or gradients were no numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,7 @@ class Loop:
         while self.progress.step < self._course.total_steps and not self._out_of_patience():
             before = random_states()
             try:
-                self._step(before)
+                went_on = self._step(before)
             except Stopped:
                 self._throw_away(before)
                 self._interrupted()
@@ -164,6 +167,8 @@ class Loop:
                 self._save_what_is_done()
                 raise
             self._writer.check()
+            if not went_on:
+                continue
             self._log()
             if self._due(self._train.eval_strategy, self._train.eval_steps or self._train.save_steps):
                 self._evaluate()
@@ -180,11 +185,15 @@ class Loop:
         self._updater.to_evaluation()
         return self.progress
 
-    def _step(self, before: Mapping[str, Tensor]) -> None:
-        """`before`: the random states to begin with, should the step have to be done again."""
+    def _step(self, before: Mapping[str, Tensor]) -> bool:
+        """`before`: the random states to begin with, should the step have to be done again. Returns whether the run is a step
+        further, and not back at a checkpoint."""
         step = self.progress.step
         self._pulse.at(step, "samples")
         samples, rows = self._feed.take(step, self._budget.begin(step))
+        if step in self.progress.left_out.to_pass:
+            self._leave_out(step)
+            return True
         count = self._objective.count(samples)
         self._policy.model.train()
         with self._budget.watching(step, rows) if rows else nullcontext():
@@ -201,6 +210,13 @@ class Loop:
                 sums = self._gradients.accumulate(samples, rows, count)
         assert isinstance(sums, Sums)  # noqa: S101 - the loop above ends with nothing else
         loss = sums.loss
+        if not math.isfinite(loss):
+            return self._diverged("loss", loss, samples, before)
+        self._pulse.at(step, "update")
+        norm = self._updater.clip()
+        if not math.isfinite(norm) and not self._updater.scaler.is_enabled():
+            return self._diverged("norm of the gradients", norm, samples, before)
+        taken = self._updater.update()
         for name, (total, of) in (*sums.metrics.items(), *self._feed.told(step).items()):
             seen = self._window.metrics.setdefault(name, [0.0, 0.0])
             seen[0] += total
@@ -208,15 +224,9 @@ class Loop:
         extremes = self._window.extremes
         extremes |= {name: min(value, extremes.get(name, value)) for name, value in sums.least.items()}
         extremes |= {name: max(value, extremes.get(name, value)) for name, value in sums.most.items()}
-        if not math.isfinite(loss):
-            self._diverged("loss", loss, samples)
-        self._pulse.at(step, "update")
-        norm = self._updater.clip()
-        if not math.isfinite(norm) and not self._updater.scaler.is_enabled():
-            self._diverged("norm of the gradients", norm, samples)
-        taken = self._updater.update()
         tokens = sum(row.tokens for row in rows)
         self.progress.step += 1
+        self.progress.left_out.in_a_row = 0
         self.progress.tokens += tokens
         self.progress.trained_tokens += sum(sample.weight for sample in samples)
         self.progress.skipped += not taken
@@ -226,10 +236,11 @@ class Loop:
         window.tokens += tokens
         window.steps += 1
         window.grad_norm = norm
+        return True
 
     def _throw_away(self, before: Mapping[str, Tensor]) -> None:
         """Gradients of a step that is not finished, and what it drew."""
-        self._updater.optimizer.zero_grad(set_to_none=True)
+        self._updater.drop()
         self._budget.memory.release()
         restore_random_states(dict(before))
 
@@ -277,6 +288,8 @@ class Loop:
 
     def _log(self) -> None:
         window = self._window
+        if not window.steps:  # all of them were left out
+            return
         if window.steps < self._train.logging_steps and self.progress.step < self._course.total_steps:
             return
         seconds = time.perf_counter() - window.since
@@ -337,16 +350,47 @@ class Loop:
             on_progress=lambda done: self._emit.progress("validation", done, len(self._validation), "samples"),
         )
 
-    def _diverged(self, what: str, value: float, samples: Sequence[Sample]) -> None:
+    def _diverged(self, what: str, value: float, samples: Sequence[Sample], before: Mapping[str, Tensor]) -> bool:
+        """What `train.on_divergence` says is done about it; returns as `_step` does. Raises DivergedError where training ends."""
         self._writer.wait()
-        index = self._checkpoints.index()
-        kept = f"the last checkpoint is {index.last}" if index.last else "there is no checkpoint yet"
-        rows = ", ".join(sample.row_id for sample in samples[:5])
-        raise DivergedError(
-            f"the {what} is {value} at step {self.progress.step + 1}; {kept}",
-            where=f"rows {rows}{' ...' if len(samples) > 5 else ''}",
-            hint="lower train.learning_rate, lengthen train.warmup_steps, or look at these rows with `tunedock data show`",
+        self._updater.drop()
+        step, left_out = self.progress.step, self.progress.left_out
+        blame = Blame(self._policy, self._objective, self.reference, self._layout)
+        by = blame.by_loss if what == "loss" else blame.by_gradients
+        found = Divergence(what, value, step + 1, by(samples, self._budget.tokens), len(samples))
+        self._throw_away(before)
+        last = self._checkpoints.index().last
+        then = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
+        policy = self._train.on_divergence
+        if policy == "roll_back" and last and left_out.may_roll_back():
+            return self._roll_back(found)
+        if policy == "stop" or not left_out.may_skip() or (policy == "roll_back" and last):
+            raise found.error(then + left_out.limit_met(policy))
+        self._emit.warning(found.told("its update is left out"), where=found.where)
+        self._leave_out(step)
+        left_out.in_a_row += 1
+        return True
+
+    def _leave_out(self, step: int) -> None:
+        self.progress.step = step + 1
+        self.progress.left_out.steps += 1
+
+    def _roll_back(self, found: Divergence) -> bool:
+        """Goes back to the last good checkpoint. The step that was bad is passed over when its turn comes again."""
+        bad, before = self.progress.step, self.progress.left_out
+        snapshot = self._checkpoints.load_last(
+            lambda name, why: self._emit.warning(f"{name} is damaged and passed over: {why}"), finite=True
         )
+        self._writer.start_over()
+        self.restore(snapshot)
+        self._window = _Window()
+        self.progress.left_out = before.after_roll_back(self.progress.left_out, snapshot.step, bad)
+        passed = [one + 1 for one in self.progress.left_out.to_pass if one >= snapshot.step]
+        self._emit.warning(
+            found.told(f"training goes back to step {snapshot.step} and passes over {_steps(passed)}"),
+            where=found.where,
+        )
+        return False
 
     def _interrupted(self) -> None:
         if self._train.save_strategy != "no":
@@ -388,7 +432,7 @@ class Loop:
     def _snapshot(self, copy: bool = False) -> Snapshot:
         """With `copy`, one that no later step changes."""
         tensors, numbers = optimizer_state(self._updater.optimizer, copy=copy)
-        progress = {name: getattr(self.progress, name) for name in Progress.__slots__}
+        progress = asdict(self.progress)
         state = {
             "progress": progress,
             "optimizer": numbers,
@@ -425,10 +469,15 @@ class Loop:
         self._updater.scaler.load_state_dict(state["scaler"])
         self._feed.restore(state["feed"], snapshot.feed)
         self._budget.restore(state.get("budget", ()))
-        self.progress = Progress(**state["progress"])
+        progress = dict(state["progress"])
+        self.progress = Progress(**progress | {"left_out": LeftOut.of(progress.get("left_out", {}))})
         restore_random_states(snapshot.random)
 
 
 def _plain_schedule(state: Mapping[str, Any]) -> dict[str, Any]:
     """A schedule's numbers; its functions are made again from the recipe."""
     return {name: value for name, value in state.items() if isinstance(value, int | float | str | list | dict | None)}
+
+
+def _steps(numbers: Sequence[int]) -> str:
+    return f"step {numbers[0]}" if len(numbers) == 1 else f"steps {numbers[0]} to {numbers[-1]}"

@@ -31,6 +31,10 @@ class Updater:
     def backward(self, loss: torch.Tensor) -> None:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
+    def drop(self) -> None:
+        """Forgets the gradients of a step that is not finished."""
+        self.optimizer.zero_grad(set_to_none=True)
+
     def norm(self) -> float:
         """Of the gradients as they are, scaled where there is a scale."""
         return float(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))

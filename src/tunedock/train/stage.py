@@ -456,5 +456,5 @@ def _finish(
         "best_eval_loss": progress.best,
         "weights": used,
         "model": str(run.model),
-        "skipped_steps": progress.skipped,
+        "skipped_steps": progress.skipped + progress.left_out.steps,
     }
