@@ -20,7 +20,7 @@ from tunedock.errors import (
     exit_codes,
 )
 from tunedock.events import Event
-from tunedock.launch.job import Job
+from tunedock.launch.job import Job, JobSpec
 
 OnEvent = Callable[[Event], None]
 
@@ -75,7 +75,7 @@ def ending(job: Job, failure: TunedockError | None, result: list[Any], *, stoppe
     where = None if log is None else str(log)
     if failure is not None:
         if isinstance(failure, InterruptedRun):
-            failure.hint = failure.hint or _resume_hint(job)
+            failure.hint = failure.hint or resume_hint(job.spec)
         if isinstance(failure, BugError):
             failure.where = failure.where or where
             if log is None and job.log_tail():  # no run keeps its traceback
@@ -87,10 +87,10 @@ def ending(job: Job, failure: TunedockError | None, result: list[Any], *, stoppe
         raise BugError("the job has not ended")
     tail = job.log_tail()
     last = f"; its last lines:\n{tail}" if tail else ""
-    number = -code if code < 0 else code - 128 if 128 < code < 160 else 0  # a container tells 128 + n
+    number = signal_of(code)
     if stopped_by is not None or number in REQUESTS_TO_END:
         kind = PreemptedRun if signal.SIGTERM in (stopped_by, number) else InterruptedRun
-        raise kind(f"`{job.spec.stage}` was stopped", hint=_resume_hint(job))
+        raise kind(f"`{job.spec.stage}` was stopped", hint=resume_hint(job.spec))
     if number == signal.SIGKILL:
         raise OutOfMemoryError(
             f"the worker was killed (SIGKILL), most likely because the machine ran out of memory{last}",
@@ -106,7 +106,7 @@ def ending(job: Job, failure: TunedockError | None, result: list[Any], *, stoppe
         raise DiskError(
             "the disk is full or cannot be written",
             where=str(job.spec.run or where),
-            hint=f"free disk space, then {_resume_hint(job) or 'try again'}",
+            hint=f"free disk space, then {resume_hint(job.spec) or 'try again'}",
         )
     raise TunedockError.from_json(
         {
@@ -115,6 +115,11 @@ def ending(job: Job, failure: TunedockError | None, result: list[Any], *, stoppe
             "where": where,
         }
     )
+
+
+def signal_of(code: int) -> int:
+    """The signal that ended a process with this code, 0 for none. A container tells 128 + n."""
+    return -code if code < 0 else code - 128 if 128 < code < 160 else 0
 
 
 def _until_broken(on_event: OnEvent) -> OnEvent:
@@ -163,17 +168,24 @@ class _Stops:
 
 @contextmanager
 def _passing_signals_on(job: Job) -> Iterator[_Stops]:
-    """SIGINT once as SIGINT, then as a kill; SIGTERM as SIGTERM. Handlers are put back at the end.
-
-    Python delivers signals to the main thread only; a watcher in another thread leaves them alone.
-    """
+    """SIGINT once as SIGINT, then as a kill; SIGTERM as SIGTERM."""
     stops = _Stops(job)
+    with handling(stops.handle):
+        yield stops
+
+
+@contextmanager
+def handling(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Requests to end go to `handle`. Handlers are put back at the end.
+
+    Python delivers signals to the main thread only; another thread leaves them alone.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield stops
+        yield
         return
-    before = {number: signal.signal(number, stops.handle) for number in REQUESTS_TO_END}
+    before = {number: signal.signal(number, handle) for number in REQUESTS_TO_END}
     try:
-        yield stops
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -186,7 +198,7 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _resume_hint(job: Job) -> str | None:
-    if job.spec.stage != "train" or job.spec.run is None:
+def resume_hint(spec: JobSpec) -> str | None:
+    if spec.stage != "train" or spec.run is None:
         return None
-    return f"go on with `tunedock train --resume {job.spec.run}`"
+    return f"go on with `tunedock train --resume {spec.run}`"

@@ -55,7 +55,8 @@ class Launch(Section):
     """Seconds from a SIGTERM to the SIGKILL that follows it: 30 is what Kubernetes gives. A training whose state cannot be saved in
     that time is refused before its first step."""
     max_restarts: NonNegativeInt = 3
-    """How often a run that lost a process goes on from its last checkpoint by itself."""
+    """How often in a row a run that lost a process, or whose process broke, goes on from its last checkpoint by itself; a new
+    checkpoint makes the count begin anew. Said in the recipe, it holds for a plain SIGKILL too."""
     nccl: Nccl = Nccl()
 
     @property

@@ -183,6 +183,11 @@ class Run:
         self.write_state(state)
         return state
 
+    def newest_checkpoint(self) -> int | None:
+        """The step of the newest checkpoint, by its name; None where there is none."""
+        names = [path.parent.name for path in self.checkpoints.glob("step-*/manifest.json")]
+        return max((int(name.removeprefix("step-")) for name in names), default=None)
+
     def locked(self) -> bool:
         """Whether a worker is at work in this run."""
         try:
@@ -238,7 +243,7 @@ def _other_way(run: Run) -> str:
         return ""
     way = f", or go on with this run by `tunedock train --resume {shlex.quote(str(run.path))}`"
     with suppress(RunError):
-        if run.state().status == "failed" and not any(run.checkpoints.glob("step-*/manifest.json")):
+        if run.state().status == "failed" and run.newest_checkpoint() is None:
             command = f"tunedock runs delete {shlex.quote(run.name)} --runs-dir {shlex.quote(str(run.path.parent))}"
             way += f"; it failed before its first checkpoint, so `{command}` loses no training"
     return way
