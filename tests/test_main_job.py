@@ -201,9 +201,11 @@ def job(folder: Path, tunedock: Callable[..., dict[str, Any]], kind: str, count:
     return whole, stopped
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("kind", FORMATS)
 def test_stopped_and_resumed_gives_the_same_weights(workplace, tunedock, kind):
     _, run = job(workplace, tunedock, kind, QUICK_ROWS)
+    assert {path.name for path in (run.path / "plots").iterdir()} == {"loss.svg", "loss.png"}
     values = tunedock("eval", run.name)
     assert values["tuned"]["loss"] < values["base"]["loss"]
     assert (values["samples"], values["questions"]) == (6, 3)

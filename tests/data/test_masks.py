@@ -55,6 +55,8 @@ HEADERS = {
     "glm4-moe": "<|assistant|>\n<think></think>",
     "deepseek-v3": "<｜Assistant｜>",
 }
+BOTH_TURNS = ("qwen3", "llama3", "phi3")
+"""Cut at every length among the quick tests too: paths part at a think block, there is a BOS, a header swallows whitespace."""
 BOS = ["llama3", "llama3.2", "gemma", "gemma3", "deepseek-v3", "deepseek-r1", "cohere2", "mistral"]
 
 
@@ -184,8 +186,16 @@ def test_exactly_one_bos(family: str) -> None:
     assert words("x")["input_ids"].count(words.bos_token_id) <= 1
 
 
-@pytest.mark.parametrize("family", HEADERS)
-@pytest.mark.parametrize("messages", [SYSTEM_FREE[2:], SYSTEM_FREE], ids=["one turn", "two turns"])
+@pytest.mark.parametrize(
+    ("family", "messages"),
+    [pytest.param(family, SYSTEM_FREE[2:], id=f"one turn-{family}") for family in HEADERS]
+    + [
+        pytest.param(
+            family, SYSTEM_FREE, id=f"two turns-{family}", marks=() if family in BOTH_TURNS else pytest.mark.long
+        )
+        for family in HEADERS
+    ],
+)
 def test_truncation_keeps_header_and_stop_or_says_that_the_answer_is_cut(
     family: str, messages: tuple[Message, ...]
 ) -> None:
@@ -313,7 +323,16 @@ def test_characters_of_several_tokens_are_not_cut_apart() -> None:
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
 
 
-@pytest.mark.parametrize("family", ["chatml", "qwen3", "llama3", "gemma", "phi3", "mistral"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "qwen3",
+        "llama3",
+        "phi3",
+        "mistral",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("chatml", "gemma")),
+    ],
+)
 @settings(max_examples=60, deadline=None)
 @given(question=TEXTS, answer=TEXTS, again=TEXTS)
 def test_any_text_is_learned_after_the_served_prompt_or_refused(

@@ -76,6 +76,10 @@ def obey(step: list[Any], emit: Emitter, request: dict[str, Any]) -> None:
         case ["sleep", seconds]:
             time.sleep(seconds)
         case ["signal", number]:
+            if (
+                signal.getsignal(number) is signal.SIG_IGN
+            ):  # a shell starts what it puts in the background with SIGINT ignored
+                signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         case ["exit", code]:
             sys.exit(code)

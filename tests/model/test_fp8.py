@@ -136,7 +136,7 @@ def test_the_compiler_goes_around_the_products(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(fp8, "in_float8", lambda layer, device: True)
     monkeypatch.setattr(fp8, "_product", fp8._product)  # put back at the end
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    model = tiny_model("qwen3").train()
+    model = tiny_model("qwen3", num_hidden_layers=1).train()
     to_fp8(model)
     model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     ids = torch.randint(1, 90, (1, 12))
@@ -148,7 +148,7 @@ def test_the_compiler_goes_around_the_products(monkeypatch: pytest.MonkeyPatch) 
 
     plain = gradients()
     counters.clear()
-    assert compile_layers(model) == 2
+    assert compile_layers(model) == 1
     for got, wanted in zip(gradients(), plain, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
     assert counters["stats"]["unique_graphs"] > 1

@@ -967,7 +967,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(
     version=st.sampled_from(["v0", "v1"]),
     words=st.data(),
@@ -1006,7 +1006,7 @@ NAMED = st.dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(
     entry=st.dictionaries(ENTRY_KEYS, VALUES, max_size=6),
     named=st.dictionaries(st.sampled_from(["columns", "tags"]), NAMED),

@@ -272,7 +272,7 @@ MARKS = st.text("?:-#,[]{}&*!|>%@`'\"~= a1.\n\\", max_size=6)
 """What YAML gives a meaning to."""
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.text(max_size=40) | MARKS, st.floats(1e-30, 1e30), st.lists(st.text(max_size=10) | MARKS, max_size=3))
 @example("?", 1e-4, ["?q", ": v", ":"])
 def test_yaml_reads_back_any_value(folder: Path, text: str, rate: float, words: list[str]) -> None:

@@ -99,8 +99,14 @@ def metrics(stream: io.StringIO) -> list[dict[str, float]]:
     ]
 
 
-@pytest.mark.parametrize("limit", [100, 4])
-@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize(
+    ("kind", "limit"),
+    [
+        pytest.param(kind, limit, marks=() if (kind, limit) in (("lora", 100), ("full", 4)) else pytest.mark.long)
+        for kind in ADAPTERS
+        for limit in (100, 4)
+    ],
+)
 def test_resuming_is_bit_identical(tmp_path: Path, kind: str, limit: int) -> None:
     """In the second epoch, where the reference's figures come from the first; all of them remembered, or only some."""
     straight, policy, stream = build(tmp_path / "a", ADAPTERS[kind], limit=limit)
@@ -167,10 +173,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("name", "settings", "kept"),
     [
         ("lora", ["adapter=lora"], "adapter switched off"),
-        ("full", ["adapter=full"], "a copy of what is trained"),
-        ("fp8", ["adapter=lora", "quantize=fp8"], "base in fp8: 14 linear layers"),
+        pytest.param("full", ["adapter=full"], "a copy of what is trained", marks=pytest.mark.long),
         ("nf4", ["adapter=lora", "quantize=nf4"], "base in nf4: 14 linear layers"),
-        ("int8", ["adapter=lora", "quantize=int8"], "base in int8: 14 linear layers"),
+        *(
+            pytest.param(
+                kind, ["adapter=lora", f"quantize={kind}"], f"base in {kind}: 14 linear layers", marks=pytest.mark.long
+            )
+            for kind in ("fp8", "int8")
+        ),
     ],
 )
 def test_a_run_from_data_to_export(

@@ -58,11 +58,15 @@ def even(prompts, completions, completion_ids, **columns):
     return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
 """
 KEYS = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens")
+QUICK = {("sft", "full"), ("sft", "freeze"), ("dpo", "full")}
+"""Beside the LoRA of each objective."""
 CURVES = [
-    (objective, adapter)
+    pytest.param(
+        objective, adapter, marks=() if adapter == "lora" or (objective, adapter) in QUICK else pytest.mark.long
+    )
     for objective in ("sft", "pretrain", "dpo", "reward", "orpo", "simpo", "kto")
     for adapter in ("lora", "full", "freeze")
-] + [(objective, "full") for objective in ROLLOUTS]
+] + [pytest.param(objective, "full") for objective in ROLLOUTS]
 
 
 @pytest.mark.parametrize(("objective", "adapter"), CURVES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -40,10 +41,20 @@ def test_a_rehearsal_changes_nothing(tmp_path):
     assert all(torch.equal(a, weights(policy_b)[name]) for name, a in weights(policy_a).items())
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["kept", "computed again"])
-def test_compiled_layers_train_to_the_same_weights_and_resume_to_the_same_bits(tmp_path, run, again):
+@pytest.mark.parametrize(
+    ("again", "backend"),
+    [
+        pytest.param(True, "aot_eager", id="computed again, traced"),
+        pytest.param(True, "inductor", id="computed again", marks=pytest.mark.long),
+        pytest.param(False, "inductor", id="kept", marks=pytest.mark.long),
+    ],
+)
+def test_compiled_layers_train_to_the_same_weights_and_resume_to_the_same_bits(
+    tmp_path, run, again, backend, monkeypatch
+):
     """As the run has it: rows as trees, the row's attention left out, no fused parts. Dropout on: a compiled layer draws what a
-    plain one draws."""
+    plain one draws. `traced`: graphs of forward and backward as the compiler gets them, but no minute of C++."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     real = {"steps": 4, "save_steps": 2, "probed": True, "to_compile": True, "gradient_checkpointing": again}
     plain, policy_a, events_a = build(tmp_path / "a", **real)
     plain.run()

@@ -174,7 +174,13 @@ def test_padding_that_ends_answers_is_replaced(tmp_path: Path) -> None:
         assert scores_by(model, tokenizer, together=together) == pytest.approx(wanted, rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize("settings", [["adapter=lora", "adapter.dropout=0.1"], ["adapter=full"]], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(["adapter=lora", "adapter.dropout=0.1"], id="lora"),
+        pytest.param(["adapter=full"], id="full", marks=pytest.mark.long),
+    ],
+)
 def test_resuming_is_bit_identical(place: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """From the middle; rows part some pairs, for the budget is smaller than most."""
     name = f"straight-{settings[0][8:]}"

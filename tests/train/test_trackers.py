@@ -173,6 +173,7 @@ def test_an_adapter_is_sent_where_it_is_small(server: Server, tmp_path: Path, li
     assert ("model" in {entry.path for entry in client.list_artifacts(name)}) is sent
 
 
+@pytest.mark.long
 def test_a_server_that_dies_in_the_middle_is_one_warning(tmp_path: Path) -> None:
     """And one that comes back is told the rest."""
     installed(*SERVER_PACKAGES)
@@ -263,7 +264,9 @@ def test_whatever_a_tracker_does_the_run_goes_on(
     began = time.monotonic()
     with following(run, a_recipe("mlflow", timeout_s=0.3), emit):
         told(emit, range(1, 4))
-    assert time.monotonic() - began < 2
+    assert (
+        time.monotonic() - began < 20
+    )  # a machine that does other things too takes its time; the tracker would take 30 s
     found = warnings(run)
     Hanging.forever.set()
     assert len(found) == 1 and said in found[0]
