@@ -202,7 +202,7 @@ def job(folder: Path, tunedock: Callable[..., dict[str, Any]], kind: str, count:
 
 
 @pytest.mark.drawn
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", ["alpaca", *(pytest.param(kind, marks=pytest.mark.long) for kind in FORMATS[1:])])
 def test_stopped_and_resumed_gives_the_same_weights(workplace, tunedock, kind):
     _, run = job(workplace, tunedock, kind, QUICK_ROWS)
     assert {path.name for path in (run.path / "plots").iterdir()} == {"loss.svg", "loss.png"}
@@ -223,6 +223,13 @@ def test_stopped_and_resumed_gives_the_same_weights(workplace, tunedock, kind):
     )
     base = AutoModelForCausalLM.from_pretrained(workplace / "base", dtype=torch.float32)
     assert PeftModel.from_pretrained(base, f"{out}-adapter").peft_config["default"].r == 4
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_shape_is_read_whole(tunedock, kind):
+    checked = tunedock("data", "check", f"{kind}-{QUICK_ROWS}.yaml")
+    assert (checked["read"], checked["kept"], checked["dropped"]) == (QUICK_ROWS, QUICK_ROWS, 0)
+    assert list(checked["account"]["formats"].values()) == [kind]
 
 
 def test_a_run_is_talked_to_compared_and_deleted(workplace, tunedock):
