@@ -73,6 +73,47 @@ def test_an_overlay_of_another_kind_starts_afresh() -> None:
     assert merged("adapter: {kind: lora, r: 8}", "adapter: full").result() == {"adapter": {"kind": "full"}}
 
 
+GRPO = "objective: {kind: grpo, rewards: [a.py:f], num_generations: 4, engine: local, beta: 0.1, epsilon: 0.3}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "stays", "goes"),
+    [
+        (GRPO, "objective.kind=ppo", {"rewards", "num_generations", "engine"}, ["beta", "epsilon"]),
+        (GRPO, "objective=rloo", {"rewards", "num_generations", "engine", "epsilon"}, ["beta"]),
+        (GRPO, "objective=grpo", {"rewards", "num_generations", "engine", "beta", "epsilon"}, []),
+        (GRPO, "objective={kind: ppo, num_generations: 2}", {"rewards", "num_generations", "engine"}, ["beta", "epsilon"]),
+        ("objective: {kind: dpo, beta: 0.2, loss_type: ipo}", "objective.kind=kto", {"beta"}, ["loss_type"]),
+        ("objective: {kind: dpo, beta: 0.2}", "objective.kind=orpo", set(), ["beta"]),  # another beta
+        ("objective: {kind: dpo, beta: 0.2}", "objective.kind=simpo", set(), ["beta"]),
+        ("objective: {beta: 0.2}", "objective.kind=simpo", {"beta"}, []),
+        ("adapter: {r: 8, alpha: 16}", "adapter=full", set(), ["r", "alpha"]),
+        ("adapter: {r: 8}", "adapter.kind=looora", set(), ["r"]),
+        ("adapter: {r: 8, alpha: 16}", "adapter=lora", {"r", "alpha"}, []),
+    ],
+)
+def test_a_new_kind_keeps_what_means_the_same_to_it_and_says_what_it_drops(
+    text: str, override: str, stays: set[str], goes: list[str]
+) -> None:
+    merge = merged(text, overrides=(override,))
+    ((name, section),) = merge.result().items()
+    assert section.keys() - {"kind"} == stays
+    left = ", ".join(f"`{key}`" for key in goes)
+    assert [note.partition("left behind of ")[2].partition(": ")[2] for note in merge.notes] == ([left] if goes else [])
+    for key in stays - {"num_generations"}:
+        assert str(merge.origin((name, key))) == "0.yaml:1"
+    assert str(merge.origin((name, "kind"))) == "command line"
+
+
+def test_an_engine_of_another_kind_in_a_later_file() -> None:
+    remote = "{kind: openai, base_url: 'http://host/v1', model: m, concurrency: 4}"
+    merge = merged(f"objective: {{kind: grpo, engine: {remote}}}", "objective: {engine: local}")
+    assert merge.result() == {"objective": {"kind": "grpo", "engine": {"kind": "local"}}}
+    assert merge.notes == [
+        "1.yaml:1: `objective.engine` is `local` now; left behind of `openai`: `base_url`, `model`, `concurrency`"
+    ]
+
+
 def test_a_replaced_list_forgets_its_lines() -> None:
     merge = merged("data:\n  train:\n    - path: a\n      format: text\n", "data: {train: b}")
     assert str(merge.origin(("data", "train", 0, "format"))) == "1.yaml:1"

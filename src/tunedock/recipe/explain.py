@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from tunedock.recipe.document import Key, at, dotted
-from tunedock.recipe.merge import KINDS, Merge
+from tunedock.recipe.kinds import KINDS
+from tunedock.recipe.merge import Merge
 from tunedock.recipe.problems import Problem
 from tunedock.recipe.schema import Recipe
 from tunedock.recipe.words import hint_for, section_name, sections

@@ -1,8 +1,8 @@
 """Overlays and `key=value` overrides into one mapping that remembers where each value came from.
 
 Mappings merge, lists and scalars replace. A section written as a bare string (`adapter: lora`) is widened when another
-file or an override adds a key to it. A section whose `kind` changes starts afresh: the rank of a LoRA means nothing to
-a full fine-tune.
+file or an override adds a key to it. Of a section whose `kind` changes stays what the new kind has in the same sense
+(`recipe.kinds`); what goes is noted, for the rank of a LoRA means nothing to a full fine-tune.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import Any
 
 from tunedock.errors import RecipeError
 from tunedock.recipe.document import Document, Key, dotted, parse
+from tunedock.recipe.kinds import KINDS, kept
 from tunedock.recipe.objectives.rewards import widened
 
 COMMAND_LINE = "command line"
 
 _SOURCES: tuple[Key, ...] = (("data", "train"), ("data", "validation"), ("data", "test"))
-KINDS: dict[Key, str | None] = {("objective",): None, ("adapter",): "lora"}
-"""The sections that have kinds -> the kind that settings without one are meant for. A bare string there is the kind."""
 _SECTIONS: tuple[Key, ...] = (
     *((name,) for name in ("model", "objective", "adapter", "data", "train", "eval", "launch")),
     *(("data", name) for name in ("split", "train", "validation", "test")),
@@ -111,7 +110,7 @@ class Merge:
         value: dict[str | int, Any] = copy.deepcopy(self._root)  # type: ignore[arg-type]
         data = value.get("data")
         for key in (("model",), *KINDS, *_SOURCES):
-            section = value if len(key) == 1 else data
+            section = value if len(key) == 1 else value.get(key[0])
             if isinstance(section, dict) and key[-1] in section:
                 section[key[-1]] = _widen_all(key, section[key[-1]])
         objective = value.get("objective")
@@ -157,11 +156,15 @@ class Merge:
     def _merge(self, key: Key, value: Any, origins: dict[Key, Origin]) -> None:
         """`origins` holds at least the one of `key`, or of a section around it."""
         origin = next(origins[key[:n]] for n in range(len(key), -1, -1) if key[:n] in origins)
+        if key in KINDS:
+            value = _widen(key, value)
         if isinstance(value, dict):
             current = self._get(key)
             if _shorthand(key):
                 current = _widen(key, current)
-            if isinstance(current, dict) and not _changes_kind(key, current, value):
+            if isinstance(current, dict) and _changes_kind(key, current, value):
+                current = self._of_new_kind(key, current, str(value["kind"]), origin)
+            if isinstance(current, dict):
                 self._put(key, current)
                 self._origins.setdefault(key, origin)
                 for name, child in value.items():
@@ -171,6 +174,18 @@ class Merge:
         self._origins |= {k: o for k, o in origins.items() if k[: len(key)] == key}
         self._origins[key] = origin
         self._put(key, value)
+
+    def _of_new_kind(self, key: Key, current: dict[str, Any], kind: str, origin: Origin) -> dict[str, Any]:
+        """What stays of a section whose kind changes to `kind`. Notes what goes."""
+        before = current.get("kind", KINDS[key])
+        staying = kept(key, str(before), kind)
+        going = [name for name in current if name != "kind" and name not in staying]
+        if going:
+            names = ", ".join(f"`{name}`" for name in going)
+            self.notes.append(f"{origin}: `{dotted(key)}` is `{kind}` now; left behind of `{before}`: {names}")
+        gone = [(*key, name) for name in ("kind", *going)]
+        self._origins = {k: o for k, o in self._origins.items() if not any(k[: len(one)] == one for one in gone)}
+        return {name: item for name, item in current.items() if name in staying}
 
     def _open(self, parts: list[str]) -> Key:
         """Makes the sections above the last part, so that a value can be put there.
@@ -235,4 +250,4 @@ def _changes_kind(key: Key, current: dict[str, Any], value: dict[str, Any]) -> b
     if key not in KINDS or not current or "kind" not in value:
         return False
     before = current.get("kind", KINDS[key])
-    return before is not None and value["kind"] != before
+    return before is not None and value["kind"] != before  # of no kind yet, what is written may be meant for the new one
