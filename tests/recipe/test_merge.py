@@ -82,7 +82,12 @@ GRPO = "objective: {kind: grpo, rewards: [a.py:f], num_generations: 4, engine: l
         (GRPO, "objective.kind=ppo", {"rewards", "num_generations", "engine"}, ["beta", "epsilon"]),
         (GRPO, "objective=rloo", {"rewards", "num_generations", "engine", "epsilon"}, ["beta"]),
         (GRPO, "objective=grpo", {"rewards", "num_generations", "engine", "beta", "epsilon"}, []),
-        (GRPO, "objective={kind: ppo, num_generations: 2}", {"rewards", "num_generations", "engine"}, ["beta", "epsilon"]),
+        (
+            GRPO,
+            "objective={kind: ppo, num_generations: 2}",
+            {"rewards", "num_generations", "engine"},
+            ["beta", "epsilon"],
+        ),
         ("objective: {kind: dpo, beta: 0.2, loss_type: ipo}", "objective.kind=kto", {"beta"}, ["loss_type"]),
         ("objective: {kind: dpo, beta: 0.2}", "objective.kind=orpo", set(), ["beta"]),  # another beta
         ("objective: {kind: dpo, beta: 0.2}", "objective.kind=simpo", set(), ["beta"]),

@@ -110,7 +110,11 @@ def _show(out: Console, found: Outlook) -> None:
             add_row(made, name, readable(size))
     row = found.row_tokens or found.longest
     add_row(made, f"activations of a row of {row:,} tokens", readable(found.need.bytes_per_token * row))
-    add_row(made, "in all", Text(readable(found.need.at(row)), style="bold"))
+    add_row(made, "in all", Text(readable(found.need.step(row)), style="bold"))
+    for name, size in found.need.answering.items():
+        add_row(made, name, readable(size))
+    if found.need.answering:
+        add_row(made, "in all while answers are made", Text(readable(found.need.answering_bytes), style="bold"))
     out.print()
     out.print(made)
     if found.need.host_bytes:
@@ -159,6 +163,8 @@ def _verdict(found: Outlook) -> str:
         rows = f"samples packed into rows of up to {found.row_tokens:,} tokens"
         return f"It fits: {rows}, within the {room} that may be used."
     short = readable(found.need.at(found.longest) - found.room_bytes)
+    if found.need.answering_bytes > found.need.step(found.longest):
+        return f"It does not fit: making answers needs {short} more than the {room} that may be used."
     return f"It does not fit: a sample of {found.longest:,} tokens needs {short} more than the {room} that may be used."
 
 

@@ -3,9 +3,9 @@
 It is never a second model:
 
 - an adapter that starts at zero is switched off;
-- otherwise a copy is kept of what is trained, and nothing else, in the type the base's weights have where that loses nothing
-  (half the size for a bfloat16 base), and takes the place of the trained values for the pass. Gradients do not exist yet then,
-  so widening the copy takes the room they will take.
+- otherwise a copy is kept of what is trained, and nothing else, in 16 bits where that loses nothing (half the size for weights
+  that were published so, as most are, whatever they are trained in), and takes the place of the trained values for the pass.
+  Gradients do not exist yet then, so widening the copy takes the room they will take.
 
 A leaf's log-probability does not change from epoch to epoch, so it is computed once and remembered by the sample's content: about
 250 bytes a pair, for at most `REMEMBERED` samples; the rest are asked again. Checkpoints keep what is remembered: computed again in
@@ -54,7 +54,7 @@ class Reference:
         """The reference of a policy that has not been trained yet."""
         if policy.has_base and starts_at_zero(policy):
             return cls(policy, policy.base, limit=limit)
-        kept = [(parameter, _copy(parameter, policy.precision.weights)) for _, parameter in policy.trainable]
+        kept = [(parameter, _copy(parameter)) for _, parameter in policy.trainable]
         made = cls(policy, partial(_swapped, kept), limit=limit)
         made.kept_bytes = sum(copy.numel() * copy.element_size() for _, copy in kept)
         return made
@@ -191,12 +191,14 @@ def _key(sample: Sample) -> bytes:
     return digest.digest()
 
 
-def _copy(parameter: nn.Parameter, dtype: torch.dtype) -> Tensor:
-    """The values in `dtype` where that is smaller and exact, as they are elsewhere."""
+def _copy(parameter: nn.Parameter) -> Tensor:
+    """The values in the first type of 16 bits that holds them exactly; as they are where none does."""
     own = parameter.detach()
-    small = own.to(dtype)
-    exact = small.element_size() < own.element_size() and torch.equal(small.to(own.dtype), own)
-    return small if exact else own.clone()
+    for dtype in (torch.bfloat16, torch.float16):
+        small = own.to(dtype)
+        if small.element_size() < own.element_size() and torch.equal(small.to(own.dtype), own):
+            return small
+    return own.clone()
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
     needed(tokens) = fixed parts + bytes_per_token x tokens of the largest row
 
+or, where that is more, what stands while answers are made (`plan.rollout_memory`), when there are no gradients and activations.
+
 Weights, gradients and optimizer states are exact. Activations are counted from what transformers' layers keep for the backward pass
 and are right within a factor of `TRUST`; a run starts from the plan and corrects it by what it measures (`train.budget`).
 
@@ -14,12 +16,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from tunedock.plan.decoder import HEADS, Decoder, decoder
 from tunedock.plan.optimizer_memory import Matrix, optimizer_state_bytes
-from tunedock.plan.trained import base_growth, is_thawed, rank_of, targets, trained_size
+from tunedock.plan.rollout_memory import Answering, answering_parts
+from tunedock.plan.trained import base_growth, is_thawed, rank_of, targets, trained_size, value_head_size
 from tunedock.recipe.adapters import Adapter, Freeze, Lora
 from tunedock.recipe.schema import Recipe
 
@@ -70,6 +73,13 @@ RUNTIME_BYTES: Mapping[str, int] = {"cpu": 815 << 20, "cuda": 600 << 20}
 context on the card."""
 
 
+HELD_FROM_THE_START = ("runtime", "base weights", "adapter weights", "reference copy")
+"""Parts that stand once the model is loaded."""
+
+ONLY_IN_STEPS = ("gradients", "head")
+"""Parts that do not stand while answers are made."""
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """What a run needs on one device."""
@@ -80,21 +90,33 @@ class MemoryPlan:
     """For each token (padding counted) of the largest row."""
     known: bool
     """False where the model's family is not known and the nearest was taken."""
+    answering: Mapping[str, int] = field(default_factory=dict)
+    """Name -> bytes that are held while answers are made; empty where none are."""
 
     @property
     def fixed_bytes(self) -> int:
         return sum(self.parts.values())
 
     @property
+    def answering_bytes(self) -> int:
+        """Held at the peak of making answers; 0 where none are made."""
+        return answering_bytes(self.parts, self.answering)
+
+    @property
     def to_come_bytes(self) -> int:
         """The fixed parts that do not stand yet when the model is loaded and the first step has not begun."""
-        return sum(
-            size for name, size in self.parts.items() if name not in ("runtime", "base weights", "adapter weights")
-        )
+        return sum(size for name, size in self.parts.items() if name not in HELD_FROM_THE_START)
 
     def needed(self, tokens: int) -> int:
-        """Bytes at the peak of a step whose largest row has `tokens`."""
-        return self.fixed_bytes + self.bytes_per_token * tokens
+        """Bytes at the peak: of a step whose largest row has `tokens`, or of making answers."""
+        return max(self.fixed_bytes + self.bytes_per_token * tokens, self.answering_bytes)
+
+
+def answering_bytes(parts: Mapping[str, int], answering: Mapping[str, int]) -> int:
+    """Bytes held while answers are made, of a run's `parts` and of the `answering` itself; 0 where none are made."""
+    if not answering:
+        return 0
+    return sum(size for name, size in parts.items() if name not in ONLY_IN_STEPS) + sum(answering.values())
 
 
 def plan_memory(
@@ -114,27 +136,35 @@ def plan_memory(
     scored: bool = False,
     new_tokens: int = 0,
     grows: int = 0,
+    reference: int = 0,
+    valued: bool = False,
+    answering: Answering | None = None,
 ) -> MemoryPlan:
     """The plan for a model's config.json under a recipe's adapter and optimizer.
 
     `quantize`: the recipe's; `gradient_checkpointing`: all layers, or how many; `longest_path` in tokens, for attention that
-    materialises its scores; `most_tokens`: of any row, which the head need not go beyond; `fused`: the parts that are; `scored`: a
-    reward model, which has no logits; `new_tokens`, `grows`: as `plan.trained.trained_size` takes them. Raises ModelError where the
-    config says too little.
+    materialises its scores and for caches; `most_tokens`: of any row, which the head need not go beyond; `fused`: the parts that
+    are; `scored`: a reward model, which has no logits; `new_tokens`, `grows`: as `plan.trained.trained_size` takes them;
+    `reference`: bytes of a trained number in a copy of the policy as it began; `valued`: a value head is trained beside;
+    `answering`: how answers are made, where they are. Raises ModelError where the config says too little.
     """
     shape, quantize = decoder(config, scored=scored), held_as(config, quantize)
     w, c = NUMBER_BYTES[weights], NUMBER_BYTES[compute]
     trained = trained_size(shape, adapter, new_tokens=new_tokens, grows=grows)
     in_base = 0 if isinstance(adapter, Lora) else trained
+    beside = value_head_size(shape) if valued else 0
     first = _first_thawed(shape, adapter)
     parts = {
         "runtime": RUNTIME_BYTES.get(device, RUNTIME_BYTES["cpu"]),
         "base weights": (shape.size + base_growth(shape, grows) - in_base) * w
         + in_base * MASTER_BYTES
         - _narrowed(shape, quantize, w),
-        "adapter weights": (trained - in_base) * MASTER_BYTES,
-        "gradients": trained * MASTER_BYTES,
-        "optimizer": math.ceil(optimizer_state_bytes(optim, optim_args, trained, _trained_matrices(shape, adapter))),
+        "adapter weights": (trained - in_base + beside) * MASTER_BYTES,
+        "reference copy": trained * reference,
+        "gradients": (trained + beside) * MASTER_BYTES,
+        "optimizer": math.ceil(
+            optimizer_state_bytes(optim, optim_args, trained + beside, _trained_matrices(shape, adapter))
+        ),
         "compute copies": _copies(shape, in_base, first, w, c),
         "head": _head(shape, c, most_tokens, fused),
         "widened layer": _widened(shape, c) if quantize != "none" else 0,
@@ -144,7 +174,8 @@ def plan_memory(
     again = shape.layers if gradient_checkpointing is True else min(gradient_checkpointing, shape.layers)
     largest = sum(kept[again:]) + again * shape.hidden * w + max(kept[:again], default=0)
     held = ALLOCATOR.get(device, ALLOCATOR["cpu"])
-    return MemoryPlan(parts, math.ceil((largest + working) * held), shape.known)
+    made = answering_parts(shape, config, answering, w=w, c=c, longest_path=longest_path) if answering else {}
+    return MemoryPlan(parts, math.ceil((largest + working) * held), shape.known, made)
 
 
 def _head(shape: Decoder, c: int, most_tokens: int | None, fused: Collection[Part]) -> int:

@@ -12,12 +12,13 @@ from typing import Any
 
 from tunedock.plan.cards import Target
 from tunedock.plan.decoder import HEADS, Decoder, decoder
-from tunedock.plan.memory import MemoryPlan, Part, held_as, numbers, plan_memory
+from tunedock.plan.memory import MemoryPlan, Part, answering_bytes, held_as, numbers, plan_memory
+from tunedock.plan.rollout_memory import answering, reference_bytes
 from tunedock.plan.rungs import HEADROOM, LADDER, MOST_TOKENS, at_most
 from tunedock.plan.shapes import Shape
 from tunedock.plan.speed import CHECKPOINTING, EFFICIENCY, operations
 from tunedock.plan.steps import StepPlan, floor_steps, plan_steps, rollouts_of
-from tunedock.plan.trained import trained_size
+from tunedock.plan.trained import trained_size, value_head_size
 from tunedock.recipe.adapters import Lora
 from tunedock.recipe.objectives.rollout import Rollout
 from tunedock.recipe.schema import Recipe
@@ -63,9 +64,20 @@ class Need:
     parts: Mapping[str, int]
     bytes_per_token: int
     host_bytes: int = 0
+    answering: Mapping[str, int] = field(default_factory=dict)
+    """What is held while answers are made, when there are no gradients and no activations."""
+
+    def step(self, tokens: int) -> int:
+        """At the peak of a step whose largest row has `tokens`."""
+        return sum(self.parts.values()) + self.bytes_per_token * tokens
+
+    @property
+    def answering_bytes(self) -> int:
+        return answering_bytes(self.parts, self.answering)
 
     def at(self, tokens: int) -> int:
-        return sum(self.parts.values()) + self.bytes_per_token * tokens
+        """At the peak of the run."""
+        return max(self.step(tokens), self.answering_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +150,8 @@ def outlook(
     return Outlook(
         target=target,
         parameters=model.size,
-        trained=trained_size(model, recipe.adapter, new_tokens=added, grows=added),
+        trained=trained_size(model, recipe.adapter, new_tokens=added, grows=added)
+        + (value_head_size(model) if recipe.objective.kind == "ppo" else 0),
         known_family=model.known,
         shape_source=shape.source,
         need=need,
@@ -173,6 +186,9 @@ def _plan(recipe: Recipe, shape: Shape, target: Target) -> MemoryPlan:
         scored=recipe.objective.kind == "reward",
         new_tokens=recipe.model.new_tokens,
         grows=recipe.model.new_tokens,
+        reference=reference_bytes(recipe, shape.config),
+        valued=recipe.objective.kind == "ppo",
+        answering=answering(recipe),
     )
 
 
@@ -194,7 +210,7 @@ def _fused(recipe: Recipe, shape: Shape, target: Target) -> set[Part]:
 def _need(recipe: Recipe, shape: Shape, model: Decoder, target: Target, spread: Spread) -> Need:
     plan = _plan(recipe, shape, target)
     parts = dict(plan.parts)
-    shares = {"optimizer": 1, "gradients": 2, "base weights": 3, "adapter weights": 3}
+    shares = {"optimizer": 1, "gradients": 2, "base weights": 3, "adapter weights": 3, "reference copy": 3}
     gathered = GATHERED_LAYERS * parts["base weights"] // max(model.layers, 1)
     for part, stage in shares.items():
         if spread.zero >= stage:
@@ -204,7 +220,7 @@ def _need(recipe: Recipe, shape: Shape, model: Decoder, target: Target, spread: 
     host = 0
     if spread.offload:
         host = parts.pop("optimizer") * target.devices
-    return Need(parts, plan.bytes_per_token, host)
+    return Need(parts, plan.bytes_per_token, host, plan.answering)
 
 
 def _room(target: Target) -> int:
@@ -238,7 +254,7 @@ def _ways(recipe: Recipe, shape: Shape, model: Decoder, target: Target, spread: 
     """Each change alone, then all that keep the method together; those that need no less are left out."""
     before = _need(recipe, shape, model, target, spread).at(longest)
     together: dict[str, Any] = {}
-    for keys, cost in _changes(recipe, target):
+    for keys, cost in [*_fewer_answers(recipe, shape, model, target, spread), *_changes(recipe, target)]:
         changed = _with(recipe, keys)
         after = _need(changed, shape, model, target, spread).at(min(longest, changed.data.max_length))
         if after < before:
@@ -259,7 +275,23 @@ def _ways(recipe: Recipe, shape: Shape, model: Decoder, target: Target, spread: 
         yield Way(_said(together), after, after <= _room(target), "these together")
 
 
+def _fewer_answers(
+    recipe: Recipe, shape: Shape, model: Decoder, target: Target, spread: Spread
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """As many answers made at once as fit, by halves; one where not even that does."""
+    how = answering(recipe)
+    at_once = 0 if how is None else how.at_once
+    while at_once > 1:
+        at_once //= 2
+        keys = {"objective.engine.max_num_seqs": at_once}
+        if at_once == 1 or _need(_with(recipe, keys), shape, model, target, spread).answering_bytes <= _room(target):
+            yield keys, "answers are made in more batches, which is slower"
+            return
+
+
 def _changes(recipe: Recipe, target: Target) -> Iterator[tuple[dict[str, Any], str]]:
+    if recipe.objective.kind == "dpo" and not recipe.objective.precompute_ref_log_probs:
+        yield {"objective.precompute_ref_log_probs": True}, "the reference is asked about all rows first, and let go"
     if recipe.train.gradient_checkpointing is not True:
         yield {"train.gradient_checkpointing": True}, "a third more time: each layer is computed twice"
     if recipe.adapter.kind != "lora":

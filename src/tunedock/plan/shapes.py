@@ -80,7 +80,8 @@ def _shipped(path: str) -> Shape | None:
 @cache
 def _table() -> dict[str, Mapping[str, Any]]:
     rows = json.loads(files("tunedock.plan").joinpath("shapes.json").read_text(encoding="utf-8"))
-    return {name: row["config"] for row in rows for name in row["ids"]}
+    # All of them are published in bfloat16.
+    return {name: {"dtype": "bfloat16", **row["config"]} for row in rows for name in row["ids"]}
 
 
 def _read(path: Path) -> Mapping[str, Any]:

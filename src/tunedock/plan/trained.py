@@ -24,6 +24,11 @@ def trained_size(shape: Decoder, adapter: Adapter, *, new_tokens: int = 0, grows
     return shape.size + base_growth(shape, grows)
 
 
+def value_head_size(shape: Decoder) -> int:
+    """Numbers of the head that ppo trains beside the model: a weight for each hidden one, and a bias."""
+    return shape.hidden + 1
+
+
 def targets(shape: Decoder, lora: Lora) -> Iterator[Linear]:
     """The linear layers a LoRA is put on, by PEFT's rules: `all-linear`, a regular expression, or names and ends of names."""
     for linear in shape.linears:

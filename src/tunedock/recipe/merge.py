@@ -250,4 +250,6 @@ def _changes_kind(key: Key, current: dict[str, Any], value: dict[str, Any]) -> b
     if key not in KINDS or not current or "kind" not in value:
         return False
     before = current.get("kind", KINDS[key])
-    return before is not None and value["kind"] != before  # of no kind yet, what is written may be meant for the new one
+    return (
+        before is not None and value["kind"] != before
+    )  # of no kind yet, what is written may be meant for the new one

@@ -13,6 +13,7 @@ from tunedock.model import adapter as adapters
 from tunedock.model.kernels import kernels
 from tunedock.model.policy import Policy
 from tunedock.plan.memory import PARTS, MemoryPlan, Number, Part, plan_memory, readable
+from tunedock.plan.rollout_memory import answering
 from tunedock.plan.rungs import MOST_TOKENS
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run, read_json, write_json
@@ -33,9 +34,11 @@ def make_budget(run: Run, recipe: Recipe, policy: Policy, *, longest_path: int, 
     if plan is not None:
         family = "" if plan.known else ", by the nearest family known"
         each = readable(plan.bytes_per_token * 1024)
+        made = f"; {readable(plan.answering_bytes)} while answers are made" if plan.answering else ""
         emit.note(
-            f"memory plan: {readable(plan.fixed_bytes)}, and {each} for each 1,024 tokens of a row{family}",
+            f"memory plan: {readable(plan.fixed_bytes)}, and {each} for each 1,024 tokens of a row{made}{family}",
             parts=dict(plan.parts),
+            answering=dict(plan.answering),
             bytes_per_token=plan.bytes_per_token,
         )
     budget = Budget(
@@ -77,6 +80,8 @@ def _plan(recipe: Recipe, policy: Policy, longest_path: int, checkpointing: int,
             device=device,
             scored=policy.gives_scores,
             new_tokens=adapters.token_rows(policy.model),
+            valued=recipe.objective.kind == "ppo",
+            answering=answering(recipe),
         )
     except ModelError as error:
         emit.note(f"no memory plan: {error}; the token budget starts at its usual size and is corrected by measuring")
