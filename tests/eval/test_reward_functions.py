@@ -206,6 +206,8 @@ def test_what_is_not_there(written):
     assert raised.value.hint == "it has f"
     with pytest.raises(RecipeError, match="No module named"):
         open_function(FunctionReward(path="nothing_of.this_name", name="f"))
+    with pytest.raises(RecipeError, match="does not say what it takes"):
+        open_function(FunctionReward(path="builtins", name="max"))
     with pytest.raises(RecipeError, match="takes no `bonus`"):
         written("def f(completions): ...", args={"bonus": 1})
     with pytest.raises(RecipeError, match="`completions` is given by training"):
@@ -249,8 +251,9 @@ def test_exact_match():
     assert asked(built_in("exact_match", column="city"), given) == [0, 1]
     assert asked(built_in("exact_match", column="city", ignore_case=True), given) == [1, 1]
     assert asked(built_in("exact_match"), [Completion("r", PROMPT, "4", (1,))]) == [None]
-    with pytest.raises(RewardError, match="no column `town`"):
+    with pytest.raises(RewardError, match="`exact_match` wants the column `town`, which no row has") as raised:
         asked(built_in("exact_match", column="town"), given)
+    assert raised.value.hint == "the rows have `city`"
 
 
 def test_regex_match():

@@ -10,14 +10,16 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
 
-from families import tiny_model
+from families import small_config, tiny_model
 from pairs import pairs, path_logprob
 from tunedock.data.layout import Kind
 from tunedock.errors import ModelError
 from tunedock.model.adapter import attach, load_adapter, load_trainable_state, save, trainable_state
 from tunedock.model.policy import Policy, Precision
 from tunedock.model.reference import Reference, starts_at_zero
+from tunedock.model.saved_lora import go_on_with
 from tunedock.recipe.adapters import Lora
 
 CPU = torch.device("cpu")
@@ -209,3 +211,20 @@ def test_what_finds_nothing_to_sit_on_is_refused(given: dict[str, Any], said: st
     with pytest.raises(ModelError) as error:
         attach(tiny_model("qwen3"), Lora(r=4, alpha=8, **given), seed=0)
     assert said in str(error.value)
+
+
+def test_an_adapter_of_another_task_or_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    answers = attach(tiny_model("qwen3"), Lora(r=2, alpha=4), seed=0)
+    save(answers, tmp_path / "answers")
+    classifier = AutoModelForSequenceClassification.from_config(small_config("qwen3", num_labels=1))
+    save(attach(classifier, Lora(r=2, alpha=4), seed=0), tmp_path / "scores")
+    save(attach(tiny_model("qwen3", hidden_size=48), Lora(r=2, alpha=4), seed=0), tmp_path / "wider")
+    fresh = AutoModelForSequenceClassification.from_config(small_config("qwen3", num_labels=1))
+    for name, model, message, hint in (
+        ("answers", fresh, "it has no .*score", "merge it"),
+        ("scores", tiny_model("qwen3"), "score.weight is strange", "a reward model's"),
+        ("wider", tiny_model("qwen3"), "size mismatch", "was trained on"),
+    ):
+        with pytest.raises(ModelError, match=message) as raised:
+            go_on_with(model, Lora(r=2, alpha=4, continue_from=str(tmp_path / name)))
+        assert hint in str(raised.value.hint) and raised.value.where == str(tmp_path / name)

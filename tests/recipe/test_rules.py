@@ -208,6 +208,8 @@ def test_what_auto_may_become_keeps_to_the_rules() -> None:
     ("optim", "said", "hint"),
     [
         ("adamw_troch", "there is no optimizer `adamw_troch`", "did you mean `adamw_torch`?"),
+        ("adamw_8bt", "there is no optimizer `adamw_8bt`", "did you mean `adamw_8bit`?"),
+        ("adamm", "there is no optimizer `adamm`", "did you mean `adamw_torch`?"),
         ("lomo", "`lomo` is not taken: it updates weights inside the backward pass", "use `adafactor`"),
     ],
 )

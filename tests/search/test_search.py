@@ -117,6 +117,31 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(place: Path) -> None:
     assert len(more.rows) == 4
 
 
+def test_a_trial_that_ended_unheard_has_the_value_it_told(place: Path) -> None:
+    """Killed between the end of a trial and its entry in the study: its result counts, not the last evaluation on the way."""
+    section = space(RATE, trials=1, pruner="none")
+
+    def killed(event: Any) -> None:
+        if event["kind"] == "result":
+            raise InterruptedRun("as a kill would")
+
+    with pytest.raises(InterruptedRun):
+        found_by(place, section, on_event=killed)
+    events = place / "s" / "trials" / "0000" / "events.jsonl"
+    lines = [json.loads(line) for line in events.read_text().splitlines()]
+    lines[-1]["value"]["eval_loss"] = 0.25  # that of the best weights, where the recipe keeps those
+    events.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (row,) = found_by(place, section, resume=True).rows
+    assert (row.state, row.value) == ("complete", 0.25)
+
+
+def test_a_metric_that_no_evaluation_tells_ends_the_search_with_the_first_trial(place: Path) -> None:
+    with pytest.raises(RecipeError, match="do not tell `eval_bleu`") as raised:
+        found_by(place, space(RATE, trials=3, metric="eval_bleu"))
+    assert raised.value.where == "search.metric" and "eval_loss, eval_tokens" in str(raised.value.hint)
+    assert not (place / "s" / "trials" / "0001").exists()
+
+
 @pytest.mark.long
 def test_a_search_that_was_killed_goes_on(place: Path) -> None:
     section = space(RATE, trials=3, pruner="none")

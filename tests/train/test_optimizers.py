@@ -296,6 +296,7 @@ def test_schedule_free_is_validated_and_kept_with_its_average(tmp_path: Path) ->
         ({"optim": "adamw_troch"}, "did you mean `adamw_torch`"),
         ({"optim": "muon", "optim_args": "ns_step=3"}, "has no argument `ns_step`"),
         ({"optim": "muon", "optim_args": "ns_steps=three"}, "no whole number"),
+        ({"optim": "muon", "optim_args": "nesterov=maybe"}, "neither true nor false"),
         ({"optim": "muon", "optim_args": "adjust_lr_fn=mine"}, "not supported"),
         ({"optim": "adamw_8bit", "optim_args": "rank=3"}, "does not use them"),
     ],

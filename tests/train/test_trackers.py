@@ -19,10 +19,11 @@ from inline_worker import InlineLauncher
 from tunedock import pipeline
 from tunedock.errors import DependencyError, RecipeError
 from tunedock.events import Emitter, EventReader
+from tunedock.recipe.load import load
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run, RunState, read_json
 from tunedock.train import tracker_kinds, trackers
-from tunedock.train.trackers import following
+from tunedock.train.trackers import _first_line, following
 
 SERVER_PACKAGES = ("mlflow", "flask", "flask_cors", "sqlalchemy", "alembic", "fastapi", "uvicorn")
 
@@ -291,6 +292,14 @@ def test_what_is_missing_is_said_before_anything_starts(monkeypatch: pytest.Monk
         tracker_kinds.require(a_recipe("tensorboard", "mlflow"))
     assert "pip install 'tunedock[mlflow]'" in str(missing.value)
     tracker_kinds.require(a_recipe("tensorboard"))
+
+
+def test_addresses_are_told_without_their_passwords() -> None:
+    error = OSError("API request to http://user:s3cr3t@127.0.0.1:9/api failed, and https://key@host:1 too")
+    assert _first_line(error) == "API request to http://***@127.0.0.1:9/api failed, and https://***@host:1 too"
+    with pytest.raises(RecipeError) as raised:
+        load([], ["model=m", "data.train=x", "track.mlflow.tracking_uri=https://me:s3cr3t@mlflow.example"])
+    assert "https://***@mlflow.example" in str(raised.value) and "s3cr3t" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from tunedock.errors import ModelError
 from tunedock.model.lora import begin_as, task_of
 from tunedock.recipe.adapter_files import WEIGHTS, folder_of, read_adapter
 from tunedock.recipe.adapters import Lora
+from tunedock.run.record import read_json
 
 
 def go_on_with(
@@ -101,20 +102,39 @@ def _on(model: nn.Module, path: Path, settings: Mapping[str, Any]) -> PeftModel:
         raise ModelError(
             f"the adapter's weights are cut off or damaged: {_first(error)}", where=str(path), hint="copy them again"
         ) from None
-    except (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
-        raise ModelError(f"the adapter does not fit this model: {_last(error)}", where=str(path)) from None
+    except KeyError as error:  # PEFT looks up what the model's own kind of adapter must have
+        raise ModelError(
+            f"the adapter does not fit this model: it has no {error}", where=str(path), hint=_hint(model, path)
+        ) from None
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        raise ModelError(
+            f"the adapter does not fit this model: {_last(error)}", where=str(path), hint=_hint(model, path)
+        ) from None
     trained = {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
     missing = sorted(trained & set(found.missing_keys))
     wrong = [*(f"{name} is missing" for name in missing), *(f"{name} is strange" for name in found.unexpected_keys)]
     if wrong:
         raise ModelError(
-            f"the adapter does not fit this model: {len(wrong)} tensors, the first being {wrong[0]}",
-            where=str(path),
-            hint="an adapter for answers cannot become one for scores: merge it (`model.adapters`) and train a new one"
-            if task_of(model) == "SEQ_CLS"
-            else None,
+            f"the adapter does not fit this model: {_counted(wrong)}", where=str(path), hint=_hint(model, path)
         )
     return wrapped
+
+
+def _counted(wrong: Sequence[str]) -> str:
+    return wrong[0] if len(wrong) == 1 else f"{len(wrong)} tensors, the first being {wrong[0]}"
+
+
+def _hint(model: nn.Module, path: Path) -> str:
+    """The way out of an adapter that does not fit: of the other task, or of another model."""
+    settings = read_json(folder_of(path) / "adapter_config.json")
+    task = task_of(model)
+    if settings.get("task_type", task) != task:
+        if task == "SEQ_CLS":
+            return (
+                "an adapter for answers cannot become one for scores: merge it (`model.adapters`) and train a new one"
+            )
+        return "an adapter for scores (a reward model's) cannot answer: name the adapter of a model that does"
+    return f"it was trained on {settings.get('base_model_name_or_path') or 'another model'}: give that as `model`"
 
 
 def _first(error: Exception) -> str:

@@ -13,6 +13,7 @@ from tunedock.recipe.kinds import KINDS
 from tunedock.recipe.merge import Merge
 from tunedock.recipe.problems import Problem
 from tunedock.recipe.schema import Recipe
+from tunedock.recipe.tracking import masked
 from tunedock.recipe.words import hint_for, section_name, sections
 
 _EXPECTED = {
@@ -163,10 +164,10 @@ def _is_number(text: str) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A value as it could stand in the file, in one line and not too long."""
+    """A value as it could stand in the file, in one line and not too long; passwords of addresses left out."""
     if isinstance(value, dict) and len(value) > 3:
         return "(a mapping)"
     plain = isinstance(value, str) and value.strip() and not _is_number(value)
     text = value if plain else json.dumps(value, ensure_ascii=False, default=str)
-    text = " ".join(str(text).split())
+    text = masked(" ".join(str(text).split()))
     return text if len(text) <= 60 else text[:57] + "..."

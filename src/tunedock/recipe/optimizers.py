@@ -41,6 +41,10 @@ class Facts:
         return f"pip install 'tunedock[{self.extra}]'" if self.extra else f"pip install {self.package}"
 
 
+_USUAL = "adamw_torch"
+"""What somebody means who writes `adam` and something near no other name."""
+
+
 @cache
 def table() -> Mapping[str, Facts]:
     text = files("tunedock.recipe").joinpath("optimizers.json").read_text(encoding="utf-8")
@@ -56,7 +60,8 @@ def why_not(name: str) -> tuple[str, str] | None:
     """What is wrong with a name, and the way out; None when nothing is."""
     facts = table().get(name)
     if facts is None:
-        near = difflib.get_close_matches(name, known(), n=1)
+        near = difflib.get_close_matches(name, known(), n=1, cutoff=0.8)
+        near = near or ([_USUAL] if name.lower().startswith("adam") else difflib.get_close_matches(name, known(), n=1))
         return f"there is no optimizer `{name}`", (
             f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known()))}"
         )

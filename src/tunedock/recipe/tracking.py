@@ -5,6 +5,7 @@ Keys, tokens and passwords have no place here: they come from the environment.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -13,6 +14,14 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat
 from tunedock.recipe.section import Section
 
 Tracker = Literal["tensorboard", "mlflow", "swanlab", "wandb"]
+
+
+_SECRET = re.compile(r"(://)[^/@\s'\"]+@")
+
+
+def masked(text: str) -> str:
+    """Text that may hold addresses, what stands before the `@` of one left out."""
+    return _SECRET.sub(r"\1***@", text)
 
 
 def _without_secret(url: str) -> str:

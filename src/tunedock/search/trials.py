@@ -157,6 +157,7 @@ class _Search:
             self._study.tell(trial, None, "fail")
             self._on_event(note_event(f"trial {trial.number} failed: {error.message}"))
         else:
+            watching.require_metric(run)
             if value is None or not math.isfinite(value):
                 why = f"no `{self._section.metric}` was measured"
                 trial.set_user_attr("why", why)
@@ -175,7 +176,7 @@ class _Search:
         else:
             watching.catch_up(run)
             if run.state().status == "finished":
-                return watching.result(None)
+                return watching.result(_told_result(run))
         outcome = run_stage(JobSpec("train", run.path, {"resume": resume}), watching, watching)
         return watching.result(outcome.value)
 
@@ -255,12 +256,32 @@ class _Watching:
         for event in EventReader(run.events).new():
             self._report(event)
 
+    def require_metric(self, run: Run) -> None:
+        """Raises RecipeError where the run was evaluated and told other metrics alone: every trial would."""
+        if self._seen:
+            return
+        told = {
+            name for event in EventReader(run.events).new() if event["kind"] == "metrics" for name in event["values"]
+        }
+        if others := sorted(name for name in told if name.startswith("eval_")):
+            raise RecipeError(
+                f"evaluations do not tell `{self._section.metric}`",
+                where="search.metric",
+                hint=f"they tell {', '.join(others)}; start a new search with one of these",
+            )
+
     def result(self, value: dict[str, Any] | None) -> float | None:
         """The metric of the weights that were kept: the best where the recipe keeps the best, else the last."""
         kept = (value or {}).get("eval_loss") if self._section.metric == "eval_loss" else None
         if isinstance(kept, int | float):
             return float(kept)
         return None if math.isnan(self.value) else self.value
+
+
+def _told_result(run: Run) -> dict[str, Any] | None:
+    """What a run that is finished told last, where nobody listened any more."""
+    values = [event["value"] for event in EventReader(run.events).new() if event["kind"] == "result"]
+    return values[-1] if values and isinstance(values[-1], dict) else None
 
 
 def _begin(folder: Path, base: Resolved, section: Search, *, resume: bool) -> None:

@@ -39,6 +39,9 @@ _MUON_ARGS: Mapping[str, type] = {
 _LOW_RANK_ARGS: Mapping[str, type] = {"rank": int, "update_proj_gap": int, "scale": float, "proj_type": str}
 _APOLLO_ARGS: Mapping[str, type] = {**_LOW_RANK_ARGS, "proj": str, "scale_type": str}
 
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_NOT_A: Mapping[type, str] = {bool: "neither true nor false", int: "no whole number", float: "no number"}
+
 
 def require_optimizer(train: Train) -> None:
     """Raises RecipeError for a name that is not taken and DependencyError when its package is missing: before anything is read."""
@@ -198,10 +201,10 @@ def _arguments(train: Train, kinds: Mapping[str, type]) -> dict[str, Any]:
             )
         kind = kinds[key]
         try:
-            found[key] = text.lower() in ("true", "1", "yes") if kind is bool else kind(text)
-        except ValueError:
+            found[key] = _BOOLEANS[text.lower()] if kind is bool else kind(text)
+        except (ValueError, KeyError):
             raise RecipeError(
-                f"`{key}={text}` is no {'whole number' if kind is int else 'number'}",
+                f"`{key}={text}` is {_NOT_A[kind]}",
                 where=f"train.optim_args: {train.optim_args}",
             ) from None
     return found

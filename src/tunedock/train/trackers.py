@@ -21,6 +21,7 @@ from tunedock import __version__
 from tunedock.errors import InterruptedRun
 from tunedock.events import Emitter, Event, EventReader
 from tunedock.recipe.schema import Recipe
+from tunedock.recipe.tracking import masked
 from tunedock.run.record import Run, read_json, write_json
 from tunedock.run.store import flatten
 from tunedock.train.metric_names import tag_of
@@ -227,4 +228,5 @@ def _use_proxy(proxy: str | None) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
+    """Without the name and password that an address of the environment may hold."""
+    return masked((str(error).strip().splitlines() or [""])[0])[:200]

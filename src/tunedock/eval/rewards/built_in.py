@@ -9,7 +9,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from tunedock.errors import RewardError
+
 Chat = Sequence[dict[str, Any]]
+
+GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")
+"""What every function may take beside the rows' columns."""
 
 
 def said(completion: Chat) -> str:
@@ -26,7 +31,14 @@ def exact_match(
     """1 where the answer is the row's own (or what its `column` says), white space around both aside; 0 where it is not. None where
     the row has none."""
     if column is not None and column not in columns:
-        raise KeyError(f"the rows have no column `{column}`")
+        others = ", ".join(f"`{name}`" for name in columns if name not in GIVEN)
+        raise RewardError(
+            f"`exact_match` wants the column `{column}`, which no row has",
+            where="objective.rewards",
+            hint=f"the rows have {others}"
+            if others
+            else "the rows have no others; leave `column` out for their own answer",
+        )
 
     def plain(text: Any) -> str:
         return str(text).strip().casefold() if ignore_case else str(text).strip()

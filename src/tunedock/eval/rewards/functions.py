@@ -28,12 +28,12 @@ from typing import Any
 from tunedock.data.turns_out import spoken_turns
 from tunedock.errors import RecipeError, RewardError
 from tunedock.eval.rewards import built_in
+from tunedock.eval.rewards.built_in import GIVEN
 from tunedock.eval.rewards.completion import Completion, Log, Moment, Values
 from tunedock.recipe.objectives.rewards import FunctionReward, names_module
 from tunedock.recipe.rewards import digest
 
 WHERE = "objective.rewards"
-GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,14 @@ class FunctionSource:
         self._args = args
         self._identity = identity
         self._file = _file_of(function)
-        parameters = inspect.signature(function).parameters.values()
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (ValueError, TypeError):
+            raise RecipeError(
+                f"{label} does not say what it takes, so it cannot be called",
+                where=WHERE,
+                hint="write a function of your own that calls it: `def score(completions, **columns)`",
+            ) from None
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         self._takes = {p.name for p in named}
