@@ -12,6 +12,11 @@ from tunedock.objective.advantages import generalised, leave_one_out, normalised
 NUMBERS = st.floats(-10, 10, allow_nan=False, width=32)
 
 
+def test_what_differs_by_rounding_alone_is_not_blown_up() -> None:
+    made = whitened([np.array([1.0, 1.0 + 1e-9]), np.array([1.0 - 1e-9])])
+    assert max(abs(value).max() for value in made) < 1e-4
+
+
 def test_relative_to_the_group() -> None:
     reward_PG = np.array([[1.0, 0.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0]])
     deviation = np.std([1, 0, 0, 1], ddof=1)
@@ -65,5 +70,5 @@ def test_whitened_over_all(values: list[list[float]]) -> None:
     kept = np.concatenate(whitened(arrays, shift_mean=False))
     assert abs(white.mean()) < 1e-6
     assert kept.mean() == pytest.approx(every.mean(), abs=1e-5)
-    if every.std() > 1e-3:
+    if every.std() > 0.1:
         assert white.std(ddof=1) == pytest.approx(1.0, abs=1e-6)

@@ -5,6 +5,7 @@ Shapes: P prompts, G answers to each, T tokens of an answer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -59,10 +60,11 @@ def generalised(reward_T: Floats, value_T: Floats, *, gamma: float, lam: float) 
 
 
 def whitened(values: Sequence[Floats], *, shift_mean: bool = True) -> list[Floats]:
-    """The same numbers with the mean 0 (with `shift_mean`) and the variance 1 over all of them."""
+    """The same numbers with the mean 0 (with `shift_mean`) and the variance 1 over all of them; where they hardly differ, which is
+    rounding and nothing to learn from, a smaller one (TRL's term under the root)."""
     every = np.concatenate(values) if values else np.zeros(0)
     mean = float(every.mean()) if len(every) else 0.0
-    deviation = max(_deviation(every), 1e-8)
+    deviation = math.sqrt(_deviation(every) ** 2 + 1e-8)
     kept = 0.0 if shift_mean else mean
     return [(value - mean) / deviation + kept for value in values]
 
