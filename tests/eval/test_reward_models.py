@@ -51,3 +51,9 @@ def test_what_is_no_reward_model(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}')
     with pytest.raises(ModelError):
         make_scorer([ModelReward(path=str(tmp_path))])
+
+
+def test_a_reward_model_that_is_not_there_is_named_as_one():
+    with pytest.raises(ModelError) as raised:
+        make_scorer([ModelReward(path="runs/nowhere")], offline=True)
+    assert raised.value.where == "objective.rewards: runs/nowhere" and "local path" in str(raised.value.hint)

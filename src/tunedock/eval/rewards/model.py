@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from tunedock.data.conversation import Conversation, Message, RowRefused
 from tunedock.data.turns import split_thinking
+from tunedock.errors import ModelError
 from tunedock.eval.rewards.completion import Completion, Log, Moment, Values
 from tunedock.model.scorer import load_scorer
 from tunedock.recipe.objectives.rewards import ModelReward
@@ -51,11 +52,16 @@ def conversation(completion: Completion) -> Conversation:
 
 def open_model(reward: ModelReward, *, hub: str, offline: bool) -> ModelSource:
     """Raises what `model.scorer.load_scorer` raises."""
-    scorer = load_scorer(
-        reward.path,
-        revision=reward.revision,
-        hub=hub,
-        offline=offline,
-        trust_remote_code=reward.trust_remote_code,
-    )
+    try:
+        scorer = load_scorer(
+            reward.path,
+            revision=reward.revision,
+            hub=hub,
+            offline=offline,
+            trust_remote_code=reward.trust_remote_code,
+        )
+    except ModelError as error:
+        if (error.where or "").startswith("model: "):  # as it is looked up, every model is the recipe's `model`
+            raise ModelError(error.message, where=f"objective.rewards: {reward.path}", hint=error.hint) from None
+        raise
     return ModelSource(scorer, {"path": reward.path, "revision": reward.revision})
