@@ -30,6 +30,7 @@ from tunedock import pipeline
 from tunedock.events import EventReader
 from tunedock.launch.job import JobSpec
 from tunedock.launch.local import LocalLauncher
+from tunedock.launch.process import LocalJob
 from tunedock.launch.watch import watch
 from tunedock.plan.cards import this_machine
 from tunedock.plan.outlook import Need, outlook
@@ -134,6 +135,7 @@ def measure(case: Case) -> Measured:
         resolved = pipeline.resolve_recipe([path])
         run = pipeline.create_run(resolved)
         job = LocalLauncher().start(JobSpec("train", run.path, {"resume": False}))
+        assert isinstance(job, LocalJob)  # noqa: S101 - a training of one process
         peak = _Training(run.events, job.pid)
         try:
             watch(job, lambda event: None)

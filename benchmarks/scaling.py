@@ -25,7 +25,7 @@ from benchmarks import models
 from benchmarks.memory import high_water_bytes, resident_bytes
 from benchmarks.peers import ROOT
 from benchmarks.results import RESULTS, this_machine
-from tunedock.launch.local import worker_environment
+from tunedock.launch.process import worker_environment
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 DOCUMENT = 256

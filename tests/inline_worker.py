@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tunedock import worker
+from tunedock.errors import TunedockError
 from tunedock.events import Emitter, Event, EventReader, decode
 from tunedock.launch.job import JobSpec, encode_line
 from tunedock.run.record import Run
@@ -56,6 +57,9 @@ class InlineJob:
 
     def killed_for_memory(self) -> bool:
         return False
+
+    def verdict(self, failure: TunedockError | None, *, stopped_by: int | None) -> TunedockError | None:
+        return failure
 
     def close(self) -> None:
         pass

@@ -9,10 +9,12 @@ The protocol: docs/decisions/0001-worker-protocol.md.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import io
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -27,6 +29,7 @@ from tunedock.errors import (
     BugError,
     DiskError,
     InterruptedRun,
+    LostPeerError,
     OutOfMemoryError,
     RecipeError,
     TunedockError,
@@ -37,6 +40,9 @@ from tunedock.run.pulse import Pulse
 from tunedock.run.ranks import ALONE, End, Rank, RankFiles
 from tunedock.run.record import Run
 from tunedock.run.stop import StopRequest
+
+_PR_SET_PDEATHSIG = 1
+"""Linux's prctl: the signal a process gets when its parent ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +195,8 @@ def main(arguments: list[str]) -> int:
     stop.listen()
     run = None if place == "-" else Run.open(Path(place))
     rank = Rank.of(os.environ) if stage == "train" else ALONE
+    if rank.world > 1:
+        _end_with_torchrun()
     pulse = Pulse(rank)
     if run is not None and not rank.leads:
         emit = _beside_rank_0(run, stage, rank, pulse)
@@ -270,6 +278,9 @@ def understood(raised: BaseException) -> TunedockError:
         return InterruptedRun("stopped")
     import torch
 
+    if _lost_a_peer(raised):
+        traceback.print_exception(raised, file=sys.stderr)
+        return LostPeerError(f"another process answers no more: {(str(raised).splitlines() or ['no word'])[0]}")
     if isinstance(raised, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(raised):
         traceback.print_exception(raised, file=sys.stderr)
         return OutOfMemoryError(
@@ -281,6 +292,21 @@ def understood(raised: BaseException) -> TunedockError:
     traceback.print_exception(raised, file=sys.stderr)
     first = (str(raised).splitlines() or [""])[0]
     return BugError(f"{type(raised).__name__}: {first}", hint="this is a bug in tunedock; the traceback is in the log")
+
+
+def _end_with_torchrun() -> None:
+    """torchrun gives each rank a session of its own: killed, it would leave them at work. Linux has a word for that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _lost_a_peer(raised: BaseException) -> bool:
+    """Whether a call of all ranks failed. gloo raises plain RuntimeErrors, with its own file's name in them."""
+    from torch.distributed import DistError
+
+    if isinstance(raised, DistError):
+        return True
+    return isinstance(raised, RuntimeError) and any(word in str(raised) for word in ("gloo/", "ProcessGroup", "NCCL"))
 
 
 def _write_utf8() -> None:

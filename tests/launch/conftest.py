@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tunedock.launch.job import JobSpec
-from tunedock.launch.local import LocalJob, LocalLauncher
+from tunedock.launch.job import Job, JobSpec
+from tunedock.launch.local import LocalLauncher
 from tunedock.run.record import Run, RunState
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
@@ -18,9 +18,9 @@ FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 class ClosingLauncher(LocalLauncher):
     """Remembers its jobs, so that no log stays open for a later test to be warned of."""
 
-    jobs: ClassVar[list[LocalJob]] = []
+    jobs: ClassVar[list[Job]] = []
 
-    def start(self, spec: JobSpec) -> LocalJob:
+    def start(self, spec: JobSpec) -> Job:
         job = super().start(spec)
         self.jobs.append(job)
         return job

@@ -9,7 +9,8 @@ import pytest
 
 from tunedock.errors import BugError, DiskError
 from tunedock.launch.job import JobSpec
-from tunedock.launch.local import KEPT_MEMORY, SPIN_COUNT, LocalLauncher, worker_environment
+from tunedock.launch.local import LocalLauncher
+from tunedock.launch.process import KEPT_MEMORY, SPIN_COUNT, LocalJob, worker_environment
 from tunedock.launch.watch import watch
 
 
@@ -24,7 +25,7 @@ def test_the_request_arrives_and_the_worker_has_a_session_of_its_own(launcher, r
     value, notes = gather(job)
     assert value == 1
     assert notes[0]["data"]["request"] == {"split": "测试\n"}
-    assert notes[0]["data"]["session"] == job.pid != os.getsid(0)
+    assert isinstance(job, LocalJob) and notes[0]["data"]["session"] == job.pid != os.getsid(0)
 
 
 def test_what_a_run_stage_prints_goes_to_its_log_and_is_no_event(launcher, run):

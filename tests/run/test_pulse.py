@@ -58,10 +58,11 @@ def test_a_pulse_is_written_while_the_work_moves_and_more_seldom_while_it_waits(
     with pulse.beating(tmp_path / "ranks"):
         first = beat()
         assert (first.rank, first.step, first.what, first.pid) == (3, 0, "starting", os.getpid())
+        assert first.patient, "what comes before the first step takes as long as it takes"
         pulse.at(5, "row")
-        pulse.doing("all-reduce")
+        pulse.at(5, "all-reduce", waits=True)
         moved = when(lambda: found if (found := beat()).count == 2 else None)
-        assert (moved.step, moved.what) == (5, "all-reduce")
+        assert (moved.step, moved.what, moved.waits, moved.patient) == (5, "all-reduce", True, False)
         still = when(lambda: found if (found := beat()).written > moved.written else None)
         assert still.count == 2 and still.age_s > moved.age_s, "it waits, and is alive"
         pulse.at(6, "checkpoint")

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from tunedock.errors import TunedockError
 from tunedock.events import Event
+from tunedock.recipe.launch import Launch
 from tunedock.run.record import Run
 
 TAIL_BYTES = 8192
@@ -26,6 +28,8 @@ class JobSpec:
     stage: str
     run: Path | None = None
     request: Mapping[str, Any] = field(default_factory=dict)
+    launch: Launch | None = None
+    """Of a training: over which processes; by default what its run's recipe says."""
 
     @property
     def log(self) -> Path | None:
@@ -66,6 +70,10 @@ class Job(Protocol):
 
     def killed_for_memory(self) -> bool:
         """Whether the kernel ended the worker because memory ran out. False while it runs, and where that cannot be known."""
+        ...
+
+    def verdict(self, failure: TunedockError | None, *, stopped_by: int | None) -> TunedockError | None:
+        """The error that ended the job, after its end. `failure`: what its events told; one process tells no other."""
         ...
 
     def close(self) -> None:

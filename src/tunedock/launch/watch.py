@@ -71,6 +71,7 @@ def watch(job: Job, on_event: OnEvent) -> Any:
 def ending(job: Job, failure: TunedockError | None, result: list[Any], *, stopped_by: int | None = None) -> Any:
     """The result's value; or raises what the end of the job means. The job has ended, by a request of the signal `stopped_by`."""
     code = job.poll()
+    failure = job.verdict(failure, stopped_by=stopped_by)
     log = job.spec.log
     where = None if log is None else str(log)
     if failure is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunedock.errors import BugError, DiskError, InterruptedRun, RunError, TunedockError
-from tunedock.events import Event
+from tunedock.events import Emitter, Event
 from tunedock.launch.job import JobSpec, Launcher
 from tunedock.launch.local import LocalLauncher
 from tunedock.launch.supervise import supervise
@@ -73,6 +73,12 @@ def run_stage(spec: JobSpec, on_event: OnEvent, launcher: Launcher | None) -> Ou
 
 def _record_end(run: Run, stage: str, error: TunedockError) -> None:
     state = run.state()
-    if stage == "train" and state.status in ("created", "lost") and not run.locked():
+    if stage != "train" or run.locked():
+        return
+    # Of many processes, the one that records an end may only have heard of it.
+    heard = state.status in ("failed", "interrupted") and (state.error or {}).get("message") != error.message
+    if heard:
+        Emitter.to_file(run.events).emit("failure", error=error.to_json())
+    if heard or state.status in ("created", "lost"):
         status: Literal["interrupted", "failed"] = "interrupted" if isinstance(error, InterruptedRun) else "failed"
         run.update(status=status, stage=stage, finished=time.time(), exit_code=error.exit_code, error=error.to_json())

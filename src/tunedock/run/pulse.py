@@ -46,6 +46,10 @@ class Beat:
     """Calls of `at` so far: one that stands still is a rank that does."""
     age_s: float
     """Since the last of them."""
+    waits: bool
+    """Whether it is in a call that returns when every rank has come there."""
+    patient: bool
+    """Whether this may take as long as it takes: nobody is to be taken for lost meanwhile."""
     written: int
     """How often the file was: one that stands still is a process that is stopped, or has ended."""
     time: float
@@ -58,18 +62,20 @@ class Pulse:
     def __init__(self, rank: Rank = ALONE) -> None:
         self._rank = rank
         self._written = 0
-        self._last = (0, 0, "starting", time.monotonic())
+        self._last = (0, 0, "starting", time.monotonic(), False, True)
 
-    def at(self, step: int, what: str) -> None:
-        """The work is at `what` of this step."""
-        self._last = (self._last[0] + 1, step, what, time.monotonic())
+    def at(self, step: int, what: str, *, waits: bool = False, patient: bool = False) -> None:
+        """The work is at `what` of this step. `waits`: for the other ranks; `patient`: it may take as long as it takes, as all does
+        before the first step."""
+        self._last = (self._last[0] + 1, step, what, time.monotonic(), waits, patient)
 
     def doing(self, what: str) -> None:
-        """The work is at `what` of the step it was at."""
-        self.at(self._last[1], what)
+        """The work is at `what`, a part of where it was."""
+        _, step, _, _, waits, patient = self._last
+        self.at(step, what, waits=waits, patient=patient)
 
     def beat(self) -> Beat:
-        count, step, what, since = self._last
+        count, step, what, since, waits, patient = self._last
         return Beat(
             rank=self._rank.number,
             host=socket.gethostname(),
@@ -78,6 +84,8 @@ class Pulse:
             what=what,
             count=count,
             age_s=round(time.monotonic() - since, 3),
+            waits=waits,
+            patient=patient,
             written=self._written,
             time=round(time.time(), 3),
         )
