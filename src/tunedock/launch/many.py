@@ -39,9 +39,6 @@ from tunedock.recipe.launch import Launch
 from tunedock.run.ranks import RankFiles
 from tunedock.run.record import Run, write_json
 
-TAIL_LINES = 200
-"""Of torchrun's log, where it says which rank failed first; its own account of an end is long."""
-
 LAST_WORDS_S = 10.0
 """How long this machine's ranks may still run after another machine's have ended by an error."""
 
@@ -208,7 +205,7 @@ class RanksJob:
         job = self._job
         if job is None or job.poll() in (None, 0) or job.killed_by_us:
             return False
-        return self._watchman.signal_of(job.log_tail(TAIL_LINES)) == signal.SIGKILL and job.memory_ran_out()
+        return self._watchman.signal_of(job.printed()) == signal.SIGKILL and job.memory_ran_out()
 
     def verdict(self, failure: TunedockError | None, *, stopped_by: int | None) -> TunedockError | None:
         """The first of the ranks' errors that is not an answer to another's."""
@@ -222,7 +219,7 @@ class RanksJob:
                 where=str(self._spec.log),
                 hint="lower `train.token_budget` or `data.max_length`, or free memory on this machine",
             )
-        found = self._watchman.cause(self._job.log_tail(TAIL_LINES), killed_by_us=self._job.killed_by_us)
+        found = self._watchman.cause(self._job.printed(), killed_by_us=self._job.killed_by_us)
         if stopped_by is not None or (self._meeting is not None and self._meeting.asked is not None):
             asked = found is None or isinstance(found, LostPeerError | InterruptedRun)
             return self._stopped(failure, stopped_by) if asked else found

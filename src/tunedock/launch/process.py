@@ -46,6 +46,8 @@ _OF_RANKS = re.compile(
 )
 """Variables by which torchrun, and schedulers in its place, tell a process that it is one of many."""
 
+MOST_PRINTED_BYTES = 1 << 20
+
 DRAIN_S = 5.0
 """How long to wait for the pipe's end after the worker's: a process it left behind may hold the pipe open."""
 
@@ -171,9 +173,16 @@ class LocalJob:
         self._log.close()
 
     def log_tail(self, lines: int = 12) -> str:
+        return last_lines(self._logged(TAIL_BYTES), lines)
+
+    def printed(self) -> str:
+        """What the process has printed since its start; of much, the last of it."""
+        return self._logged(MOST_PRINTED_BYTES).decode("utf-8", errors="replace")
+
+    def _logged(self, most: int) -> bytes:
         size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(self._log_start, size - TAIL_BYTES))
-        return last_lines(self._log.read(), lines)
+        self._log.seek(max(self._log_start, size - most))
+        return self._log.read()
 
     def _end_input(self) -> None:
         if self._process.stdin is not None:

@@ -39,6 +39,9 @@ RESTART = "it goes on from its last checkpoint by `tunedock train --resume {run}
 _FAILED = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) ")
 """torchrun's line on the first of its workers that failed."""
 
+_ENDED = re.compile(r"rank +: (\d+) \(local_rank: \d+\)\s+exitcode +: (-?\d+) ")
+"""Its account of each that did."""
+
 
 @dataclass(slots=True)
 class _Seen:
@@ -155,19 +158,16 @@ class Watchman:
             return self._own_fault(min(failed, key=lambda end: end.time), ends)
         if killed_by_us:
             return None
-        code = _first_failure(log, self._crew)
-        gone = [number for number in self._crew.own if number not in ends and self._seen[number].beat is not None]
-        if code is not None and code[0] not in ends:
-            return self._killed(*code)
-        if gone and len(ends) < len(self._crew.own):
-            return self._killed(gone[0], None)
+        codes = _exit_codes(log, self._crew)
+        for number, code in codes.items():  # the first that failed is the first of them
+            if number not in ends:
+                return self._killed(number, code)
         heard = [end for end in ends.values() if end.exit_code == LostPeerError.exit_code]
         return self._own_fault(heard[0], ends) if heard else None
 
     def signal_of(self, log: str) -> int | None:
         """The signal that killed one of this machine's ranks; None where none was."""
-        code = _first_failure(log, self._crew)
-        return -code[1] if code is not None and code[1] < 0 else None
+        return next((-code for code in _exit_codes(log, self._crew).values() if code < 0), None)
 
     def node_lost(self, node: int, host: str) -> LostPeerError:
         """What is said of a machine whose line broke."""
@@ -193,10 +193,8 @@ class Watchman:
             error.where = str(self._run.log("train", end.rank))
         return error
 
-    def _killed(self, number: int, code: int | None) -> LostPeerError:
-        how = "died without a word" if code is None or code >= 0 else f"was killed by {signal_name(-code)}"
-        if code is not None and code > 0:
-            how += f" (exit code {code})"
+    def _killed(self, number: int, code: int) -> LostPeerError:
+        how = f"was killed by {signal_name(-code)}" if code < 0 else f"died without a word (exit code {code})"
         return LostPeerError(
             f"{self._place(number)}: it {how}", where=str(self._run.log("train", number)), hint=self._restart()
         )
@@ -236,13 +234,16 @@ def _only_heard(end: End) -> bool:
     return end.exit_code in (LostPeerError.exit_code, *asked)
 
 
-def _first_failure(log: str, crew: Crew) -> tuple[int, int] | None:
-    """(rank, exit code) of the worker torchrun says failed first on this machine."""
-    found = _FAILED.findall(log)
-    if not found:
-        return None
-    code, local = found[-1]
-    return crew.own[int(local)] if int(local) < len(crew.own) else 0, int(code)
+def _exit_codes(log: str, crew: Crew) -> dict[int, int]:
+    """Rank -> exit code (minus the signal's number) of this machine's that failed, by torchrun: the first of them first."""
+    found = {}
+    for code, local in _FAILED.findall(log)[-1:]:
+        if int(local) < len(crew.own):
+            found[crew.own[int(local)]] = int(code)
+    for number, code in _ENDED.findall(log):
+        if int(number) in crew.own:
+            found.setdefault(int(number), int(code))
+    return found
 
 
 def is_stopped(pid: int, proc: Path = Path("/proc")) -> bool:
