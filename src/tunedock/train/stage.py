@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
@@ -91,6 +93,8 @@ def train(
             **asdict(narrow),
         )
     torch.manual_seed(recipe.train.seed)
+    random.seed(recipe.train.seed)  # a package may draw from these two; a checkpoint keeps their states
+    np.random.seed(recipe.train.seed)
     for given_up in policy.probe():
         emit.warning(given_up, where=str(base.located.folder))
     generates = base.head == "logprobs" and not base.chat.documents

@@ -1,0 +1,83 @@
+"""`python -m benchmarks.chaos [--only kill,cut] [--kills 100] [--stops 5] [--write]`: a table of faults and what became of them.
+
+Ends with 1 where a run came to something else than the one nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # before torch: a fork of a process with a team of threads has the team's locks, not its threads
+)
+
+from benchmarks.chaos.faults import CannotBe, Outcome, faults  # noqa: E402 - after the line above
+from benchmarks.chaos.life import import_all  # noqa: E402
+from benchmarks.results import RESULTS  # noqa: E402
+
+SEED = 11
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """As Markdown."""
+    words = {True: "yes", False: "**no**", None: "-"}
+    lines = ["| fault | times | steps done again | same to the bit | |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        f"| {one.fault} | {one.injected} | {one.lost_steps} | {words[one.identical]} | {one.note} |" for one in outcomes
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="faults by name, with commas between them")
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--stops", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print the outcomes as JSON")
+    parser.add_argument("--write", action="store_true", help="leave the table in benchmarks/results")
+    arguments = parser.parse_args()
+    import_all()
+    chosen = faults(arguments.kills, arguments.stops)
+    if arguments.only:
+        chosen = {name: chosen[name] for name in arguments.only.split(",")}
+    outcomes: list[Outcome] = []
+    for name, inject in chosen.items():
+        folder = Path(tempfile.mkdtemp(prefix=f"chaos-{name}-"))
+        began = time.monotonic()
+        try:
+            outcome = inject(folder, random.Random(SEED))
+        except CannotBe as why:
+            print(f"{name}: left out: {why}", file=sys.stderr, flush=True)
+            continue
+        outcomes.append(outcome)
+        print(f"{name}: {outcome} in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        if outcome.identical is not False:
+            shutil.rmtree(folder, ignore_errors=True)
+    if arguments.write:
+        write(outcomes)
+    print(json.dumps([asdict(one) for one in outcomes]) if arguments.json else table(outcomes))
+    return int(any(one.identical is False for one in outcomes))
+
+
+def write(outcomes: Sequence[Outcome]) -> None:
+    """The machine is looked at last: from here on this process may compute."""
+    from benchmarks.results import this_machine
+
+    machine = this_machine()
+    value = {"machine": asdict(machine), "outcomes": [asdict(one) for one in outcomes]}
+    (RESULTS / f"{machine.slug}-chaos.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{machine.slug}-chaos.md").write_text(table(outcomes) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

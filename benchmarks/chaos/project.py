@@ -1,0 +1,61 @@
+"""The run that faults are put into: small enough that a step takes a few hundredths of a second, and with everything that must be kept.
+
+A LoRA with dropout (random draws), AdamW (moments and counts), a cosine schedule, validation, the best checkpoint kept and its
+weights taken as the result; the token budget pinned, so that rows do not depend on the memory that happens to be free.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+from benchmarks.peers import ROOT
+from tunedock.run.record import Run
+
+DEMO = ROOT / "examples" / "demo"
+
+RECIPE = """\
+model: {model}
+offline: true
+data: {{train: [{{path: {rows}}}], max_length: 192, cache_dir: {cache}, split: {{train: 0.9, validation: 0.1, test: 0}}}}
+adapter: {{kind: lora, r: 4, alpha: 8, dropout: 0.1}}
+train:
+  max_steps: {steps}
+  batch_size: 4
+  learning_rate: 1.0e-3
+  token_budget: 1024
+  save_steps: {save}
+  save_total_limit: 2
+  eval_strategy: steps
+  eval_steps: {evaluate}
+  load_best_model_at_end: true
+  report_to: none
+  output_dir: {run}
+  {more}
+"""
+
+
+def write(folder: Path, *, steps: int, save: int = 3, rows: int = 80, more: str = "", model: Path | None = None) -> Run:
+    """Makes a run in `folder`, ready to be started, and everything it is made of."""
+    from tunedock.pipeline.stages import create_run, resolve_recipe
+
+    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / "rows.jsonl"
+    if not data.exists():
+        with (DEMO / "triage.jsonl").open(encoding="utf-8") as file:
+            data.write_text("".join(islice(file, rows)), encoding="utf-8")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        RECIPE.format(
+            model=model or DEMO / "base",
+            rows=data,
+            cache=folder / "cache",
+            steps=steps,
+            save=save,
+            evaluate=4 * save,
+            run=folder / "run",
+            more=more,
+        ),
+        encoding="utf-8",
+    )
+    return create_run(resolve_recipe([recipe]))
