@@ -21,9 +21,9 @@ os.environ["OMP_NUM_THREADS"] = (
     "1"  # before torch: a fork of a process with a team of threads has the team's locks, not its threads
 )
 
-from benchmarks.chaos.faults import CannotBe, Outcome, faults  # noqa: E402 - after the line above
-from benchmarks.chaos.life import import_all  # noqa: E402
-from benchmarks.results import RESULTS  # noqa: E402
+from benchmarks.chaos.faults import CannotBe, Outcome, faults
+from benchmarks.chaos.life import import_all
+from benchmarks.results import RESULTS
 
 SEED = 11
 

@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos import project
 from benchmarks.chaos.life import Life, begin, fingerprint, lost_steps, messages, steps
+from benchmarks.chaos.project import Shape
+from benchmarks.peers import ROOT
 from tunedock.run.record import Run
-
-SAVE = 3
-STEPS = 24
 
 
 class CannotBe(Exception):  # noqa: N818 - a reason, not a mistake
@@ -41,8 +41,8 @@ class Outcome:
 Fault = Callable[[Path, random.Random], Outcome]
 
 
-def undisturbed(folder: Path, **how: Any) -> dict[str, str]:
-    run = project.write(folder / "undisturbed", **how)
+def undisturbed(folder: Path, shape: Shape) -> dict[str, str]:
+    run = project.write(folder / "undisturbed", shape)
     code = begin(run, resume=False).wait()
     if code != 0:
         raise RuntimeError(f"the run that nobody disturbed ended with {code}; see {run.log('train')}")
@@ -78,9 +78,9 @@ def killed(times: int) -> Fault:
     """SIGKILL: every third while a checkpoint is being written, every eighth before the first step, the others anywhere."""
 
     def inject(folder: Path, draw: random.Random) -> Outcome:
-        length = {"steps": 4 * times + 12, "save": SAVE}
-        wanted = undisturbed(folder, **length)
-        run = project.write(folder / "killed", **length)
+        shape = Shape(steps=4 * times + 12)
+        wanted = undisturbed(folder, shape)
+        run = project.write(folder / "killed", shape)
         kills = writing = 0
         while kills < times:
             life = begin(run, resume=kills > 0)
@@ -106,9 +106,9 @@ def stopped(number: signal.Signals, code: int, times: int) -> Fault:
     """Asked to stop in the middle of a step."""
 
     def inject(folder: Path, draw: random.Random) -> Outcome:
-        length = {"steps": 6 * times + 12, "save": 1000}
-        wanted = undisturbed(folder, **length)
-        run = project.write(folder / "stopped", **length)
+        shape = Shape(steps=6 * times + 12, save=1000)
+        wanted = undisturbed(folder, shape)
+        run = project.write(folder / "stopped", shape)
         longest, done = 0.0, 0
         for _ in range(times):
             life = begin(run, resume=done > 0)
@@ -150,9 +150,9 @@ def small_disk(folder: Path, mib: int) -> Iterator[Callable[[int], None]]:
 
 def full_disk_checkpoint(folder: Path, draw: random.Random) -> Outcome:
     """The checkpoints' own disk is full when the third is written."""
-    length = {"steps": STEPS, "save": SAVE}
-    wanted = undisturbed(folder, **length)
-    run = project.write(folder / "full", **length)
+    shape = Shape()
+    wanted = undisturbed(folder, shape)
+    run = project.write(folder / "full", shape)
     with small_disk(run.checkpoints, 64) as resize:
         life = begin(run, resume=False)
         life.until(lambda: (run.checkpoints / "step-00000006" / "manifest.json").exists())
@@ -168,10 +168,10 @@ def full_disk_checkpoint(folder: Path, draw: random.Random) -> Outcome:
 
 def full_disk_events(folder: Path, draw: random.Random) -> Outcome:
     """The run's whole disk is full in the middle of training, and its events cannot be written either."""
-    length = {"steps": 4 * STEPS, "save": 4 * STEPS}
-    wanted = undisturbed(folder, **length)
+    shape = Shape(steps=96, save=96)
+    wanted = undisturbed(folder, shape)
     with small_disk(folder / "full", 64):
-        run = project.write(folder / "full", **length)
+        run = project.write(folder / "full", shape)
         life = begin(run, resume=False)
         at_work(life, 2)
         with suppress(OSError), (folder / "full" / "filler").open("wb", buffering=0) as file:
@@ -191,9 +191,9 @@ def damaged(what: str, harm: Callable[[Path], None]) -> Fault:
     """The newest checkpoint is damaged after a kill."""
 
     def inject(folder: Path, draw: random.Random) -> Outcome:
-        length = {"steps": STEPS, "save": SAVE}
-        wanted = undisturbed(folder, **length)
-        run = project.write(folder / "damaged", **length)
+        shape = Shape()
+        wanted = undisturbed(folder, shape)
+        run = project.write(folder / "damaged", shape)
         life = begin(run, resume=False)
         life.until(lambda: (run.checkpoints / "step-00000009" / "manifest.json").exists())
         life.kill()
@@ -230,9 +230,9 @@ def garble_the_index(place: Path) -> None:
 
 def changed_data(folder: Path, draw: random.Random) -> Outcome:
     """A row more in a data file when the run is gone on with: refused; put back, it goes on."""
-    length = {"steps": STEPS, "save": SAVE}
-    wanted = undisturbed(folder, **length)
-    run = project.write(folder / "changed", **length)
+    shape = Shape()
+    wanted = undisturbed(folder, shape)
+    run = project.write(folder / "changed", shape)
     life = begin(run, resume=False)
     at_work(life, 4)
     life.kill()
@@ -254,9 +254,9 @@ def changed_data(folder: Path, draw: random.Random) -> Outcome:
 
 def clock(folder: Path, draw: random.Random) -> Outcome:
     """The wall clock jumps by hours, back and forth, in the worker: its `time.time` is moved at every call."""
-    length = {"steps": STEPS, "save": SAVE}
-    wanted = undisturbed(folder, **length)
-    run = project.write(folder / "clock", **length)
+    shape = Shape()
+    wanted = undisturbed(folder, shape)
+    run = project.write(folder / "clock", shape)
 
     def jumping() -> None:
         real, jumps = time.time, random.Random(3)
@@ -272,7 +272,7 @@ def clock(folder: Path, draw: random.Random) -> Outcome:
         if event["kind"] == "metrics" and "loss" in event["values"]
     ]
     times = [event["time"] for event in _events(run)]
-    jumps = sum(abs(b - a) > 600 for a, b in zip(times, times[1:], strict=False))
+    jumps = sum(abs(b - a) > 600 for a, b in pairwise(times))
     if not all(0 < speed < 1e6 for speed in speeds):
         raise RuntimeError(f"speeds were taken from the wall clock: {speeds}")
     return Outcome("clock jumps by hours", jumps, lost_steps(run), fingerprint(run) == wanted, "no duration is wrong")
@@ -280,9 +280,9 @@ def clock(folder: Path, draw: random.Random) -> Outcome:
 
 def two_at_once(folder: Path, draw: random.Random) -> Outcome:
     """The same run is started twice at the same moment, five times."""
-    length = {"steps": STEPS, "save": SAVE}
-    wanted = undisturbed(folder, **length)
-    run = project.write(folder / "twice", **length)
+    shape = Shape()
+    wanted = undisturbed(folder, shape)
+    run = project.write(folder / "twice", shape)
     for turn in range(5):
         pair = [begin(run, resume=turn > 0), begin(run, resume=turn > 0)]
         while not any(life.ended() for life in pair):
@@ -302,9 +302,9 @@ def _command(run: Run, **how: Any) -> subprocess.Popen[bytes]:
 
 
 def _followed(folder: Path, fault: str, note: str, disturb: Callable[[subprocess.Popen[bytes], Run], None]) -> Outcome:
-    length = {"steps": 4 * STEPS, "save": 1000}
-    wanted = undisturbed(folder, **length)
-    run = project.write(folder / "followed", **length)
+    shape = Shape(steps=96, save=96)
+    wanted = undisturbed(folder, shape)
+    run = project.write(folder / "followed", shape)
     process = _command(run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         _until(lambda: len(steps(run)) >= 2)
@@ -362,12 +362,12 @@ def no_numbers(policy: str) -> Fault:
 
     def inject(folder: Path, draw: random.Random) -> Outcome:
         model = folder / "model"
-        subprocess.run([sys.executable, "-m", "benchmarks.chaos.poison", str(model)], check=True, cwd=project.ROOT)
-        length: dict[str, Any] = {"steps": STEPS, "save": SAVE, "more": f"on_divergence: {policy}", "model": model}
+        subprocess.run([sys.executable, "-m", "benchmarks.chaos.poison", str(model)], check=True, cwd=ROOT)
+        shape = Shape(more=f"on_divergence: {policy}", model=model)
         for name in ("undisturbed", "killed"):
             _poisoned_rows(folder / name / "rows.jsonl")
-        wanted = undisturbed(folder, **length)
-        run = project.write(folder / "killed", **length)
+        wanted = undisturbed(folder, shape)
+        run = project.write(folder / "killed", shape)
         for turn in range(2):
             life = begin(run, resume=turn > 0)
             at_work(life, 7)

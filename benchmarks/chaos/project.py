@@ -1,4 +1,4 @@
-"""The run that faults are put into: small enough that a step takes a few hundredths of a second, and with everything that must be kept.
+"""The run that faults are put into: a step takes a few hundredths of a second, and there is all of what must be kept.
 
 A LoRA with dropout (random draws), AdamW (moments and counts), a cosine schedule, validation, the best checkpoint kept and its
 weights taken as the result; the token budget pinned, so that rows do not depend on the memory that happens to be free.
@@ -6,6 +6,7 @@ weights taken as the result; the token budget pinned, so that rows do not depend
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from benchmarks.peers import ROOT
 from tunedock.run.record import Run
 
 DEMO = ROOT / "examples" / "demo"
+ROWS = 80
 
 RECIPE = """\
 model: {model}
@@ -35,7 +37,18 @@ train:
 """
 
 
-def write(folder: Path, *, steps: int, save: int = 3, rows: int = 80, more: str = "", model: Path | None = None) -> Run:
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a fault needs of its run."""
+
+    steps: int = 24
+    save: int = 3
+    more: str = ""
+    """A line more of the `train` section."""
+    model: Path = DEMO / "base"
+
+
+def write(folder: Path, shape: Shape) -> Run:
     """Makes a run in `folder`, ready to be started, and everything it is made of."""
     from tunedock.pipeline.stages import create_run, resolve_recipe
 
@@ -43,18 +56,18 @@ def write(folder: Path, *, steps: int, save: int = 3, rows: int = 80, more: str 
     data = folder / "rows.jsonl"
     if not data.exists():
         with (DEMO / "triage.jsonl").open(encoding="utf-8") as file:
-            data.write_text("".join(islice(file, rows)), encoding="utf-8")
+            data.write_text("".join(islice(file, ROWS)), encoding="utf-8")
     recipe = folder / "recipe.yaml"
     recipe.write_text(
         RECIPE.format(
-            model=model or DEMO / "base",
+            model=shape.model,
             rows=data,
             cache=folder / "cache",
-            steps=steps,
-            save=save,
-            evaluate=4 * save,
+            steps=shape.steps,
+            save=shape.save,
+            evaluate=4 * shape.save,
             run=folder / "run",
-            more=more,
+            more=shape.more,
         ),
         encoding="utf-8",
     )

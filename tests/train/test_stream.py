@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from families import save_tiny
 from tunedock import pipeline
+from tunedock.data import sources
 from tunedock.data.account import Account
 from tunedock.errors import DataError
 from tunedock.events import Emitter
 from tunedock.model.session import find_base
-from tunedock.recipe.schema import Recipe, Split
+from tunedock.recipe.schema import Recipe, Source, Split
 from tunedock.train.stream import Place, Stream, StreamFeed, streamed_data
 
 ROWS = 90
@@ -109,3 +112,57 @@ def test_too_many_dropped_rows_end_the_stream(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="max_dropped"):
         for number in range(60):
             feed.step(number)
+
+
+def test_resuming_opens_no_file_before_the_one_it_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten files of 40 rows: to go on in the ninth, at most 40 of 340 rows are passed over, and that is told."""
+    save_tiny("qwen3", tmp_path / "base")
+    (tmp_path / "shards").mkdir()
+    for part in range(10):
+        lines = [
+            json.dumps({"prompt": f"question {n}", "response": f"answer {n}"}) for n in range(9 * part, 9 * part + 9)
+        ]
+        (tmp_path / "shards" / f"{part:02}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "recipe.yaml").write_text(
+        "model: ./base\ndata: {train: shards, streaming: true, max_length: 48, shuffle_buffer: 12, "
+        "split: {train: 1, validation: 0, test: 0}}\ntrain: {max_steps: 50, batch_size: 3, eval_strategy: 'no'}\n"
+    )
+    made = pipeline.resolve_recipe([tmp_path / "recipe.yaml"]).recipe
+    straight = StreamFeed(Stream(find_base(made), made, made.data.train, Account()), batch_size=10, buffer=12, seed=1)
+    steps, states = [], []
+    for number in range(70):
+        states.append(json.loads(json.dumps(straight.state(number))))
+        steps.append([s.row_id for s in straight.step(number)])
+    opened: list[str] = []
+    read = sources.read_records
+
+    def reading(path: str, kind: Any) -> Any:
+        opened.append(Path(path).name)
+        return read(path, kind)
+
+    monkeypatch.setattr(sources, "read_records", reading)
+    for start in (34, 39, 41, 58):  # the last two in the second round
+        opened.clear()
+        resumed = StreamFeed(
+            Stream(find_base(made), made, made.data.train, Account()), batch_size=10, buffer=12, seed=1
+        )
+        resumed.restore(states[start], {})
+        stream = io.StringIO()
+        resumed.tell_place(Emitter(stream))
+        note = json.loads(stream.getvalue())
+        assert 0 <= note["data"]["passed_over"] <= 40
+        assert f"{note['data']['passed_over']} rows of that file were passed over" in note["message"]
+        format_of = {"00.jsonl", "01.jsonl", "02.jsonl"}  # which a hundred rows tell
+        assert {name for name in opened if name < f"{note['data']['file']:02}.jsonl"} <= format_of
+        for number in range(start, 70):
+            assert [s.row_id for s in resumed.step(number)] == steps[number], (start, number)
+
+
+def test_a_limit_on_samples_holds_from_the_middle_of_a_source_too(tmp_path: Path) -> None:
+    for part in range(3):
+        (tmp_path / f"{part}.jsonl").write_text("\n".join(json.dumps({"text": f"{part} {n}"}) for n in range(4)))
+    source = Source(path=str(tmp_path), num_samples=10)
+    whole = list(sources.read_rows(source))
+    assert [row.shard for row in whole[3:5]] == [sources.Shard(0, 0), sources.Shard(1, 4)]
+    assert list(sources.read_rows(source, shard=sources.Shard(1, 4))) == whole[4:]
+    assert list(sources.read_rows(source, shard=sources.Shard(2, 8))) == whole[8:]

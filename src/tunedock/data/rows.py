@@ -27,7 +27,7 @@ from tunedock.data.conversation import (
     Verdicts,
     to_json,
 )
-from tunedock.data.sources import RawRow
+from tunedock.data.sources import FIRST, RawRow, Shard
 from tunedock.errors import DataError
 from tunedock.recipe.objectives.preference import PAIRS
 from tunedock.recipe.objectives.rollout import ROLLOUTS
@@ -51,6 +51,8 @@ class Parsed:
     content: str
     """Hex hash of the example: equal for equal rows."""
     example: Example
+    shard: Shard = FIRST
+    """The file it stands in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Reading:
             example = replace(example, margin=formats.margin_of(row.value, self.columns))
         content = content_key(example)
         key = formats.group_of(row.value, self.group_by) if self.group_by else content
-        return Parsed(row.row_id, index, key, content, example)
+        return Parsed(row.row_id, index, key, content, example, row.shard)
 
 
 def open_rows(recipe: Recipe, source: Source, account: Account) -> tuple[Reading, Iterator[RawRow]]:
@@ -104,11 +106,24 @@ def open_source(source: Source, *, hub: str, offline: bool) -> tuple[str, Iterat
 
 
 def parsed_rows(
-    recipe: Recipe, source: Source, account: Account, *, skip_rows: int = 0, first_index: int = 0
+    recipe: Recipe,
+    source: Source,
+    account: Account,
+    *,
+    skip_rows: int = 0,
+    first_index: int = 0,
+    shard: Shard | None = None,
 ) -> Iterator[Parsed]:
-    """Rows of a source that make sense, for `encode_rows` to count; the others are counted and dropped here."""
-    reading, rows = open_rows(recipe, source, account)
-    for number, row in enumerate(rows):
+    """Rows of a source that make sense, for `encode_rows` to count; the others are counted and dropped here.
+
+    The first `skip_rows` of the source are left out. With `shard`, a file that begins before the next row, no file before it is
+    read.
+    """
+    reading, rows = open_rows(recipe, source, account)  # the format is told by the beginning, wherever one goes on
+    shard = shard or FIRST
+    if shard.number:
+        rows = sources.read_rows(source, hub=recipe.hub, offline=recipe.offline, shard=shard)
+    for number, row in enumerate(rows, start=shard.first_row):
         if number < skip_rows:
             continue
         try:

@@ -31,12 +31,26 @@ DESCRIPTIONS = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_di
 
 
 @dataclass(frozen=True, slots=True)
+class Shard:
+    """A file of a source."""
+
+    number: int = 0
+    """From 0, in the source's order."""
+    first_row: int = 0
+    """How many rows the files before it have."""
+
+
+FIRST = Shard()
+
+
+@dataclass(frozen=True, slots=True)
 class RawRow:
     row_id: str
     value: Any
     """The row as it stands in the file; None when it could not be read."""
     problem: tuple[str, str] | None = None
     """(reason, detail) when the row cannot be used; the reasons are those of `records`."""
+    shard: Shard = FIRST
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +68,17 @@ def list_files(source: Source, *, hub: str = "hf", offline: bool = False) -> lis
     return _listing(source, hub, offline).files
 
 
-def read_rows(source: Source, *, hub: str = "hf", offline: bool = False) -> Iterator[RawRow]:
-    """Every row of a source, at most `source.num_samples`, in the order of files and rows; read as they are asked for.
+def read_rows(
+    source: Source, *, hub: str = "hf", offline: bool = False, shard: Shard | None = None
+) -> Iterator[RawRow]:
+    """Every row of a source, at most `source.num_samples`, in the order of files and rows; read as they are asked for. With `shard`
+    those from there on, and no file before it is opened.
 
     A row that cannot be read comes with its problem. Raises DataError for a file that is broken as a whole.
     """
-    return islice(_rows(_listing(source, hub, offline)), source.num_samples)
+    shard = shard or FIRST
+    left = None if source.num_samples is None else max(0, source.num_samples - shard.first_row)
+    return islice(_rows(_listing(source, hub, offline), shard), left)
 
 
 def fingerprint(source: Source, files: Sequence[str]) -> str:
@@ -85,10 +104,14 @@ def outline(source: Source, files: Sequence[str]) -> str:
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
 
 
-def _rows(listing: _Listing) -> Iterator[RawRow]:
-    for file, name in zip(listing.files, _names(listing.root, listing.files), strict=True):
+def _rows(listing: _Listing, shard: Shard) -> Iterator[RawRow]:
+    named = list(zip(listing.files, _names(listing.root, listing.files), strict=True))
+    row = shard.first_row
+    for number, (file, name) in enumerate(named[shard.number :], start=shard.number):
+        shard = Shard(number, row)
         for record in read_records(file, _type_of(file).kind):
-            yield RawRow(f"{name}:{record.place}", record.value, record.problem)
+            yield RawRow(f"{name}:{record.place}", record.value, record.problem, shard)
+            row += 1
 
 
 def _listing(source: Source, hub: str, offline: bool) -> _Listing:

@@ -236,7 +236,7 @@ def _duration(state: RunState, events: Path) -> float | None:
     if state.started is None:
         return None
     if state.status == "running":
-        return time.time() - state.started
+        return max(0.0, time.time() - state.started)  # a clock may have been set back
     if state.finished is not None and state.finished >= state.started:
         return state.finished - state.started
     try:

@@ -129,6 +129,8 @@ def train(
     if snapshot is not None:
         loop.restore(snapshot)
         emit.note(f"resumed at step {snapshot.step}", step=snapshot.step)
+        if isinstance(feed, StreamFeed):
+            feed.tell_place(emit)
     if token_budget is not None:
         budget.lower_to(loop.progress.step, token_budget, "memory ran out, and the run was started again")
     _require_time_to_save(run, recipe, policy, resume, emit)

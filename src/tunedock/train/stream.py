@@ -2,8 +2,8 @@
 
 The stream is read in blocks of `data.shuffle_buffer` training samples, each shuffled by seed and block number; at the end of the
 last source it begins again. A row's side of the split is fixed by a hash of its group or content, so validation rows are passed
-over wherever they turn up. A checkpoint keeps the block's first row: resuming skips the rows before it unparsed and encodes
-one block again.
+over wherever they turn up. A checkpoint keeps the block's first row and the file it stands in: resuming opens no file before that
+one, skips the rows before it unparsed, and encodes one block again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tunedock.data.account import Account
 from tunedock.data.conversation import Example, answers
 from tunedock.data.rows import encode_rows, parsed_rows
 from tunedock.data.sample import Sample
+from tunedock.data.sources import FIRST, Shard
 from tunedock.errors import DataError
 from tunedock.events import Emitter
 from tunedock.model.session import Base
@@ -36,11 +37,17 @@ VALIDATION_SEARCH = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A position in the stream: round (how often all sources were read), source, row of the source."""
+    """A position in the stream: round (how often all sources were read), source, row of the source, and the file it stands in."""
 
     round: int = 0
     source: int = 0
     row: int = 0
+    shard: Shard = FIRST
+
+    @property
+    def passed_over(self) -> int:
+        """Rows of its file that are skipped to get there."""
+        return self.row - self.shard.first_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +78,10 @@ class Stream:
             account = self.account if place.round == 0 else Account()
             whole, trains = place.source == place.row == 0, False
             for number in range(place.source, len(self._sources)):
-                rows = parsed_rows(self._recipe, self._sources[number], account, skip_rows=place.row)
+                source = self._sources[number]
+                rows = parsed_rows(self._recipe, source, account, skip_rows=place.row, shard=place.shard)
                 for row, encoded in encode_rows(rows, self._base.chat, account):
-                    after = Place(place.round, number, row.index + 1)
+                    after = Place(place.round, number, row.index + 1, row.shard)
                     side = split.side_of(row.key, self._recipe.data.split)
                     trains = trains or side == "train"
                     self._count_reasoning(row.example)
@@ -151,6 +159,19 @@ class StreamFeed(FixedFeed):
             reads.append(read)
         return reads
 
+    def tell_place(self, emit: Emitter) -> None:
+        """After `restore`: where the stream goes on, and what was passed over to get there."""
+        place = self._start
+        emit.note(
+            f"the stream goes on in round {place.round + 1} at row {place.row + 1:,} of source {place.source + 1}, file "
+            f"{place.shard.number + 1}: {place.passed_over:,} rows of that file were passed over",
+            round=place.round,
+            source=place.source,
+            row=place.row,
+            file=place.shard.number,
+            passed_over=place.passed_over,
+        )
+
     @property
     def account(self) -> Account:
         """What has become of the rows read so far, each counted once."""
@@ -165,13 +186,16 @@ class StreamFeed(FixedFeed):
             "round": place.round,
             "source": place.source,
             "row": place.row,
+            "file": place.shard.number,
+            "file_row": place.shard.first_row,
             "block": block,
             "offset": offset,
         }
 
     def restore(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self._reads, self._last = None, None
-        self._begin_block(Place(state["round"], state["source"], state["row"]), state["block"])
+        shard = Shard(state.get("file", 0), state.get("file_row", 0))
+        self._begin_block(Place(state["round"], state["source"], state["row"], shard), state["block"])
         self._offset = state["offset"]
 
 
