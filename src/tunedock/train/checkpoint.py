@@ -41,7 +41,7 @@ from tunedock.run.record import read_json, write_json
 FREE_MARGIN = 1.1
 """A checkpoint is begun only when this many times its tensors' size is free."""
 
-STATE_BYTES = 1 << 20
+STATE_BYTES = 1 << 16
 """For the headers and the JSON beside them."""
 
 FILES = frozenset({"trained.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"})

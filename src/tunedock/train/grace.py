@@ -81,8 +81,8 @@ def require_time_to_save(folder: Path, size_bytes: int, grace_s: float) -> None:
 def bytes_per_second(folder: Path, size_bytes: int) -> float:
     """What the disk takes when it is written to as a checkpoint is: hashed and flushed."""
     path = folder / ".probe.part"  # swept away with other parts, should we be killed
-    chunk = os.urandom(CHUNK_BYTES)
-    wanted = min(max(size_bytes, CHUNK_BYTES), PROBE_BYTES)
+    wanted = min(max(size_bytes, 1), PROBE_BYTES)  # no more than a checkpoint takes: the disk may be a small one
+    chunk = os.urandom(min(wanted, CHUNK_BYTES))
     digest, written, began = hashlib.sha256(), 0, time.monotonic()
     try:
         with path.open("wb") as file:
@@ -96,7 +96,9 @@ def bytes_per_second(folder: Path, size_bytes: int) -> float:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         raise DiskError(
-            f"no checkpoint can be written: {error.strerror}", where=str(folder), hint="free disk space"
+            f"no checkpoint can be written: {error.strerror}",
+            where=str(folder),
+            hint=f"free disk space, then `tunedock train --resume {folder.parent}`",
         ) from error
     finally:
         path.unlink(missing_ok=True)
