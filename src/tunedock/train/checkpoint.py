@@ -147,9 +147,10 @@ class Checkpoints:
                 shutil.rmtree(place)
             aside.rename(place)
             _flush(self.folder)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, DiskError) as error:
+            why = error.message if isinstance(error, DiskError) else getattr(error, "strerror", None) or error
             raise DiskError(
-                f"the checkpoint cannot be written: {getattr(error, 'strerror', None) or error}",
+                f"the checkpoint cannot be written: {why}",
                 where=str(place),
                 hint=f"free disk space, then go on with `tunedock train --resume {self.folder.parent}`; earlier checkpoints are "
                 "untouched",
