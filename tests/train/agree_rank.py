@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from tunedock.train.budget import agree, least
+from tunedock.model.world import agree, least
 
 rank, port = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)

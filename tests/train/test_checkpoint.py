@@ -17,10 +17,9 @@ from tunedock.train.checkpoint import (
     Checkpoints,
     Index,
     Snapshot,
-    random_states,
-    restore_random_states,
 )
 from tunedock.train.optimizer_state import optimizer_state, restore_optimizer
+from tunedock.train.random_states import random_states, restore_random_states
 
 
 def snapshot(step: int) -> Snapshot:

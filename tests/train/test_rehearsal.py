@@ -14,6 +14,7 @@ from tiny_loop import build, data, losses, weights
 from tunedock.errors import OutOfMemoryError, RowTooLargeError
 from tunedock.events import Emitter
 from tunedock.run.record import Run
+from tunedock.train import step
 from tunedock.train.loop import Rehearsed
 from tunedock.train.rehearsal import LEAST_STEPS, RECORD, judge, rehearse_largest_row, settle_compiling
 
@@ -194,7 +195,7 @@ def test_what_does_not_fit_starts_anew_or_names_the_sample(tmp_path, monkeypatch
 
 def test_a_sharded_models_step_is_not_done_again(tmp_path, monkeypatch):
     loop, policy, _ = build(tmp_path / "a", steps=2)
-    loop._sharded = True
+    monkeypatch.setattr(step, "is_sharded", lambda model: True)
     monkeypatch.setattr(policy.model, "forward", lambda *args, **kwargs: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(RowTooLargeError):
         loop.run()

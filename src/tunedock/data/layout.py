@@ -12,6 +12,7 @@ Shapes: B lines of a row, T tokens of a line, S segments of a row, N chosen toke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -145,16 +146,45 @@ def over_ranks(rows: Sequence[Row], ranks: int) -> list[list[Row]]:
     Ranks wait for each other at every row, so rows of like size go side by side.
     """
     ordered = sorted(rows, key=lambda row: -row.slots)
-    ordered += [empty_row()] * (-len(ordered) % ranks)
+    ordered += [empty_row(line=bool(rows) and rows[0].tree is None)] * (-len(ordered) % ranks)
     return [ordered[rank::ranks] for rank in range(ranks)]
 
 
-def empty_row() -> Row:
-    """One token that nothing is asked of."""
+def for_ranks(lay_out: Callable[[int], list[Row]], budget_tokens: int, ranks: int) -> list[Row]:
+    """Rows within the budget, in a number that `ranks` share evenly where that can be had: a rank without a row waits.
+
+    `lay_out` makes rows of at most as many slots as it is given. Of the ways tried, the one whose ranks wait least is taken.
+    """
+    rows = lay_out(budget_tokens)
+    if not len(rows) % ranks:
+        return rows
+    wanted = -(-len(rows) // ranks) * ranks
+    even = sum(row.slots for row in rows) / wanted
+    tried = [rows]
+    for slack in SLACKS:
+        made = lay_out(min(budget_tokens, math.ceil(even * slack)))
+        if max(row.slots for row in made) <= max(row.slots for row in rows):
+            tried.append(made)
+        if len(made) == wanted:
+            break
+    return min(tried, key=lambda made: _steps_time(made, ranks))
+
+
+SLACKS = (1.0, 1.05, 1.15, 1.3, 1.6)
+"""How much larger than even rows may be, tried in turn: pieces that cannot be cut leave gaps."""
+
+
+def _steps_time(rows: Sequence[Row], ranks: int) -> int:
+    """Slots that all ranks wait for, one row after the other."""
+    return sum(max(row.slots for row in side) for side in zip(*over_ranks(rows, ranks), strict=True))
+
+
+def empty_row(*, line: bool = False) -> Row:
+    """One token that nothing is asked of; as a `line` of its own among padded ones, or as a tree."""
     one = np.zeros((1, 1), np.int64)
     nothing = np.zeros(0, np.int64)
     chosen = Chosen(nothing, nothing, nothing, np.zeros(0, np.float32), nothing, nothing, nothing)
-    tree = Tree(np.zeros(1, np.int64), np.ones(1, np.int64), np.full(1, -1, np.int64))
+    tree = None if line else Tree(np.zeros(1, np.int64), np.ones(1, np.int64), np.full(1, -1, np.int64))
     return Row(one, one, np.ones((1, 1), np.bool_), chosen, tree)
 
 

@@ -32,6 +32,8 @@ TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken
 
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
+CPU = torch.device("cpu")
+
 Head = Literal["logprobs", "scores"]
 """What a model is asked for: a causal language model's log-probabilities, or a reward model's scores."""
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from tunedock.data.batch import RowTensors, to_device
-from tunedock.data.layout import Kind, Row, lay_out
+from tunedock.data.layout import Kind, Row, for_ranks, lay_out
 from tunedock.data.sample import Sample, Segment, single
 from tunedock.errors import ModelError
-from tunedock.model import attention
+from tunedock.model import attention, world
 from tunedock.model.blocks import width_of
 from tunedock.model.fp8 import widened_products
 from tunedock.model.fused import fuse, fuse_with_liger
@@ -29,10 +29,14 @@ from tunedock.model.head import ChosenHead, PlainHead
 from tunedock.model.noise import EmbeddingNoise
 from tunedock.model.rope import regime_of
 from tunedock.model.score import ScoreHead, score_layer
+from tunedock.model.sharding import bare
 
 EXACT = 1e-3
 """Largest difference in log-probability, computed in float32, for two ways of computing the same thing. Of scores, which have no
 unit, in their standard deviation over the probe's tokens."""
+
+VALUE_HEAD = "value_head"
+"""Its name in the model."""
 
 ROUNDED = 0.3
 """The same where products are computed in 16 bits. The mean must also be well below what a leak between samples would do."""
@@ -100,13 +104,13 @@ class Policy:
         head = nn.Linear(width, 1, bias=True, device=self.device, dtype=torch.float32)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
-        self.model.value_head = head  # a part of the model: the optimizer and the checkpoints find it there
+        setattr(self.model, VALUE_HEAD, head)  # a part of the model: the optimizer and the checkpoints find it there
         self._head.value = head
 
     def drop_value_head(self) -> None:
         if self._head is not None and self._head.value is not None:
             self._head.value = self._head.value_N = None
-            del self.model.value_head
+            delattr(bare(self.model), VALUE_HEAD)
 
     @property
     def config(self) -> Any:
@@ -126,8 +130,13 @@ class Policy:
         self.fused = fuse(self.model) if self.device.type == "cpu" else fuse_with_liger(self.model)
 
     def rows(self, samples: Sequence[Sample], budget_tokens: int) -> list[Row]:
-        """The step's samples as rows of at most `budget_tokens` slots; a single path may be longer."""
-        return lay_out(samples, self.layout, budget_tokens=budget_tokens, regime=self._regime)
+        """The step's samples as rows of at most `budget_tokens` slots; a single path may be longer. All ranks' rows, the same on
+        each."""
+
+        def within(tokens: int) -> list[Row]:
+            return lay_out(samples, self.layout, budget_tokens=tokens, regime=self._regime)
+
+        return for_ranks(within, budget_tokens, world.size())
 
     def logprobs(self, row: Row) -> tuple[Tensor, RowTensors]:
         """Log-probabilities [N], float32, of the row's chosen tokens, with the row's tensors."""

@@ -27,7 +27,9 @@ from torch import Tensor, nn
 
 from tunedock.data.layout import Row
 from tunedock.data.sample import Sample
+from tunedock.model import world
 from tunedock.model.policy import Policy
+from tunedock.model.sharding import held, is_sharded_parameter
 
 REMEMBERED = 1 << 19
 """Samples whose figures are remembered: about 130 MB for pairs."""
@@ -50,9 +52,10 @@ class Reference:
         """Memory of the copy; 0 where an adapter is switched off."""
 
     @classmethod
-    def of(cls, policy: Policy, *, limit: int = REMEMBERED) -> Reference:
-        """The reference of a policy that has not been trained yet."""
-        if policy.has_base and starts_at_zero(policy):
+    def of(cls, policy: Policy, *, at_zero: bool | None = None, limit: int = REMEMBERED) -> Reference:
+        """The reference of a policy that has not been trained yet. `at_zero`: what `starts_at_zero` said, for one that has been
+        sharded since."""
+        if policy.has_base and (starts_at_zero(policy) if at_zero is None else at_zero):
             return cls(policy, policy.base, limit=limit)
         kept = [(parameter, _copy(parameter)) for _, parameter in policy.trainable]
         made = cls(policy, partial(_swapped, kept), limit=limit)
@@ -98,12 +101,12 @@ class Reference:
         if policy is None:
             raise RuntimeError("a sample the reference was not asked about before it was let go")
         sums_SL = torch.zeros(shape, dtype=sum_type(self._device), device=self._device)
+        asked = [row for row in rows if np.isin(row.chosen.sample_N, wanted).any()]
         with evaluating(policy.model), self._began():
-            for row in rows:
-                if np.isin(row.chosen.sample_N, wanted).any():
-                    logprob_N, of = policy.logprobs(row)
-                    sums_SL += leaf_sums(logprob_N, of.weight_N, of.sample_N, of.leaf_N, shape)
-        return sums_SL
+            for row in world.share(asked):
+                logprob_N, of = policy.logprobs(row)
+                sums_SL += leaf_sums(logprob_N, of.weight_N, of.sample_N, of.leaf_N, shape)
+        return world.add_up(sums_SL)
 
     @contextmanager
     def entered(self) -> Iterator[Policy]:
@@ -192,8 +195,8 @@ def _key(sample: Sample) -> bytes:
 
 
 def _copy(parameter: nn.Parameter) -> Tensor:
-    """The values in the first type of 16 bits that holds them exactly; as they are where none does."""
-    own = parameter.detach()
+    """What is here of the values, in the first type of 16 bits that holds them exactly; as they are where none does."""
+    own = held(parameter).detach()
     for dtype in (torch.bfloat16, torch.float16):
         small = own.to(dtype)
         if small.element_size() < own.element_size() and torch.equal(small.to(own.dtype), own):
@@ -203,15 +206,25 @@ def _copy(parameter: nn.Parameter) -> Tensor:
 
 @contextmanager
 def _swapped(kept: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
-    """The parameters with the kept values; the trained ones are put back whatever happens."""
-    trained = [parameter.data for parameter, _ in kept]
+    """The parameters with the kept values; the trained ones are put back whatever happens.
+
+    A sharded part stays where it is, for what gathers it knows it by its place: there the values are exchanged.
+    """
+    whole = [pair for pair in kept if not is_sharded_parameter(pair[0])]
+    parts = [(held(parameter), copy) for parameter, copy in kept if is_sharded_parameter(parameter)]
+    trained = [parameter.data for parameter, _ in whole]
+    values = [part.clone() for part, _ in parts]
     try:
-        for parameter, copy in kept:
+        for parameter, copy in whole:
             parameter.data = copy.to(parameter.dtype)
+        for part, copy in parts:
+            part.copy_(copy)
         yield
     finally:
-        for (parameter, _), data in zip(kept, trained, strict=True):
+        for (parameter, _), data in zip(whole, trained, strict=True):
             parameter.data = data
+        for (part, _), value in zip(parts, values, strict=True):
+            part.copy_(value)
 
 
 @contextmanager

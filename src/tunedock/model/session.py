@@ -119,16 +119,17 @@ def base_policy(base: Base, *, precision: Precision | None = None) -> Policy:
     return Policy(model.requires_grad_(False), device, chosen)
 
 
-def trainable_policy(base: Base, *, began: Mapping[str, Tensor] | None = None) -> Policy:
-    """The model with the recipe's adapter, ready to train; with `began`, beginning as exactly that (`model.adapter.attach`)."""
+def trainable_policy(base: Base, *, began: Mapping[str, Tensor] | None = None, spread: bool = False) -> Policy:
+    """The model with the recipe's adapter, ready to train; with `began`, beginning as exactly that (`model.adapter.attach`).
+
+    `spread`: its weights are loaded into host memory, to be sharded over the devices.
+    """
     recipe = base.recipe
     device = load.find_device()
     precision = load.precision(recipe, device)
     if precision.compute == torch.float32:
         use_fast_float32(device)
-    model = base_weights(base, precision, device, quantise=True)
-    model = adapters.attach(model, recipe.adapter, seed=recipe.train.seed, new_ids=base.new_ids, began=began)
-    _require_rows_trained(model, base)
+    model = trainable_model(base, precision, load.CPU if spread else device, began=began)
     if recipe.train.gradient_checkpointing:
         given = recipe.train.gradient_checkpointing
         adapters.checkpoint_activations(model, None if given is True else given)
@@ -136,6 +137,17 @@ def trainable_policy(base: Base, *, began: Mapping[str, Tensor] | None = None) -
     if recipe.train.neftune_noise_alpha is not None:
         policy.noise = EmbeddingNoise(model, recipe.train.neftune_noise_alpha)
     return policy
+
+
+def trainable_model(
+    base: Base, precision: Precision, device: torch.device, *, began: Mapping[str, Tensor] | None = None
+) -> torch.nn.Module:
+    """The base's weights on a device, with exactly what the recipe's adapter trains trainable."""
+    recipe = base.recipe
+    model = base_weights(base, precision, device, quantise=True)
+    model = adapters.attach(model, recipe.adapter, seed=recipe.train.seed, new_ids=base.new_ids, began=began)
+    _require_rows_trained(model, base)
+    return model
 
 
 def tuned_policy(base: Base, folder: Path, *, precision: Precision | None = None) -> Policy:

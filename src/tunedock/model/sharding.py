@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def is_sharded(model: nn.Module) -> bool:
-    return any(hasattr(p, "placements") or hasattr(p, "ds_id") for p in model.parameters())
+    return any(map(is_sharded_parameter, model.parameters()))
+
+
+def is_sharded_parameter(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "placements") or hasattr(parameter, "ds_id")
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model itself, where DeepSpeed's engine stands in its place."""
+    inner = getattr(model, "module", None) if hasattr(model, "zero_optimization") else None
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def held(parameter: nn.Parameter) -> Tensor:
+    """What this process has of a parameter: its values, or the part of them that is here."""
+    if isinstance(parameter, DTensor):
+        return parameter.to_local()
+    part = getattr(parameter, "ds_tensor", None)
+    return parameter.data if part is None else part.data

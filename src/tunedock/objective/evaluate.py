@@ -1,12 +1,13 @@
 """One step of samples through a policy: rows of log-probabilities or scores, prepared constants, summed terms.
 
-Training and evaluation share it.
+Training and evaluation share it. Where several processes train together (`model.world`), each is given the whole step and all its
+rows, computes its share of them, and sums are added up over ranks; constants are those of the whole step on every rank.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Protocol, TypeVar, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from tunedock.data.batch import RowTensors
 from tunedock.data.layout import Row
 from tunedock.data.sample import Sample
+from tunedock.model import world
 from tunedock.model.out_of_memory import is_out_of_memory
 from tunedock.model.reference import leaf_sums, sum_type
 from tunedock.objective.base import Objective, ReadsOthers, RowLogprobs, RowScores, StepLogprobs, Terms
@@ -87,7 +89,7 @@ def step_terms(
     reference: GivesLeaves | None = None,
     lay_out: LayOut | None = None,
 ) -> Iterator[Terms]:
-    """The terms of each row in turn; gradients are recorded when the caller's mode records them.
+    """The terms of each of this rank's rows in turn; gradients are recorded when the caller's mode records them.
 
     `lay_out` makes rows of samples beside the step's own, for an objective that `ReadsOthers`. Raises ValueError when the objective
     needs one of the two and there is none.
@@ -95,16 +97,17 @@ def step_terms(
     if objective.needs_reference and reference is None:
         raise ValueError(f"{objective.name} needs a reference policy")
     with torch.no_grad():
-        read = {i: _ask(policy, objective, rows[i]) for i in _read_before(objective, rows)}
+        before = [rows[i] for i in _read_before(objective, rows)]
+        read = {id(row): _ask(policy, objective, row) for row in world.share(before)}
         leaves = reference.leaf_logprobs(samples, rows) if reference is not None and objective.needs_reference else None
-        logprobs = [found for found in read.values() if isinstance(found, RowLogprobs)]
-        scores = [found for found in read.values() if isinstance(found, RowScores)]
+        logprobs = _logprobs_of_all([found for found in read.values() if isinstance(found, RowLogprobs)])
+        scores = _scores_of_all([found for found in read.values() if isinstance(found, RowScores)])
         others = _others(policy, objective, samples, reference, lay_out)
         constants = objective.prepare(StepLogprobs(samples, logprobs, leaves, policy.device, scores, *others))
-    if torch.is_grad_enabled():
-        read.clear()  # they have no gradient; without one they are as good as new
-    for i, row in enumerate(rows):
-        yield objective.terms(read[i] if i in read else _ask(policy, objective, row), constants)
+    if torch.is_grad_enabled() or world.together():
+        read.clear()  # they have no gradient, or other ranks do not have them; else they are as good as new
+    for row in world.share(rows):
+        yield objective.terms(read[id(row)] if id(row) in read else _ask(policy, objective, row), constants)
 
 
 def _others(
@@ -123,12 +126,32 @@ def _others(
     rows = lay_out(others)
     shape = (len(others), max(len(sample.leaves()) for sample in others))
     said_SL = torch.zeros(shape, dtype=sum_type(policy.device), device=policy.device)
-    for row in rows:
+    for row in world.share(rows):
         said = row_logprobs(cast(GivesLogprobs, policy), row)
         said_SL += leaf_sums(said.logprob_N, said.weight_N, said.sample_N, said.leaf_N, shape)
+    world.add_up(said_SL)
     # They do not come again, or hardly: other samples meet in the next epoch.
     before_SL = reference.leaf_logprobs(others, rows, remember=False) if reference is not None else None
     return said_SL, before_SL
+
+
+def _logprobs_of_all(found: Sequence[RowLogprobs]) -> list[RowLogprobs]:
+    """What the ranks have read, each told all of it: constants are made of the whole step."""
+    if not found or not world.together():
+        return list(found)
+    values_NC = torch.cat([torch.stack([one.logprob_N, one.weight_N], 1) for one in found])
+    places_NC = torch.cat([torch.stack([one.sample_N, one.leaf_N, one.place_N], 1) for one in found])
+    logprob_N, weight_N = world.joined_up(values_NC).unbind(1)
+    return [RowLogprobs(logprob_N, weight_N, *world.joined_up(places_NC).unbind(1))]
+
+
+def _scores_of_all(found: Sequence[RowScores]) -> list[RowScores]:
+    """As `_logprobs_of_all`."""
+    if not found or not world.together():
+        return list(found)
+    places_NC = torch.cat([torch.stack([one.sample_N, one.leaf_N], 1) for one in found])
+    score_N = world.joined_up(torch.cat([one.score_N for one in found])[:, None])[:, 0]
+    return [RowScores(score_N, *world.joined_up(places_NC).unbind(1))]
 
 
 def _read_before(objective: Objective, rows: Sequence[Row]) -> Sequence[int]:
@@ -163,14 +186,33 @@ def batches(samples: Sequence[Sample], size: int = MEASURED_TOGETHER) -> Iterato
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """A row's terms as numbers."""
+@dataclass(slots=True)
+class StepSums:
+    """Terms of rows as numbers, added up."""
 
-    loss: float
-    metrics: dict[str, tuple[float, float]]
-    least: dict[str, float]
-    most: dict[str, float]
+    loss: float = 0.0
+    metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Name -> (sum, what it is divided by)."""
+    least: dict[str, float] = field(default_factory=dict)
+    most: dict[str, float] = field(default_factory=dict)
+
+    def add(self, other: StepSums) -> None:
+        self.loss += other.loss
+        for name, (value, of) in other.metrics.items():
+            before = self.metrics.get(name, (0.0, 0.0))
+            self.metrics[name] = (before[0] + value, before[1] + of)
+        self.least |= {name: min(value, self.least.get(name, value)) for name, value in other.least.items()}
+        self.most |= {name: max(value, self.most.get(name, value)) for name, value in other.most.items()}
+
+    def over_ranks(self) -> StepSums:
+        """Those of all ranks together, on each. A collective call."""
+        if not world.together():
+            return self
+        whole = StepSums()
+        for told in world.told_by_all(asdict(self)):
+            pairs = {name: (float(value), float(of)) for name, (value, of) in told["metrics"].items()}
+            whole.add(StepSums(told["loss"], pairs, told["least"], told["most"]))
+        return whole
 
 
 class Smaller(Protocol):
@@ -190,13 +232,13 @@ def once_it_fits(
         try:
             return compute(rows)
         except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-            if smaller is None or not is_out_of_memory(error):
-                raise
+            if smaller is None or world.together() or not is_out_of_memory(error):
+                raise  # of several ranks one cannot go back alone: the others wait for it
         rows = smaller(samples, rows)  # here, for an exception under way holds the tensors there is no room for
 
 
-def _read(terms: Terms) -> _Read:
-    return _Read(
+def _read(terms: Terms) -> StepSums:
+    return StepSums(
         float(terms.loss),
         {name: (float(value), float(of)) for name, (value, of) in terms.metrics.items()},
         {name: float(value) for name, value in terms.least.items()},
@@ -217,28 +259,22 @@ def measure(
     smaller: Smaller | None = None,
 ) -> Measured:
     """The objective over all samples, `batch` of them at a time. `smaller` lays out anew what did not fit into memory."""
-    total, count = 0.0, 0.0
-    sums: dict[str, list[float]] = {}
-    extremes: dict[str, float] = {}
+    count = 0.0
+    sums = StepSums()
     if on_progress is not None:
         on_progress(0)
     done = 0
     for part in batches(samples, batch):
         count += objective.count(part)
 
-        def read(rows: Sequence[Row], part: Sequence[Sample] = part) -> list[_Read]:
+        def read(rows: Sequence[Row], part: Sequence[Sample] = part) -> list[StepSums]:
             return [_read(terms) for terms in step_terms(policy, objective, part, rows, reference, layout)]
 
         for told in once_it_fits(part, layout(part), read, smaller):
-            total += told.loss
-            for name, (value, of) in told.metrics.items():
-                metric = sums.setdefault(name, [0.0, 0.0])
-                metric[0] += value
-                metric[1] += of
-            extremes |= {name: min(value, extremes.get(name, value)) for name, value in told.least.items()}
-            extremes |= {name: max(value, extremes.get(name, value)) for name, value in told.most.items()}
+            sums.add(told)
         done += len(part)
         if on_progress is not None:
             on_progress(done)
-    metrics = {name: value / of for name, (value, of) in sums.items() if of}
-    return Measured(total / max(count, 1e-12), count, metrics | extremes)
+    whole = sums.over_ranks()
+    metrics = {name: value / of for name, (value, of) in whole.metrics.items() if of}
+    return Measured(whole.loss / max(count, 1e-12), count, metrics | whole.least | whole.most)

@@ -17,12 +17,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-import torch
-
 from tunedock.data.layout import Row
 from tunedock.data.sample import Sample
 from tunedock.errors import OutOfMemoryError
 from tunedock.events import Emitter
+from tunedock.model.world import agree, least
 from tunedock.plan.memory import TRUST, MemoryPlan, readable
 from tunedock.plan.rungs import HEADROOM, LADDER, LEAST_PLANNED, at_least, at_most
 from tunedock.train.memory import Memory, Peak
@@ -303,21 +302,6 @@ class Budget:
         self._emit.note(
             f"token budget {tokens} from step {step + 1}: {why}", step=step + 1, token_budget=tokens, why=why
         )
-
-
-def agree(flag: bool) -> bool:
-    """Whether the flag is raised on any rank. A collective call where torch.distributed is set up: every rank makes it."""
-    return not least(int(not flag))
-
-
-def least(value: int) -> int:
-    """The smallest of the ranks' values; collective as `agree` is."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    on_gpu = torch.distributed.get_backend() == "nccl"
-    values = torch.tensor(value, dtype=torch.int64, device="cuda" if on_gpu else "cpu")
-    torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MIN)
-    return int(values.item())
 
 
 def _figures(shortage: Shortage | None) -> str:

@@ -21,7 +21,6 @@ import errno
 import hashlib
 import json
 import os
-import random
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,7 +28,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -256,33 +254,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def random_states() -> dict[str, Tensor]:
-    """Every generator a run draws from, as byte tensors."""
-    version, internal, gauss = random.getstate()
-    states = {
-        "torch": torch.get_rng_state(),
-        "python": torch.tensor(internal, dtype=torch.int64),
-        "python_rest": torch.tensor([version, gauss is not None, gauss or 0.0], dtype=torch.float64),
-    }
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    if kind != "MT19937":
-        raise ValueError(f"numpy's global generator is {kind}, not MT19937")
-    states["numpy"] = torch.from_numpy(np.asarray(keys, np.int64))
-    states["numpy_rest"] = torch.tensor([position, has_gauss, cached], dtype=torch.float64)
-    if torch.cuda.is_available():
-        states |= {f"cuda_{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    return states
-
-
-def restore_random_states(states: dict[str, Tensor]) -> None:
-    torch.set_rng_state(states["torch"])
-    version, has_gauss, gauss = states["python_rest"].tolist()
-    random.setstate((int(version), tuple(states["python"].tolist()), gauss if has_gauss else None))
-    position, has_cached, cached = states["numpy_rest"].tolist()
-    keys = states["numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, int(position), int(has_cached), cached))
-    cuda = [states[f"cuda_{i}"] for i in range(sum(name.startswith("cuda_") for name in states))]
-    if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(cuda)

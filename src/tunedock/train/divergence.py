@@ -22,6 +22,7 @@ from torch import Tensor
 from tunedock.data.layout import Row
 from tunedock.data.sample import Sample
 from tunedock.errors import DivergedError
+from tunedock.model import world
 from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
 from tunedock.objective.base import Objective, ReadsOthers
@@ -114,7 +115,7 @@ class Blame:
             if backward and loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-        return total
+        return total if not world.agree(not math.isfinite(total)) else math.nan
 
     def _of_objective(self, sample: Sample, rows: Sequence[Row]) -> Iterator[Tensor]:
         if rows:

@@ -14,35 +14,36 @@ from contextlib import closing, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from tunedock.data.layout import Row
 from tunedock.data.sample import Sample
-from tunedock.errors import EngineError, InterruptedRun, RewardError, RowTooLargeError
+from tunedock.errors import EngineError, InterruptedRun, RewardError
 from tunedock.events import Emitter
-from tunedock.model.adapter import load_trainable_state, trainable_state
+from tunedock.model import world
 from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
-from tunedock.model.sharding import is_sharded
 from tunedock.objective.base import Objective
-from tunedock.objective.evaluate import Measured, measure
+from tunedock.objective.evaluate import Measured, StepSums, measure
 from tunedock.recipe.schema import Train
 from tunedock.run.pulse import Pulse
-from tunedock.train.budget import Budget, Layout, agree
-from tunedock.train.checkpoint import Checkpoints, Snapshot, random_states, restore_random_states
+from tunedock.train.budget import Budget, Layout
+from tunedock.train.checkpoint import Checkpoints, Snapshot
 from tunedock.train.checkpoint_writer import CheckpointWriter, spare_bytes
 from tunedock.train.divergence import Blame, Divergence, LeftOut
 from tunedock.train.feed import Ahead, Feed
 from tunedock.train.grace import Grace
 from tunedock.train.machine import usage
 from tunedock.train.optimizer import Updater
-from tunedock.train.optimizer_state import optimizer_state, restore_optimizer, state_bytes
-from tunedock.train.step import Gradients, Stopped, Sums
+from tunedock.train.optimizer_state import state_bytes
+from tunedock.train.parallel.shared import shared
+from tunedock.train.random_states import random_states, random_states_of_all, restore_random_states
+from tunedock.train.step import Gradients, Stopped
 
-SHARDED = "training starts again with smaller rows; `train.gradient_checkpointing: true` needs less memory"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,6 @@ class Loop:
         self._pulse = pulse or Pulse()
         self._measure = measure
         self._policy = policy
-        self._sharded = is_sharded(policy.model)
         policy.weighted_sum = objective.weighted_sum
         self._objective = objective
         self.reference = reference
@@ -134,7 +134,7 @@ class Loop:
         self._layout = layout
         self._budget = budget
         self._gradients = Gradients(policy, objective, reference, updater, budget, stop_requested, layout, self._pulse)
-        self._updater = updater
+        self.updater = updater
         self._checkpoints = checkpoints
         self._writer = CheckpointWriter(checkpoints, spare_bytes=partial(spare_bytes, budget), emit=emit, grace=grace)
         self._course = course
@@ -154,7 +154,7 @@ class Loop:
     def _run(self) -> Progress:
         self._emit.progress("training", self.progress.step, self._course.total_steps, "steps")
         self._window = _Window()
-        self._updater.to_training()
+        self.updater.to_training()
         while self.progress.step < self._course.total_steps and not self._out_of_patience():
             before = random_states()
             try:
@@ -182,7 +182,7 @@ class Loop:
             )
         if self._train.save_strategy != "no":
             self.save(beside=False)
-        self._updater.to_evaluation()
+        self.updater.to_evaluation()
         return self.progress
 
     def _step(self, before: Mapping[str, Tensor]) -> bool:
@@ -197,26 +197,23 @@ class Loop:
         count = self._objective.count(samples)
         self._policy.model.train()
         with self._budget.watching(step, rows) if rows else nullcontext():
-            sums = self._gradients.accumulate(samples, rows, count)
-            if self._sharded and not isinstance(
-                sums, Sums
-            ):  # the others wait in the middle of a row, and cannot be asked
-                largest = max(row.slots for row in rows)
-                raise RowTooLargeError(f"a row of {largest} tokens does not fit", hint=SHARDED)
-            while agree(not isinstance(sums, Sums)):
-                shortage = None if isinstance(sums, Sums) else sums
+            own = self._gradients.accumulate(samples, rows, count)
+            while world.agree(not isinstance(own, StepSums)):
+                shortage = None if isinstance(own, StepSums) else own
                 self._throw_away(before)
                 rows = self._budget.smaller(step, samples, rows, self._layout, shortage)
-                sums = self._gradients.accumulate(samples, rows, count)
-        assert isinstance(sums, Sums)  # noqa: S101 - the loop above ends with nothing else
+                own = self._gradients.accumulate(samples, rows, count)
+        assert isinstance(own, StepSums)  # noqa: S101 - the loop above ends with nothing else
+        self.updater.gather()
+        sums = own.over_ranks()
         loss = sums.loss
         if not math.isfinite(loss):
             return self._diverged("loss", loss, samples, before)
         self._pulse.at(step, "update")
-        norm = self._updater.clip()
-        if not math.isfinite(norm) and not self._updater.scaler.is_enabled():
+        norm = self.updater.clip()
+        if not math.isfinite(norm) and not self.updater.scaler.is_enabled():
             return self._diverged("norm of the gradients", norm, samples, before)
-        taken = self._updater.update()
+        taken = self.updater.update()
         for name, (total, of) in (*sums.metrics.items(), *self._feed.told(step).items()):
             seen = self._window.metrics.setdefault(name, [0.0, 0.0])
             seen[0] += total
@@ -240,7 +237,7 @@ class Loop:
 
     def _throw_away(self, before: Mapping[str, Tensor]) -> None:
         """Gradients of a step that is not finished, and what it drew."""
-        self._updater.drop()
+        self.updater.drop()
         self._budget.memory.release()
         restore_random_states(dict(before))
 
@@ -271,16 +268,18 @@ class Loop:
         count = self._objective.count(samples)
         self._policy.model.train()
         # Without the scale of float16, which may be too large at first.
-        unscaled = replace(self._updater, scaler=torch.amp.GradScaler(enabled=False))
+        unscaled = replace(self.updater, scaler=torch.amp.GradScaler(enabled=False))
         forgetting = nullcontext() if self.reference is None else self.reference.forgetting()
         started = time.perf_counter()
         try:
             with forgetting:
                 sums = replace(self._gradients, updater=unscaled).accumulate(samples, laid, count)
-            if not isinstance(sums, Sums):
+            if world.agree(not isinstance(sums, StepSums)):
                 return None
-            norm = self._updater.norm()  # reading it waits for the device
-            return Rehearsed(time.perf_counter() - started, sums.loss, norm)
+            assert isinstance(sums, StepSums)  # noqa: S101 - what is agreed on
+            self.updater.gather()
+            norm = self.updater.norm()  # reading it waits for the device
+            return Rehearsed(time.perf_counter() - started, sums.over_ranks().loss, norm)
         finally:
             self._throw_away(before)
 
@@ -295,7 +294,7 @@ class Loop:
         seconds = time.perf_counter() - window.since
         values = {
             "loss": window.loss / max(window.count, 1e-12),
-            "learning_rate": self._updater.learning_rate,
+            "learning_rate": self.updater.learning_rate,
             "grad_norm": window.grad_norm,
             "tokens_per_second": window.tokens / max(seconds, 1e-9),
             "tokens": float(self.progress.tokens),
@@ -312,16 +311,16 @@ class Loop:
         started = time.perf_counter()
         self._pulse.at(self.progress.step, "evaluation")
         self._policy.model.eval()
-        self._updater.to_evaluation()
+        self.updater.to_evaluation()
         try:
             measured = self._measure() if self._measure is not None else self._measure_objective()
         except (EngineError, RewardError):
-            self._updater.to_training()
+            self.updater.to_training()
             self._save_what_is_done()
             raise
-        self._updater.to_training()
+        self.updater.to_training()
         loss = measured.loss
-        self._updater.plateau(loss)
+        self.updater.plateau(loss)
         values = {
             "eval_loss": loss,
             f"eval_{self._objective.unit}": measured.count,
@@ -353,13 +352,13 @@ class Loop:
     def _diverged(self, what: str, value: float, samples: Sequence[Sample], before: Mapping[str, Tensor]) -> bool:
         """What `train.on_divergence` says is done about it; returns as `_step` does. Raises DivergedError where training ends."""
         self._writer.wait()
-        self._updater.drop()
+        self.updater.drop()
         step, left_out = self.progress.step, self.progress.left_out
         blame = Blame(self._policy, self._objective, self.reference, self._layout)
-        by = blame.by_loss if what == "loss" else blame.by_gradients
+        by = blame.by_loss if what == "loss" or world.together() else blame.by_gradients
         found = Divergence(what, value, step + 1, by(samples, self._budget.tokens), len(samples))
         self._throw_away(before)
-        last = self._checkpoints.index().last
+        last = world.told_by_first(self._checkpoints.index().last)
         then = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
         policy = self._train.on_divergence
         if policy == "roll_back" and last and left_out.may_roll_back():
@@ -378,9 +377,13 @@ class Loop:
     def _roll_back(self, found: Divergence) -> bool:
         """Goes back to the last good checkpoint. The step that was bad is passed over when its turn comes again."""
         bad, before = self.progress.step, self.progress.left_out
-        snapshot = self._checkpoints.load_last(
-            lambda name, why: self._emit.warning(f"{name} is damaged and passed over: {why}"), finite=True
-        )
+        found_last: Snapshot | None = None
+        if world.rank() == 0:
+            found_last = self._checkpoints.load_last(
+                lambda name, why: self._emit.warning(f"{name} is damaged and passed over: {why}"), finite=True
+            )
+        snapshot = shared(found_last)
+        assert snapshot is not None  # noqa: S101 - the first rank has one, or has raised
         self._writer.start_over()
         self.restore(snapshot)
         self._window = _Window()
@@ -395,7 +398,7 @@ class Loop:
     def _interrupted(self) -> None:
         if self._train.save_strategy != "no":
             step = self.progress.step
-            saved = self._writer.save_at_the_end(step, self.state_bytes, self._snapshot)
+            saved = self._with_snapshots(lambda take: self._writer.save_at_the_end(step, self.state_bytes, take))
             if saved < step:
                 raise InterruptedRun(
                     f"stopped after step {step}; saved is step {saved}, for another checkpoint takes longer than a stop may",
@@ -421,57 +424,77 @@ class Loop:
         """Saves a checkpoint, `beside` the steps that follow or before this returns."""
         step = self.progress.step
         self._pulse.at(step, "checkpoint")
-        self._writer.save(step, self.state_bytes, self._snapshot, metric=metric, better=better, beside=beside)
+        self._with_snapshots(
+            lambda take: self._writer.save(step, self.state_bytes, take, metric=metric, better=better, beside=beside)
+        )
+
+    def _with_snapshots(self, work: Callable[[Callable[[bool], Snapshot]], T]) -> T:
+        """What the first rank's `work` gives, on all. It may take snapshots, which the others help to put together."""
+        if not world.together():
+            return work(self._snapshot)
+
+        def take(copy: bool) -> Snapshot:
+            world.told_by_first("take")
+            return self._snapshot(copy)
+
+        if world.rank() == 0:
+            made = work(take)
+            world.told_by_first([made])
+            return made
+        while (told := world.told_by_first(None)) == "take":
+            self._snapshot()
+        value: T = told[0]
+        return value
 
     @property
     def state_bytes(self) -> int:
         """Of a checkpoint, but for what is small."""
         trained = sum(p.numel() * p.element_size() for _, p in self._policy.trainable)
-        return trained + state_bytes(self._updater.optimizer)
+        return trained + state_bytes(self.updater.optimizer)
 
     def _snapshot(self, copy: bool = False) -> Snapshot:
-        """With `copy`, one that no later step changes."""
-        tensors, numbers = optimizer_state(self._updater.optimizer, copy=copy)
+        """All of it on the first rank; the others help to put it together. With `copy`, one that no later step changes."""
+        tensors, numbers = self.updater.optimizer_state(copy=copy)
         progress = asdict(self.progress)
         state = {
             "progress": progress,
             "optimizer": numbers,
-            "schedule": _plain_schedule(self._updater.schedule.state_dict()),
-            "scaler": self._updater.scaler.state_dict(),
+            "schedule": _plain_schedule(self.updater.schedule.state_dict()),
+            "scaler": self.updater.scaler.state_dict(),
             "feed": self._feed.state(self.progress.step),
             "budget": self._budget.state(),
         }
         return Snapshot(
             step=self.progress.step,
-            trained=trainable_state(self._policy.model, copy=copy),
+            trained=self.updater.trained_state(copy=copy),
             optimizer_tensors=tensors,
             state=deepcopy(state) if copy else state,
-            random=random_states(),
+            random=random_states_of_all(),
             reference={} if self.reference is None else self.reference.state(),
             feed=self._feed.tensors(self.progress.step),
         )
 
     def take_weights(self, snapshot: Snapshot) -> None:
         """The weights a snapshot was evaluated with, and nothing else of it: the run's result."""
-        load_trainable_state(self._policy.model, snapshot.trained)
-        if self._updater.averages:
-            restore_optimizer(self._updater.optimizer, snapshot.optimizer_tensors, snapshot.state["optimizer"])
-            self._updater.to_evaluation()
+        self.updater.load_trained(snapshot.trained)
+        if self.updater.averages:
+            self.updater.restore(snapshot.optimizer_tensors, snapshot.state["optimizer"])
+            self.updater.to_evaluation()
 
     def restore(self, snapshot: Snapshot) -> None:
         """Goes on exactly where the snapshot was taken."""
         if self.reference is not None:
             self.reference.restore(snapshot.reference)
-        load_trainable_state(self._policy.model, snapshot.trained)
+        self.updater.load_trained(snapshot.trained)
         state = snapshot.state
-        restore_optimizer(self._updater.optimizer, snapshot.optimizer_tensors, state["optimizer"])
-        self._updater.schedule.load_state_dict(state["schedule"])
-        self._updater.scaler.load_state_dict(state["scaler"])
+        self.updater.restore(snapshot.optimizer_tensors, state["optimizer"])
+        self.updater.schedule.load_state_dict(state["schedule"])
+        self.updater.scaler.load_state_dict(state["scaler"])
         self._feed.restore(state["feed"], snapshot.feed)
         self._budget.restore(state.get("budget", ()))
         progress = dict(state["progress"])
         self.progress = Progress(**progress | {"left_out": LeftOut.of(progress.get("left_out", {}))})
-        restore_random_states(snapshot.random)
+        restore_random_states(snapshot.random, seed=self._train.seed)
 
 
 def _plain_schedule(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,25 @@
-"""What turns gradients into an update: gradient scaling for float16, clipping, the optimizer, the schedule."""
+"""What turns gradients into an update: gradient scaling for float16, clipping, the optimizer, the schedule.
+
+`Updater` is that of one process, which has all of it. Where several train together, `train.parallel` has updaters of the same
+words whose parameters, gradients or states are spread over ranks.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from tunedock.errors import ModelError
 from tunedock.recipe.schema import Train
 from tunedock.train.optimizer_names import make_optimizer
+from tunedock.train.optimizer_state import on_the_cpu, optimizer_state, restore_optimizer
 from tunedock.train.schedule import make_schedule
 
 
@@ -22,14 +31,24 @@ class Updater:
     their average: `to_training` and `to_evaluation` exchange the two. Checkpoints hold those of training.
     """
 
-    parameters: list[nn.Parameter]
+    named: list[tuple[str, nn.Parameter]]
+    """What is trained, by the names a checkpoint has."""
     optimizer: torch.optim.Optimizer
     schedule: LRScheduler
     scaler: torch.amp.GradScaler
     max_grad_norm: float
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for _, parameter in self.named]
+
+    # -- a step --------------------------------------------------------------------------------------------------------
+
     def backward(self, loss: torch.Tensor) -> None:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def gather(self) -> None:
+        """After a step's last row: makes the gradients those of all ranks' rows. A collective call, as the next three are."""
 
     def drop(self) -> None:
         """Forgets the gradients of a step that is not finished."""
@@ -63,6 +82,33 @@ class Updater:
         if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self.schedule.step(metric)
 
+    # -- what a checkpoint keeps ---------------------------------------------------------------------------------------
+
+    def trained_state(self, *, copy: bool = False) -> dict[str, Tensor]:
+        """The trained parameters by name, whole, on the CPU; on other ranks than the first, nothing. A collective call.
+
+        With `copy` no later step changes them.
+        """
+        return {name: on_the_cpu(parameter, copy=copy) for name, parameter in self.named}
+
+    def load_trained(self, state: Mapping[str, Tensor]) -> None:
+        """Puts back what `trained_state` gave; of the first rank's. Raises ModelError for other parameters than the model's."""
+        require_same_names(state, self.named)
+        with torch.no_grad():
+            for name, parameter in self.named:
+                parameter.copy_(state[name])
+
+    def optimizer_state(self, *, copy: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The optimizer's, as `train.optimizer_state` has it: the tensors whole on the first rank, and none elsewhere. A
+        collective call."""
+        return optimizer_state(self.optimizer, partial(on_the_cpu, copy=copy))
+
+    def restore(self, tensors: Mapping[str, Tensor], tree: dict[str, Any]) -> None:
+        """Puts back what `optimizer_state` gave; of the first rank's."""
+        restore_optimizer(self.optimizer, tensors, tree)
+
+    # ------------------------------------------------------------------------------------------------------------------
+
     @property
     def averages(self) -> bool:
         """Whether the weights to evaluate are others than those that train."""
@@ -83,6 +129,12 @@ class Updater:
         return float(group.get("scheduled_lr") or group["lr"])
 
 
+def require_same_names(state: Collection[str], named: Sequence[tuple[str, nn.Parameter]]) -> None:
+    """Raises ModelError where a checkpoint holds other parameters than are trained."""
+    if strange := sorted({name for name, _ in named} ^ set(state))[:3]:
+        raise ModelError(f"the checkpoint holds other parameters than the model: {', '.join(strange)}")
+
+
 def make_updater(
     named: list[tuple[str, nn.Parameter]],
     train: Train,
@@ -96,7 +148,7 @@ def make_updater(
     `train.groups` takes it."""
     optimizer = make_optimizer(named, train, model=model, total_steps=total_steps, loraplus_lr_ratio=loraplus_lr_ratio)
     return Updater(
-        parameters=[p for _, p in named],
+        named=named,
         optimizer=optimizer,
         schedule=make_schedule(optimizer, train, total_steps),
         scaler=torch.amp.GradScaler(device.type, enabled=train.fp16),

@@ -7,7 +7,7 @@ that may stand in a checkpoint are listed here; nothing else is ever made from o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -24,23 +24,34 @@ PROJECTORS: Mapping[str, tuple[str, str]] = {
 TENSOR, TUPLE, OBJECT = "$tensor", "$tuple", "$object"
 
 
-def optimizer_state(
-    optimizer: torch.optim.Optimizer, *, copy: bool = False
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors by name and a tree of plain values.
+def on_the_cpu(tensor: Tensor, *, copy: bool = False) -> Tensor:
+    """With `copy` no later step changes it; without, one that is there anyway is given as it is."""
+    return tensor.detach().to("cpu", copy=copy).contiguous()
 
-    With `copy` no later step changes these tensors; without, those that are on the CPU anyway are the optimizer's own.
-    """
-    packing = _Packing(copy)
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, read: Callable[[Tensor], Tensor] = on_the_cpu
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors by name and a tree of plain values. `read`: what is kept of a tensor."""
+    packing = _Packing(read)
     tree: dict[str, Any] = packing.pack(optimizer.state_dict(), "")
     return packing.tensors, tree
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """What `optimizer_state` would hold, without moving anything."""
-    packing = _Packing(move=False)
+    packing = _Packing(lambda tensor: tensor, apart=False)
     packing.pack(optimizer.state_dict(), "")
     return sum(tensor.numel() * tensor.element_size() for tensor in packing.tensors.values())
+
+
+def plain_state(value: Any) -> Any:
+    """Settings of an optimizer's groups as JSON. Raises TypeError for what is none."""
+    packing = _Packing(on_the_cpu)
+    packed = packing.pack(value, "")
+    if packing.tensors:
+        raise TypeError(f"a setting of the optimizer is a tensor: {next(iter(packing.tensors))}")
+    return packed
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], tree: dict[str, Any]) -> None:
@@ -51,10 +62,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 
 class _Packing:
-    def __init__(self, copy: bool = False, *, move: bool = True) -> None:
+    def __init__(self, read: Callable[[Tensor], Tensor], *, apart: bool = True) -> None:
+        """`apart`: no two of the tensors share memory."""
+        self._read = read
+        self._apart = apart
         self.tensors: dict[str, Tensor] = {}
-        self._copy = copy
-        self._move = move
         self._held: set[int] = set()
 
     def pack(self, value: Any, place: str) -> Any:
@@ -75,9 +87,9 @@ class _Packing:
 
     def _own(self, value: Tensor) -> Tensor:
         """Safetensors refuses two names for one memory; bitsandbytes has one table of digits for all parameters."""
-        if not self._move:
-            return value
-        kept = value.detach().to("cpu", copy=self._copy).contiguous()
+        kept = self._read(value)
+        if not self._apart:
+            return kept
         if kept.numel() and kept.untyped_storage().data_ptr() in self._held:
             kept = kept.clone()
         self._held.add(kept.untyped_storage().data_ptr())

@@ -10,6 +10,7 @@ import torch
 from tunedock.errors import ModelError
 from tunedock.events import Emitter
 from tunedock.model import adapter as adapters
+from tunedock.model import world
 from tunedock.model.kernels import kernels
 from tunedock.model.policy import Policy
 from tunedock.plan.memory import PARTS, MemoryPlan, Number, Part, plan_memory, readable
@@ -31,6 +32,11 @@ def make_budget(run: Run, recipe: Recipe, policy: Policy, *, longest_path: int, 
     given = recipe.train.gradient_checkpointing
     again = layers if given is True else min(given, layers)
     plan = _plan(recipe, policy, longest_path, again, emit)
+
+    def keep(record: list[dict[str, Any]]) -> None:
+        if world.rank() == 0:
+            write_json(run.path / RECORD, record)
+
     if plan is not None:
         family = "" if plan.known else ", by the nearest family known"
         each = readable(plan.bytes_per_token * 1024)
@@ -52,12 +58,13 @@ def make_budget(run: Run, recipe: Recipe, policy: Policy, *, longest_path: int, 
         checkpointing=again,
         checkpoint=partial(adapters.checkpoint_activations, policy.model),
         emit=emit,
-        keep=partial(write_json, run.path / RECORD),
+        keep=keep,
     )
-    if resume and (run.path / RECORD).is_file():
-        budget.restore(read_json(run.path / RECORD))
+    record = read_json(run.path / RECORD) if resume and (run.path / RECORD).is_file() else None
+    if (record := world.told_by_first(record)) is not None:
+        budget.restore(record)
     else:
-        write_json(run.path / RECORD, budget.state())
+        keep(budget.state())
     return budget
 
 

@@ -19,12 +19,12 @@ from tunedock.data.layout import Row
 from tunedock.data.sample import Sample
 from tunedock.errors import OutOfMemoryError, RowTooLargeError, TunedockError
 from tunedock.events import Emitter
+from tunedock.model import world
 from tunedock.model.compiling import compile_layers, run_uncompiled
 from tunedock.model.policy import Policy
 from tunedock.run.record import Run, read_json, write_json
-from tunedock.train.budget import agree
-from tunedock.train.loop import SHARDED, Rehearsed
-from tunedock.train.step import Stopped
+from tunedock.train.loop import Rehearsed
+from tunedock.train.step import SMALLER_ROWS, Stopped
 
 NO_MEMORY = "there was no memory for a trial"
 
@@ -83,7 +83,8 @@ def settle_compiling(asked: Switch, run: Run, policy: Policy, loop: Rehearses, *
     else:
         state = "compiled" if verdict.compiled else "not compiled"
         emit.note(f"layers {state}: {verdict.why}", **asdict(verdict))
-    write_json(run.path / RECORD, asdict(verdict))
+    if world.rank() == 0:
+        write_json(run.path / RECORD, asdict(verdict))
 
 
 def _follow(compiled: bool, policy: Policy, loop: Rehearses, emit: Emitter) -> None:
@@ -112,9 +113,9 @@ def _tried(asked: Switch, policy: Policy, loop: Rehearses) -> Verdict:
         return Verdict(False, "the run is too short for a trial")
     loop.rehearse()  # the first call of anything is slow
     plain = loop.rehearse()
-    if agree(plain is None) or plain is None:
+    if world.agree(plain is None) or plain is None:
         return Verdict(False, NO_MEMORY)
-    if asked == "auto" and agree(plain.seconds * loop.steps_left < WORTH_TRYING_S):
+    if asked == "auto" and world.agree(plain.seconds * loop.steps_left < WORTH_TRYING_S):
         return Verdict(False, "the run is too short for it", plain_s=plain.seconds)
     if not compile_layers(policy.model):
         return Verdict(False, "the model has no layers that can be taken one by one", plain_s=plain.seconds)
@@ -124,7 +125,7 @@ def _tried(asked: Switch, policy: Policy, loop: Rehearses) -> Verdict:
     else:
         compute = str(policy.precision.compute).removeprefix("torch.")
         verdict = judge(asked, plain, *made, same=SAME[compute])
-    if agree(not verdict.compiled) and verdict.compiled:
+    if world.agree(not verdict.compiled) and verdict.compiled:
         return Verdict(False, "another process found that it does not pay", plain_s=plain.seconds)
     return verdict
 
@@ -185,7 +186,7 @@ def rehearse_largest_row(
     if done is not None:
         return
     if largest > sample.longest_path:
-        raise RowTooLargeError(f"a row of {largest} tokens does not fit into the memory of a device", hint=SHARDED)
+        raise RowTooLargeError(f"a row of {largest} tokens does not fit into the memory of a device", hint=SMALLER_ROWS)
     raise OutOfMemoryError(
         f"a sample of {sample.longest_path} tokens does not fit into the memory of a device",
         where=sample.row_id,

@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from tunedock.data import prepare as preparing
 from tunedock.data.sample import Sample
 from tunedock.errors import DiskError, InterruptedRun, RecipeError, RunError
 from tunedock.events import Emitter, EventReader
 from tunedock.model import adapter as adapters
+from tunedock.model import world
 from tunedock.model.adapter import parameter_counts
 from tunedock.model.policy import Policy
 from tunedock.model.quantize import quantised
-from tunedock.model.reference import Reference
+from tunedock.model.reference import Reference, starts_at_zero
 from tunedock.model.session import Base, ChatFacts, find_base, trainable_policy, write_beneath
 from tunedock.model.sharding import is_sharded
 from tunedock.objective.evaluate import Measured
@@ -35,6 +37,7 @@ from tunedock.recipe.objectives.preference import Dpo
 from tunedock.recipe.objectives.rollout import Rollout
 from tunedock.recipe.schema import Recipe
 from tunedock.run.pulse import Pulse
+from tunedock.run.ranks import Rank
 from tunedock.run.record import Run, read_json, write_json
 from tunedock.run.stop import StopRequest
 from tunedock.train.beginning import beginning, keep_beginning
@@ -45,9 +48,12 @@ from tunedock.train.feed import Feed, StoreFeed
 from tunedock.train.grace import Grace, require_time_to_save
 from tunedock.train.loop import Course, Loop, Progress
 from tunedock.train.machine import hardware, versions
-from tunedock.train.optimizer import make_updater
+from tunedock.train.optimizer import Updater, make_updater
 from tunedock.train.optimizer_names import require_optimizer
+from tunedock.train.parallel.shared import shared, whole_model
+from tunedock.train.parallel.spread import Way, shard_weights, shards_weights, spread_updater, way_of
 from tunedock.train.planning import make_budget
+from tunedock.train.random_states import seed_rank
 from tunedock.train.rehearsal import rehearse_largest_row, settle_compiling
 from tunedock.train.rollout_stage import make_rollouts
 from tunedock.train.stream import StreamFeed, streamed_data
@@ -67,24 +73,47 @@ def train(
 ) -> dict[str, Any]:
     """Trains, and leaves the result in `run.model`. Raises InterruptedRun (resumable) when `stop` is set.
 
-    `token_budget`: the most tokens of a row from here on, after the run was killed for want of memory.
+    `token_budget`: the most tokens of a row from here on, after the run was killed for want of memory. Where torchrun started
+    several of these processes they train together (`model.world`): the first one writes the run directory.
     """
+    with world.joined(timeout_s=recipe.launch.timeout_s) as rank:
+        return _train(run, recipe, emit, rank, resume=resume, stop=stop, token_budget=token_budget, pulse=pulse)
+
+
+def _train(
+    run: Run,
+    recipe: Recipe,
+    emit: Emitter,
+    rank: Rank,
+    *,
+    resume: bool,
+    stop: StopRequest,
+    token_budget: int | None,
+    pulse: Pulse | None,
+) -> dict[str, Any]:
     require_optimizer(recipe.train)
     require_trackers(recipe)
     checkpoints = Checkpoints(run.checkpoints, keep=recipe.train.save_total_limit)
-    checkpoints.sweep()
+    if rank.leads:
+        checkpoints.sweep()
     if not resume and checkpoints.names():
         raise RunError(
             "this run has checkpoints already",
             where=str(run.path),
             hint=f"`tunedock train --resume {run.path}` goes on with it",
         )
-    write_json(run.path / "environment.json", {"versions": versions(), "hardware": hardware()})
-    base = find_base(recipe)
-    feed, validation, about = _data(base, recipe, emit)
+    if rank.leads:
+        write_json(run.path / "environment.json", {"versions": versions(), "hardware": hardware()})
+    leads = rank.local == 0
+    base = world.one_after_all(lambda: find_base(recipe), name="base", leads=leads)
+    feed, validation, about = world.one_after_all(lambda: _data(base, recipe, emit), name="data", leads=leads)
     _same_data(run, about, resume, emit)
-    policy = trainable_policy(base, began=beginning(run) if resume else None)
-    keep_beginning(run, base, policy.model, resume=resume)
+    course = _course(recipe, about)
+    way = way_of(recipe)
+    policy = trainable_policy(base, began=beginning(run) if resume else None, spread=shards_weights(way))
+    if rank.leads:
+        keep_beginning(run, base, policy.model, resume=resume)
+    counts, at_zero = parameter_counts(policy.model), starts_at_zero(policy)
     _tell_new_tokens(base, policy, emit)
     if (narrow := quantised(policy.model)) is not None:
         how = "products are made in it" if narrow.products else "widened for each product: less memory, not less time"
@@ -95,6 +124,14 @@ def train(
     torch.manual_seed(recipe.train.seed)
     random.seed(recipe.train.seed)  # a package may draw from these two; a checkpoint keeps their states
     np.random.seed(recipe.train.seed)
+    section = recipe.objective if isinstance(recipe.objective, Rollout) else None
+    values = section is not None and section.kind == "ppo"
+    updater: Updater | None = None
+    if shards_weights(way):  # then what is called from here on is the sharded model
+        if values:
+            policy.add_value_head()
+        shard_weights(policy, way, recipe)
+        updater = _updater(recipe, policy, course, way)
     for given_up in policy.probe():
         emit.warning(given_up, where=str(base.located.folder))
     generates = base.head == "logprobs" and not base.chat.documents
@@ -105,25 +142,29 @@ def train(
             hint="`tunedock chat` and `tunedock eval` render them; for other engines, train on answers with reasoning",
         )
     _same_adapters(run, base, resume)
-    run.update(lineage={**base.lineage(), "data": about["fingerprint"]})
+    if rank.leads:
+        run.update(lineage={**base.lineage(), "data": about["fingerprint"]})
     longest = int(feed.samples.lengths.max()) if isinstance(feed, StoreFeed) else recipe.data.max_length
-    section = recipe.objective if isinstance(recipe.objective, Rollout) else None
     longest += section.max_new_tokens if section is not None else 0
     needed = make_objective(recipe.objective).needs_reference if section is None else section.needs_reference
-    reference = Reference.of(policy) if needed else None  # before the budget, which counts what is held already
+    # Before the budget, which counts what is held already.
+    reference = Reference.of(policy, at_zero=at_zero) if needed else None
     budget = make_budget(run, recipe, policy, longest_path=longest, resume=resume, emit=emit)
     measure, rollouts = None, None
+    if values and (updater is None or policy.head != "chosen"):
+        policy.add_value_head()
     if section is not None and isinstance(feed, StoreFeed):
-        if section.kind == "ppo":
-            policy.add_value_head()
         rollouts = make_rollouts(run, recipe, section, base, policy, reference, budget, emit, stop)
         feed, measure = rollouts.feed(feed.samples), rollouts.evaluation(validation)
-    loop = _loop(recipe, policy, reference, feed, validation, about, budget, checkpoints, emit, stop, measure, pulse)
-    snapshot: Snapshot | None = None
-    if resume and checkpoints.untouched():
-        emit.note("the run has no checkpoint yet, so it begins at its first step")
-    elif resume:
-        snapshot = checkpoints.load_last(lambda name, why: emit.warning(f"{name} is damaged and passed over: {why}"))
+    updater = updater or _updater(recipe, policy, course, way)
+    _announce(recipe, policy, course, about, budget.record[-1].tokens, counts, emit)
+    if rank.world > 1:
+        emit.note(f"{rank.world} processes train together: {way}", parallel=way, ranks=rank.world)
+        seed_rank(recipe.train.seed)
+    loop = _loop(
+        recipe, policy, reference, feed, validation, course, budget, updater, checkpoints, emit, stop, measure, pulse
+    )
+    snapshot = shared(_last(checkpoints, emit) if resume and rank.leads else None)
     if reference is not None:
         _ask_reference(reference, recipe, policy, feed, validation, budget, snapshot, emit)
     if snapshot is not None:
@@ -133,8 +174,9 @@ def train(
             feed.tell_place(emit)
     if token_budget is not None:
         budget.lower_to(loop.progress.step, token_budget, "memory ran out, and the run was started again")
-    _require_time_to_save(run, recipe, policy, resume, emit)
-    with following(run, recipe, emit) as trackers:
+    if rank.leads:
+        _require_time_to_save(run, recipe, policy, resume, emit)
+    with following(run, recipe, emit) if rank.leads else nullcontext() as trackers:
         with _board(run, recipe), stop.deferred(), rollouts or nullcontext():
             try:
                 if is_sharded(policy.model):
@@ -145,19 +187,31 @@ def train(
                 _draw(run)
                 raise
         result = _finish(run, recipe, base, policy, loop, checkpoints, progress, about, emit)
+        if not rank.leads:
+            return result
         _draw(run)
         if isinstance(feed, StreamFeed) and not resume:  # a resumed stream has counted only the rows since
             about["account"] = feed.account.to_json()
             write_json(run.path / "data.json", about)
             feed.account.verify(recipe.data.max_dropped, recipe.data.over_length)
-        trackers.result = result
+        if trackers is not None:
+            trackers.result = result
     return result
+
+
+def _last(checkpoints: Checkpoints, emit: Emitter) -> Snapshot | None:
+    if checkpoints.untouched():
+        emit.note("the run has no checkpoint yet, so it begins at its first step")
+        return None
+    return checkpoints.load_last(lambda name, why: emit.warning(f"{name} is damaged and passed over: {why}"))
 
 
 # What draws is loaded when there is something to draw: matplotlib alone would be a tenth of the time to the first step.
 
 
 def _draw(run: Run) -> None:
+    if world.rank():
+        return
     from tunedock.train.plot import plot_losses
 
     plot_losses(EventReader(run.events).new(), run.path / "plots", run.name)
@@ -165,7 +219,7 @@ def _draw(run: Run) -> None:
 
 def _board(run: Run, recipe: Recipe) -> AbstractContextManager[Any]:
     """TensorBoard's files, written along with the events, when the recipe reports to it."""
-    if "tensorboard" not in recipe.train.report_to:
+    if "tensorboard" not in recipe.train.report_to or world.rank():
         return nullcontext()
     from tunedock.train.tensorboard import TensorBoard
 
@@ -248,7 +302,31 @@ def _same_data(run: Run, about: dict[str, Any], resume: bool, emit: Emitter) -> 
                 where=str(path),
                 hint="environment.json names the versions it was resumed with last; a new run is exact again",
             )
-    write_json(path, about)
+    if world.rank() == 0:
+        write_json(path, about)
+
+
+def _course(recipe: Recipe, about: dict[str, Any]) -> Course:
+    train_ = recipe.train
+    if isinstance(recipe.objective, Rollout):
+        rounds = rollouts_of(recipe, recipe.objective, about["samples"])
+        return Course(rounds.total_steps, rounds.steps_per_epoch, rounds.total_steps * (train_.batch_size or 1))
+    if about["samples"] is None:
+        return Course(train_.max_steps, None, train_.max_steps * (train_.batch_size or 1))
+    plan = plan_steps(about["samples"], train_.batch_size or 1, train_.num_train_epochs, train_.max_steps)
+    return Course(plan.total_steps, plan.steps_per_epoch, plan.examples_seen)
+
+
+def _updater(recipe: Recipe, policy: Policy, course: Course, way: Way) -> Updater:
+    plain = make_updater(
+        policy.trainable,
+        recipe.train,
+        total_steps=course.total_steps,
+        device=policy.device,
+        model=policy.model,
+        loraplus_lr_ratio=recipe.adapter.loraplus_lr_ratio if isinstance(recipe.adapter, Lora) else None,
+    )
+    return spread_updater(plain, policy, way, recipe)
 
 
 def _loop(
@@ -257,32 +335,15 @@ def _loop(
     reference: Reference | None,
     feed: Feed,
     validation: Sequence[Sample],
-    about: dict[str, Any],
+    course: Course,
     budget: Budget,
+    updater: Updater,
     checkpoints: Checkpoints,
     emit: Emitter,
     stop: StopRequest,
     measure: Callable[[], Measured] | None,
     pulse: Pulse | None,
 ) -> Loop:
-    train_ = recipe.train
-    if isinstance(recipe.objective, Rollout):
-        rounds = rollouts_of(recipe, recipe.objective, about["samples"])
-        course = Course(rounds.total_steps, rounds.steps_per_epoch, rounds.total_steps * (train_.batch_size or 1))
-    elif about["samples"] is None:
-        course = Course(train_.max_steps, None, train_.max_steps * (train_.batch_size or 1))
-    else:
-        plan = plan_steps(about["samples"], train_.batch_size or 1, train_.num_train_epochs, train_.max_steps)
-        course = Course(plan.total_steps, plan.steps_per_epoch, plan.examples_seen)
-    updater = make_updater(
-        policy.trainable,
-        train_,
-        total_steps=course.total_steps,
-        device=policy.device,
-        model=policy.model,
-        loraplus_lr_ratio=recipe.adapter.loraplus_lr_ratio if isinstance(recipe.adapter, Lora) else None,
-    )
-    _announce(recipe, policy, course, about, budget.record[-1].tokens, emit)
     return Loop(
         policy=policy,
         objective=make_objective(recipe.objective),
@@ -294,7 +355,7 @@ def _loop(
         updater=updater,
         checkpoints=checkpoints,
         course=course,
-        train=train_,
+        train=recipe.train,
         emit=emit,
         stop_requested=stop.asked,
         measure=measure,
@@ -355,10 +416,15 @@ def _ask_reference(
 
 
 def _announce(
-    recipe: Recipe, policy: Policy, course: Course, about: dict[str, Any], budget: int, emit: Emitter
+    recipe: Recipe,
+    policy: Policy,
+    course: Course,
+    about: dict[str, Any],
+    budget: int,
+    counts: dict[str, Any],
+    emit: Emitter,
 ) -> None:
     """Steps, tokens and an estimate of the time, before the first step."""
-    counts = parameter_counts(policy.model)
     if isinstance(recipe.objective, Rollout):
         _announce_rollouts(recipe.objective, policy, course, about, budget, counts, emit)
         return
@@ -419,6 +485,38 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def _take_best(recipe: Recipe, loop: Loop, checkpoints: Checkpoints, emit: Emitter) -> str:
+    """Puts the best checkpoint's weights in where they are to be the result; which they are, `best` or `last`."""
+    best: Snapshot | None = None
+    if world.rank() == 0 and recipe.train.load_best_model_at_end:
+        index = checkpoints.index()
+        damage = checkpoints.damage(index.best) if index.best and index.best != index.last else None
+        if damage:
+            emit.warning(
+                f"the best checkpoint is damaged, so the last one's weights are kept: {damage}", where=index.best
+            )
+        elif index.best and index.best != index.last:
+            best = checkpoints.load(index.best)
+    if (snapshot := shared(best)) is None:
+        return "last"
+    loop.take_weights(snapshot)
+    return "best"
+
+
+def _write_result(run: Run, recipe: Recipe, base: Base, model: nn.Module, about: dict[str, Any]) -> None:
+    try:
+        adapters.save(model, run.model, adapter=recipe.adapter, began=beginning(run))
+        write_beneath(base, run.model)
+        base.tokenizer.save_pretrained(run.model)
+        ChatFacts(about["stop_ids"], about["thinking"], recipe.data.system).write(run.model)
+    except (OSError, SafetensorError) as error:
+        raise DiskError(
+            f"the result cannot be written: {getattr(error, 'strerror', None) or error}",
+            where=str(run.model),
+            hint=f"free disk space, then `tunedock train --resume {run.path}`",
+        ) from error
+
+
 def _finish(
     run: Run,
     recipe: Recipe,
@@ -431,29 +529,10 @@ def _finish(
     emit: Emitter,
 ) -> dict[str, Any]:
     """Writes the result: the best checkpoint's weights when the recipe says so, else the last."""
-    index = checkpoints.index()
-    used = "last"
-    if recipe.train.load_best_model_at_end and index.best and index.best != index.last:
-        damage = checkpoints.damage(index.best)
-        if damage:
-            emit.warning(
-                f"the best checkpoint is damaged, so the last one's weights are kept: {damage}", where=index.best
-            )
-        else:
-            loop.take_weights(checkpoints.load(index.best))
-            used = "best"
-    policy.drop_value_head()
-    try:
-        adapters.save(policy.model, run.model, adapter=recipe.adapter, began=beginning(run))
-        write_beneath(base, run.model)
-        base.tokenizer.save_pretrained(run.model)
-        ChatFacts(about["stop_ids"], about["thinking"], recipe.data.system).write(run.model)
-    except (OSError, SafetensorError) as error:
-        raise DiskError(
-            f"the result cannot be written: {getattr(error, 'strerror', None) or error}",
-            where=str(run.model),
-            hint=f"free disk space, then `tunedock train --resume {run.path}`",
-        ) from error
+    used = _take_best(recipe, loop, checkpoints, emit)
+    model = whole_model(base, policy, loop.updater, began=beginning(run))
+    if model is not None:
+        _write_result(run, recipe, base, model, about)
     return {
         "run": str(run.path),
         "steps": progress.step,

@@ -11,30 +11,23 @@ from torch import Tensor
 
 from tunedock.data.layout import Row
 from tunedock.data.sample import Sample
+from tunedock.errors import RowTooLargeError
+from tunedock.model import world
 from tunedock.model.out_of_memory import is_out_of_memory
 from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
-from tunedock.objective.base import Objective, Terms
-from tunedock.objective.evaluate import step_terms
+from tunedock.model.sharding import is_sharded
+from tunedock.objective.base import Objective, ReadsOthers, Terms
+from tunedock.objective.evaluate import StepSums, step_terms
 from tunedock.run.pulse import Pulse
 from tunedock.train.budget import Budget, Layout, Shortage
 from tunedock.train.optimizer import Updater
 
+SMALLER_ROWS = "training starts again with smaller rows; `train.gradient_checkpointing: true` needs less memory"
+
 
 class Stopped(Exception):  # noqa: N818 - a way out of the rows of a step, not an error
     pass
-
-
-@dataclass(slots=True)
-class Sums:
-    """What the rows of a step add up to."""
-
-    loss: float = 0.0
-    """Divided by the step's count."""
-    metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Name -> (sum, what it is divided by)."""
-    least: dict[str, float] = field(default_factory=dict)
-    most: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -56,8 +49,8 @@ class _Running:
         for name, value in terms.most.items():
             self.most[name] = torch.maximum(self.most.get(name, value), value)
 
-    def read(self) -> Sums:
-        return Sums(
+    def read(self) -> StepSums:
+        return StepSums(
             float(self.loss),
             {name: (float(a), float(b)) for name, (a, b) in self.metrics.items()},
             {name: float(value) for name, value in self.least.items()},
@@ -78,30 +71,43 @@ class Gradients:
     layout: Layout
     pulse: Pulse
 
-    def accumulate(self, samples: Sequence[Sample], rows: Sequence[Row], count: float) -> Sums | Shortage:
-        """Adds the step's gradients up in the parameters; or, when a row does not fit, leaves them in a state to be thrown away.
+    def accumulate(self, samples: Sequence[Sample], rows: Sequence[Row], count: float) -> StepSums | Shortage:
+        """Adds the gradients of this rank's share of the step's `rows` up in the parameters; or, when a row does not fit, leaves
+        them in a state to be thrown away.
 
-        Raises Stopped, likewise, when asked to stop between two rows.
+        Raises Stopped, likewise, when any rank is asked to stop between two rows; RowTooLargeError where memory ran out while the
+        other ranks wait in the middle of the step, and cannot be asked to do it again.
         """
         try:
             return self._accumulate(samples, rows, count)
         except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
             if not is_out_of_memory(error):
                 raise
-        return Shortage(max(row.slots for row in rows))
+        largest = max(row.slots for row in rows)
+        if self.in_step:
+            raise RowTooLargeError(f"a row of {largest} tokens does not fit", hint=SMALLER_ROWS)
+        return Shortage(largest)
 
-    def _accumulate(self, samples: Sequence[Sample], rows: Sequence[Row], count: float) -> Sums | Shortage:
+    @property
+    def in_step(self) -> bool:
+        """Whether ranks wait for each other within a step, and not only at its end."""
+        objective = self.objective
+        asks = objective.needs_reference or objective.whole_samples or objective.needs_logprobs
+        return is_sharded(self.policy.model) or (world.together() and (asks or isinstance(objective, ReadsOthers)))
+
+    def _accumulate(self, samples: Sequence[Sample], rows: Sequence[Row], count: float) -> StepSums | Shortage:
         running = _Running()
         if not rows:  # nothing of these samples counts (answers that were all cut off)
             return running.read()
         largest = max(rows, key=lambda row: row.slots)
         # Rows may go through the policy before the first terms.
-        if (shortage := self.budget.shortage(largest)) is not None:
+        if (shortage := self._shortage(largest)) is not None:
             return shortage
         beside = partial(self.layout, budget_tokens=largest.slots)
         step = step_terms(self.policy, self.objective, samples, rows, self.reference, beside)
+        own = world.share(rows)
         for done, terms in enumerate(step, start=1):
-            if self.stop_requested():
+            if world.agree(self.stop_requested()):
                 raise Stopped
             self.pulse.doing("row")
             share = terms.loss / count
@@ -111,9 +117,16 @@ class Gradients:
                 running.add(name, total, of)
             running.add_extremes(terms)
             del terms, share  # the row's graph, before the next row is looked at
-            if done < len(rows) and (shortage := self.budget.shortage(rows[done])) is not None:
+            if done < len(own) and (shortage := self._shortage(own[done])) is not None:
                 return shortage
         return running.read()
+
+    def _shortage(self, row: Row) -> Shortage | None:
+        """As `Budget.shortage`, of this rank or of another one. A collective call where memory is looked at before each row."""
+        found = self.budget.shortage(row)
+        if self.budget.memory.looks_ahead and world.agree(found is not None):
+            return found or Shortage(row.slots)
+        return found
 
 
 def _exact(value: Tensor | float) -> Tensor | float:
