@@ -45,7 +45,7 @@ def zero3(policy: Policy) -> tuple[Callable[[Tensor], None], Callable[[nn.Parame
 
     steps = 64
     trained = [p for p in policy.model.parameters() if p.requires_grad]
-    policy.model, *_ = deepspeed.initialize(
+    policy.called, *_ = deepspeed.initialize(
         model=policy.model,
         model_parameters=trained,
         optimizer=torch.optim.AdamW(trained, lr=1e-3),
@@ -57,7 +57,7 @@ def zero3(policy: Policy) -> tuple[Callable[[Tensor], None], Callable[[nn.Parame
         },
     )
     return (
-        lambda loss: policy.model.backward(loss * RANKS * steps),
+        lambda loss: policy.called.backward(loss * RANKS * steps),
         lambda p: safe_get_full_grad(p) if p.requires_grad else None,
     )
 

@@ -29,7 +29,6 @@ from tunedock.model.head import ChosenHead, PlainHead
 from tunedock.model.noise import EmbeddingNoise
 from tunedock.model.rope import regime_of
 from tunedock.model.score import ScoreHead, score_layer
-from tunedock.model.sharding import bare
 
 EXACT = 1e-3
 """Largest difference in log-probability, computed in float32, for two ways of computing the same thing. Of scores, which have no
@@ -61,6 +60,8 @@ class Policy:
     ) -> None:
         """`to_compile`: the layers will go through PyTorch's compiler, which on the CPU cannot look into our own parts."""
         self.model = model
+        self.called: nn.Module = model
+        """What is called for a row: the model, or what stands around it and gathers its weights (DeepSpeed's engine)."""
         self.device = device
         self.precision = precision
         self.fused: list[str] = []
@@ -110,7 +111,7 @@ class Policy:
     def drop_value_head(self) -> None:
         if self._head is not None and self._head.value is not None:
             self._head.value = self._head.value_N = None
-            delattr(bare(self.model), VALUE_HEAD)
+            delattr(self.model, VALUE_HEAD)
 
     @property
     def config(self) -> Any:
@@ -197,7 +198,7 @@ class Policy:
         elif self._head is not None:
             weight_N = row.weight_N if self.weighted_sum else None
             self._head.choose(row.flat_N, row.token_N, weight_N, ranked=ranked)
-        output = self.model(
+        output = self.called(
             input_ids=row.input_ids_BT,
             attention_mask=row.attention_mask_BT,
             position_ids=row.position_ids_BT,

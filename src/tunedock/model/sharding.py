@@ -14,12 +14,6 @@ def is_sharded_parameter(parameter: nn.Parameter) -> bool:
     return hasattr(parameter, "placements") or hasattr(parameter, "ds_id")
 
 
-def bare(model: nn.Module) -> nn.Module:
-    """The model itself, where DeepSpeed's engine stands in its place."""
-    inner = getattr(model, "module", None) if hasattr(model, "zero_optimization") else None
-    return inner if isinstance(inner, nn.Module) else model
-
-
 def held(parameter: nn.Parameter) -> Tensor:
     """What this process has of a parameter: its values, or the part of them that is here."""
     if isinstance(parameter, DTensor):

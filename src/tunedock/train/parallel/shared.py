@@ -11,7 +11,7 @@ from tunedock.model.adapter import load_trainable_state
 from tunedock.model.load import CPU
 from tunedock.model.policy import VALUE_HEAD, Policy
 from tunedock.model.session import Base, trainable_model
-from tunedock.model.sharding import bare, is_sharded
+from tunedock.model.sharding import is_sharded
 from tunedock.train.checkpoint import Snapshot
 from tunedock.train.optimizer import Updater
 
@@ -39,7 +39,7 @@ def whole_model(
     """
     if not is_sharded(policy.model):
         policy.drop_value_head()
-        return bare(policy.model) if world.rank() == 0 else None
+        return policy.model if world.rank() == 0 else None
     trained = updater.trained_state()
     if world.rank():
         return None

@@ -169,7 +169,7 @@ def zeroed(policy: Policy, plain: Updater, config: Mapping[str, Any]) -> ZeroUpd
     numbered = [[places[id(p)] for p in group["params"]] for group in plain.optimizer.param_groups]
     _compute_in(policy)
     engine, *_ = deepspeed.initialize(model=policy.model, optimizer=plain.optimizer, config=dict(config))
-    policy.model = engine
+    policy.called = engine
     return ZeroUpdater(
         named=plain.named,
         optimizer=plain.optimizer,
