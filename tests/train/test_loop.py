@@ -12,7 +12,8 @@ import torch
 from tiny_loop import build, data, losses, weights
 from tunedock.errors import DivergedError, InterruptedRun, RecipeError
 from tunedock.recipe.adapters import Adapter, Full, Lora
-from tunedock.train.checkpoint import Checkpoints, random_states
+from tunedock.train.checkpoint import Checkpoints
+from tunedock.train.random_states import random_states
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "sgd", "adafactor"])

@@ -5,8 +5,8 @@ Shapes: P prompts, G answers to each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,8 +16,9 @@ from tunedock.data.conversation import Prompt
 from tunedock.data.layout import Ints
 from tunedock.data.sample import Sample
 from tunedock.data.store import SampleStore
-from tunedock.eval.rewards.completion import Completion, Moment, Scores
+from tunedock.eval.rewards.completion import Completion, Moment
 from tunedock.eval.rewards.scoring import Scorer
+from tunedock.model import world
 from tunedock.model.answers import Sampled, Sampling
 
 Told = dict[str, tuple[float, float]]
@@ -35,7 +36,12 @@ class Answerer(Protocol):
         *,
         seed: int,
         between: Callable[[int], None] = ...,
+        numbers: Sequence[int] | None = ...,
     ) -> list[list[Sampled]]: ...
+
+    @property
+    def shared_out(self) -> bool:
+        """Whether each rank answers a part of the prompts; else the first answers all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +86,33 @@ class Judged:
         between: Callable[[int], None],
         moment: Moment,
     ) -> tuple[list[list[Sampled]], np.ndarray[Any, np.dtype[np.float64]], Told]:
-        """Answers to each, their rewards [P, G], and metrics."""
+        """Answers to each, their rewards [P, G], and metrics; where several processes train together, on each of them."""
+        if not world.together():
+            made, reward_PG, metrics = self._judged(asked, None, answers, sampling, seed, between, moment)
+            return made, reward_PG, _told(made, reward_PG, metrics)
+        count = len(asked)
+        own = world.own_of(count) if self._answer.shared_out else range(count if world.rank() == 0 else 0)
+        part = [asked[i] for i in own]
+        numbers = own if self._answer.shared_out else None
+        found: tuple[Any, ...] = ([], np.zeros((0, answers)), {})
+        if part or numbers is not None:
+            found = self._judged(part, numbers, answers, sampling, seed, between, moment)
+        world.wait_for_all("answers")
+        return _of_all(count, answers, own, *found)
+
+    def _judged(
+        self,
+        asked: Sequence[Asked],
+        numbers: Sequence[int] | None,
+        answers: int,
+        sampling: Sampling,
+        seed: int,
+        between: Callable[[int], None],
+        moment: Moment,
+    ) -> tuple[list[list[Sampled]], np.ndarray[Any, np.dtype[np.float64]], dict[str, float]]:
+        """`numbers`: as `model.answers.Sampler` takes them."""
         prompts = [one.sample.segments[0].tokens_T.tolist() for one in asked]
-        made = self._answer(prompts, answers, sampling, seed=seed, between=between)
+        made = self._answer(prompts, answers, sampling, seed=seed, between=between, numbers=numbers)
         texts = [self.texts(group) for group in made]
         completions = [
             Completion(
@@ -97,11 +127,12 @@ class Judged:
             for one, group, said in zip(asked, made, texts, strict=True)
             for sampled, text in zip(group, said, strict=True)
         ]
+        if not completions:
+            return [], np.zeros((0, answers)), {}
         scores = self._score(completions, moment)
         reward_PG = np.asarray(scores.total, np.float64).reshape(len(asked), answers)
         cut_PG = np.asarray([[not sampled.stopped for sampled in group] for group in made])
-        reward_PG = reward_PG - self._penalty * cut_PG
-        return made, reward_PG, _told(made, reward_PG, scores)
+        return made, reward_PG - self._penalty * cut_PG, scores.metrics
 
     def texts(self, group: Sequence[Sampled]) -> list[str]:
         """Without the stop token, which scorers do not expect, and other special ones."""
@@ -109,7 +140,37 @@ class Judged:
         return texts
 
 
-def _told(made: Sequence[Sequence[Sampled]], reward_PG: np.ndarray[Any, np.dtype[np.float64]], scores: Scores) -> Told:
+def _of_all(
+    count: int,
+    answers: int,
+    own: Sequence[int],
+    made: Sequence[Sequence[Sampled]],
+    reward_PG: np.ndarray[Any, np.dtype[np.float64]],
+    metrics: Mapping[str, float],
+) -> tuple[list[list[Sampled]], np.ndarray[Any, np.dtype[np.float64]], Told]:
+    """What the ranks have made and scored, in the prompts' order. A collective call."""
+    groups: list[list[Sampled]] = [[] for _ in range(count)]
+    rewards_PG = np.zeros((count, answers))
+    sums: dict[str, tuple[float, float]] = {}
+    told_by_all = world.told_by_all(
+        [list(own), [[astuple(one) for one in group] for group in made], reward_PG.tolist(), metrics]
+    )
+    for places, told, rewards, of in told_by_all:
+        for place, group, reward in zip(places, told, rewards, strict=True):
+            groups[place] = [Sampled(tuple(i), s, None if p is None else tuple(p)) for i, s, p in group]
+            rewards_PG[place] = reward
+        for name, value in of.items():
+            total, weight = sums.get(name, (0.0, 0.0))
+            sums[name] = (total + value * len(places), weight + len(places))
+    means = {name: total / weight for name, (total, weight) in sums.items() if weight}
+    return groups, rewards_PG, _told(groups, rewards_PG, means)
+
+
+def _told(
+    made: Sequence[Sequence[Sampled]],
+    reward_PG: np.ndarray[Any, np.dtype[np.float64]],
+    metrics: Mapping[str, float],
+) -> Told:
     """Metrics by TRL's names."""
     flat = [sampled for group in made for sampled in group]
     count = float(len(flat))
@@ -122,4 +183,4 @@ def _told(made: Sequence[Sequence[Sampled]], reward_PG: np.ndarray[Any, np.dtype
     if reward_PG.shape[1] > 1:
         same = (reward_PG.max(axis=1) - reward_PG.min(axis=1)) < 1e-12
         told["frac_reward_zero_std"] = (float(same.sum()), float(len(reward_PG)))
-    return told | {name: (value, 1.0) for name, value in scores.metrics.items()}
+    return told | {name: (value, 1.0) for name, value in metrics.items()}

@@ -1,8 +1,8 @@
 """What processes that train together (ranks) tell each other. Alone, every call here is a no-op.
 
 Ranks agree on everything that decides what is computed: each has the whole step's samples and lays them out alike (`share`), and
-what only one of them knows is told to all. What is told is numbers and JSON, never pickle. Tensors on the CPU go over gloo, those on
-a GPU over NCCL: a group has both, so that to agree on something never waits for a device.
+what only one of them knows is told to all. What is told is numbers and JSON, never pickle. Tensors on the CPU go over gloo, those
+on a GPU over NCCL: a group has both, so that to agree on something never waits for a device.
 """
 
 from __future__ import annotations
@@ -146,7 +146,23 @@ def share(rows: Sequence[Row]) -> Sequence[Row]:
     return over_ranks(rows, size())[rank()] if together() else rows
 
 
-def one_after_all(work: Callable[[], Any], *, name: str, leads: bool) -> Any:
+def own_of(count: int) -> range:
+    """Which of `count` things this rank does, so that each is done once."""
+    return range(rank(), count, size())
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every rank has come here; unlike in a collective call it may take them as long as it takes."""
+    if not together():
+        return
+    store = dist.distributed_c10d._get_default_store()
+    key = f"tunedock/meeting/{name}"
+    round_ = (int(store.add(key, 1)) - 1) // size()
+    while int(store.add(key, 0)) < (round_ + 1) * size():
+        time.sleep(POLL_S)
+
+
+def after_the_first_here(work: Callable[[], Any], *, name: str, leads: bool) -> Any:
     """What `work` gives, done first where it `leads` (the first process of each machine), and elsewhere once it is done there.
 
     For work that leaves files the others then read, and may take longer than a collective call may be waited for.

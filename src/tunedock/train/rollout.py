@@ -25,6 +25,7 @@ from tunedock.data.sample import Sample
 from tunedock.errors import DataError
 from tunedock.eval.judged import Judged, Prompts, Told
 from tunedock.eval.rewards.completion import Moment
+from tunedock.model import world
 from tunedock.model.answers import Sampled, Sampling
 from tunedock.model.reference import Reference, evaluating
 from tunedock.objective.credit import Measured, credited, next_kl_coef
@@ -218,11 +219,11 @@ class RolloutFeed(FixedFeed):
                 found.append((row, logprob_N.cpu().numpy(), None if value_N is None else value_N.cpu().numpy()))
             return found
 
-        rows = once_it_fits(samples, self._layout(samples), read, self._smaller)
+        rows = once_it_fits(samples, self._layout(samples), lambda rows: read(world.share(rows)), self._smaller)
         logprobs = [[np.zeros(len(s.tokens_T), np.float32) for s in sample.segments[1:]] for sample in samples]
         values = [[np.zeros(len(s.tokens_T), np.float32) for s in sample.segments[1:]] for sample in samples]
         prompt_S = np.asarray([len(sample.segments[0].tokens_T) for sample in samples])
-        valued = False
+        valued = any(value_N is not None for _, _, value_N in rows)
         for row, logprob_N, value_N in rows:
             chosen = row.chosen
             place_N = row.position_ids_BT[chosen.line_N, chosen.own_N] - prompt_S[chosen.sample_N]
@@ -230,8 +231,8 @@ class RolloutFeed(FixedFeed):
                 here_N = (chosen.sample_N == s) & (chosen.leaf_N == leaf)
                 logprobs[s][leaf][place_N[here_N]] = logprob_N[here_N]
                 if value_N is not None:
-                    valued = True
                     values[s][leaf][place_N[here_N]] = value_N[here_N]
+        _of_all_ranks([*logprobs, *values] if valued else logprobs)
         return logprobs, values if valued else None
 
     # -- state ---------------------------------------------------------------------------------------------------------
@@ -252,6 +253,16 @@ class RolloutFeed(FixedFeed):
         if tensors:
             rest = {name: tensor for name, tensor in tensors.items() if name != "rollout"}
             self._number, self._experiences = int(tensors["rollout"]), from_tensors(rest)
+
+
+def _of_all_ranks(groups: Sequence[Sequence[np.ndarray[Any, np.dtype[np.float32]]]]) -> None:
+    """Fills in what other ranks have read, where these have zeros. A collective call."""
+    if not world.together():
+        return
+    every = [values for group in groups for values in group]
+    whole = world.add_up(torch.as_tensor(np.concatenate(every))).numpy()
+    for values, told in zip(every, np.split(whole, np.cumsum([len(values) for values in every])[:-1]), strict=True):
+        values[:] = told
 
 
 def sampling_of(section: Rollout) -> Sampling:

@@ -13,6 +13,7 @@ from tunedock.eval.judged import Answerer, Judged, Prompts
 from tunedock.eval.rewards.completion import Moment
 from tunedock.eval.rewards.scoring import make_scorer
 from tunedock.events import Emitter
+from tunedock.model import world
 from tunedock.model.answers import Sampler, Sampling
 from tunedock.model.engine.answerer import Engine
 from tunedock.model.engine.folders import AdapterFolders
@@ -106,7 +107,9 @@ class Rollouts:
         return between
 
     def _check(self) -> None:
-        if self.stop.asked():
+        if (
+            not world.together() and self.stop.asked()
+        ):  # of several ranks one cannot leave alone: it is asked at the next row
             raise Stopped
 
 
@@ -150,6 +153,7 @@ def _answerer(run: Run, recipe: Recipe, section: Rollout, base: Base, policy: Po
         longest=recipe.data.max_length,
         on_warning=lambda text: emit.warning(text, where=found.base_url),
     )
-    engine.begin()
+    if world.rank() == 0:
+        engine.begin()
     emit.note(f"answers are made by {found.model} at {found.base_url}", base_url=found.base_url, model=found.model)
     return engine

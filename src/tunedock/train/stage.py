@@ -105,8 +105,8 @@ def _train(
     if rank.leads:
         write_json(run.path / "environment.json", {"versions": versions(), "hardware": hardware()})
     leads = rank.local == 0
-    base = world.one_after_all(lambda: find_base(recipe), name="base", leads=leads)
-    feed, validation, about = world.one_after_all(lambda: _data(base, recipe, emit), name="data", leads=leads)
+    base = world.after_the_first_here(lambda: find_base(recipe), name="base", leads=leads)
+    feed, validation, about = world.after_the_first_here(lambda: _data(base, recipe, emit), name="data", leads=leads)
     _same_data(run, about, resume, emit)
     course = _course(recipe, about)
     way = way_of(recipe)

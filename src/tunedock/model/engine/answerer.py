@@ -68,10 +68,16 @@ class Engine:
         *,
         seed: int,
         between: Between = lambda done: None,
+        numbers: Sequence[int] | None = None,
     ) -> list[list[Sampled]]:
         """As `Sampler` does. `between` is asked several times a second, and may raise to stop. Raises EngineError."""
         made: list[list[Sampled]] = self._run(self._all(prompts, answers, sampling, seed, between))
         return made
+
+    @property
+    def shared_out(self) -> bool:
+        """One process asks: the engine has its own way to answer much at once, and one adapter to be given."""
+        return False
 
     def begin(self) -> None:
         """Makes sure that the engine is there, has the model and can run the adapter; takes back what a killed process of this run
