@@ -70,6 +70,46 @@ def test_an_answer_ends_with_its_stop_token_or_is_cut_off() -> None:
         assert answer.stopped or len(answer.ids) == 40
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_what_is_drawn_does_not_depend_on_how_many_at_once(batch_size: int) -> None:
+    policy = policy_of()
+    asked = prompts(policy.config.vocab_size, 5)
+    sampled = Sampling(8, temperature=0.9, top_k=40, top_p=0.95)
+    assert sampler(policy, batch_size=batch_size)(asked, 3, sampled, seed=4) == sampler(policy)(
+        asked, 3, sampled, seed=4
+    )
+
+
+def test_numbered_prompts_get_what_they_get_among_all() -> None:
+    """As one of several processes does that share the prompts."""
+    policy = policy_of()
+    asked = prompts(policy.config.vocab_size, 5)
+    whole = sampler(policy)(asked, 2, Sampling(8), seed=4)
+    assert sampler(policy)([asked[1], asked[3]], 2, Sampling(8), seed=4, numbers=[1, 3]) == [whole[1], whole[3]]
+
+
+def test_tokens_are_drawn_by_their_probabilities() -> None:
+    """Of 4,000 draws of one token, each token's share is its probability; the bound is five standard deviations."""
+    policy = policy_of()
+    prompt = prompts(policy.config.vocab_size, 1)[0]
+    with torch.no_grad(), policy.plain():
+        logits_V = policy.model(torch.tensor([prompt])).logits[0, -1].double()
+    for sampling in (Sampling(1), Sampling(1, temperature=0.25, top_k=12), Sampling(1, temperature=0.25, top_p=0.5)):
+        scaled_V = logits_V / sampling.temperature
+        kept_V = torch.ones_like(scaled_V, dtype=torch.bool)
+        order = scaled_V.argsort(descending=True)
+        if sampling.top_k:
+            kept_V[order[sampling.top_k :]] = False
+        shares = torch.softmax(scaled_V, 0)[order].cumsum(0)
+        kept_V[order[1:][shares[:-1] >= sampling.top_p]] = False
+        wanted_V = torch.softmax(scaled_V.masked_fill(~kept_V, -torch.inf), 0)
+        made = sampler(policy, batch_size=4000)([prompt], 4000, sampling, seed=3)[0]
+        seen_V = torch.bincount(torch.tensor([one.ids[0] for one in made]), minlength=len(logits_V)).double() / 4000
+        bound_V = 5 * (wanted_V * (1 - wanted_V) / 4000).sqrt() + 1e-4
+        assert not seen_V[~kept_V].any()
+        assert bool(((seen_V - wanted_V).abs() <= bound_V).all())
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 64])
 def test_however_many_at_once(batch_size: int) -> None:
     policy = policy_of()
@@ -88,11 +128,11 @@ def test_a_batch_without_room_is_done_in_halves(monkeypatch: pytest.MonkeyPatch)
     wanted = sampler(policy)(asked, 3, greedy, seed=0)
     lines, sizes = Sampler._lines, []
 
-    def short(self: Sampler, group: Any, counts: Any, sampling: Sampling) -> Any:
+    def short(self: Sampler, group: Any, counts: Any, sampling: Sampling, draws: Any) -> Any:
         sizes.append(sum(counts))
         if sum(counts) > 2:
             raise torch.OutOfMemoryError("no room")
-        return lines(self, group, counts, sampling)
+        return lines(self, group, counts, sampling, draws)
 
     monkeypatch.setattr(answers_module.Sampler, "_lines", short)
     assert sampler(policy)(asked, 3, greedy, seed=0) == wanted

@@ -51,7 +51,7 @@ def test_steps_that_follow_change_nothing_of_what_is_written(tmp_path: Path) -> 
     states: dict[str, torch.Tensor] = {}
 
     def at_step_4(*_: Any, **__: Any) -> None:
-        tensors, _ = optimizer_state(loop._updater.optimizer, copy=True)
+        tensors, _ = optimizer_state(loop.updater.optimizer, copy=True)
         kept.update(weights(policy))
         states.update(tensors)
 

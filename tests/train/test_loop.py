@@ -136,7 +136,7 @@ def test_a_run_out_of_patience_takes_no_step_when_resumed(tmp_path: Path) -> Non
 def test_early_overflow_with_float16_skips_the_step(tmp_path: Path) -> None:
     loop, policy, _ = build(tmp_path, fp16=True, steps=3)
     before = weights(policy)
-    loop._updater.scaler = torch.amp.GradScaler("cpu", init_scale=3e38)  # the next gradients overflow
+    loop.updater.scaler = torch.amp.GradScaler("cpu", init_scale=3e38)  # the next gradients overflow
     loop._step(random_states())
     assert loop.progress.skipped == 1
     for name, tensor in before.items():
