@@ -38,7 +38,6 @@ from tunedock.train.feed import Ahead, Feed
 from tunedock.train.grace import Grace
 from tunedock.train.machine import usage
 from tunedock.train.optimizer import Updater
-from tunedock.train.optimizer_state import state_bytes
 from tunedock.train.parallel.shared import shared
 from tunedock.train.random_states import random_states, random_states_of_all, restore_random_states
 from tunedock.train.step import Gradients, Stopped
@@ -449,8 +448,7 @@ class Loop:
     @property
     def state_bytes(self) -> int:
         """Of a checkpoint, but for what is small."""
-        trained = sum(p.numel() * p.element_size() for _, p in self._policy.trainable)
-        return trained + state_bytes(self.updater.optimizer)
+        return self.updater.state_bytes
 
     def _snapshot(self, copy: bool = False) -> Snapshot:
         """All of it on the first rank; the others help to put it together. With `copy`, one that no later step changes."""

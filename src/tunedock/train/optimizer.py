@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tunedock.errors import ModelError
 from tunedock.recipe.schema import Train
 from tunedock.train.optimizer_names import make_optimizer
-from tunedock.train.optimizer_state import on_the_cpu, optimizer_state, restore_optimizer
+from tunedock.train.optimizer_state import on_the_cpu, optimizer_state, restore_optimizer, state_bytes
 from tunedock.train.schedule import make_schedule
 
 
@@ -102,6 +102,11 @@ class Updater:
         """The optimizer's, as `train.optimizer_state` has it: the tensors whole on the first rank, and none elsewhere. A
         collective call."""
         return optimizer_state(self.optimizer, partial(on_the_cpu, copy=copy))
+
+    @property
+    def state_bytes(self) -> int:
+        """Of both, as far as this rank can say without asking the others."""
+        return sum(p.numel() * p.element_size() for p in self.parameters) + state_bytes(self.optimizer)
 
     def restore(self, tensors: Mapping[str, Tensor], tree: dict[str, Any]) -> None:
         """Puts back what `optimizer_state` gave; of the first rank's."""

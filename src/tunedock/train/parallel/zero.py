@@ -107,6 +107,12 @@ class ZeroUpdater(Updater):
         ]
         return tensors, {"state": {i: e for i, e in state.items() if e}, "param_groups": plain_state(groups)}
 
+    @property
+    def state_bytes(self) -> int:
+        kept = [value for entries in self._states.values() for value in entries.values() if isinstance(value, Tensor)]
+        trained = sum(_shape(parameter).numel() * parameter.element_size() for parameter in self.parameters)
+        return trained + world.size() * sum(value.numel() * value.element_size() for value in kept)
+
     def restore(self, tensors: Mapping[str, Tensor], tree: dict[str, Any]) -> None:
         """Of tensors that are a parameter's shape and of numbers; DeepSpeed takes only optimizers that keep no others."""
         from deepspeed.utils import safe_set_full_optimizer_state
