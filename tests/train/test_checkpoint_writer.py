@@ -15,9 +15,10 @@ import torch
 from tiny_loop import build, weights
 from tunedock.errors import DiskError, InterruptedRun
 from tunedock.events import Emitter
-from tunedock.train.checkpoint import Checkpoints, Snapshot, random_states
+from tunedock.train.checkpoint import Checkpoints, Snapshot
 from tunedock.train.checkpoint_writer import CheckpointWriter
 from tunedock.train.optimizer_state import optimizer_state, state_bytes
+from tunedock.train.random_states import random_states
 
 
 class Gated(Checkpoints):
@@ -51,7 +52,7 @@ def test_steps_that_follow_change_nothing_of_what_is_written(tmp_path: Path) -> 
     states: dict[str, torch.Tensor] = {}
 
     def at_step_4(*_: Any, **__: Any) -> None:
-        tensors, _ = optimizer_state(loop.updater.optimizer, copy=True)
+        tensors, _ = loop.updater.optimizer_state(copy=True)
         kept.update(weights(policy))
         states.update(tensors)
 

@@ -117,11 +117,12 @@ def backward(policy: Policy, group: Sequence[Sample], budget: int) -> float:
 
 
 def assert_same(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    """To 2e-5 of a tensor's largest gradient; where that is next to nothing beside the model's, its last digits are chance."""
+    """To 2e-5 of a tensor's largest gradient. Where that is below a thousandth of the model's, to 2e-8 of the model's: a sixth of
+    float32's last digit there, which processors round their own ways."""
     assert got.keys() == wanted.keys()
     largest = max(float(gradient.abs().max()) for gradient in wanted.values())
     for name, gradient in wanted.items():
-        scale = max(float(gradient.abs().max()), 1e-4 * largest)
+        scale = max(float(gradient.abs().max()), 1e-3 * largest)
         assert float((got[name] - gradient).abs().max()) / scale < 2e-5, name
 
 

@@ -128,7 +128,10 @@ def _parsed(path: Path, where: str) -> yaml.MappingNode:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise RecipeError(f"this is no YAML: {getattr(error, 'problem', None) or error}", where=where) from None
+        problem = str(getattr(error, "problem", None) or error)
+        if "nesting depth" in problem:  # PyYAML's own limit, since 6.0.4
+            raise RecipeError(TOO_DEEP, where=where) from None
+        raise RecipeError(f"this is no YAML: {problem}", where=where) from None
     if not isinstance(node, yaml.MappingNode):
         raise RecipeError(
             "a task's file holds keys and values", where=str(path), hint="a line of it is `task: my-task`"
@@ -144,7 +147,7 @@ def _refuse_deep(text: str, path: Path) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > DEEPEST:
-            raise RecipeError("this is nested too deeply for a task", where=_at(path, event))
+            raise RecipeError(TOO_DEEP, where=_at(path, event))
 
 
 def _nodes(root: Any) -> Iterator[Any]:
@@ -212,3 +215,6 @@ def _code(what: str, path: Path, node: Any) -> RecipeError:
 
 def _at(path: Path, node: Any) -> str:
     return f"{path}:{node.start_mark.line + 1}"
+
+
+TOO_DEEP = "this is nested too deeply for a task"
