@@ -22,6 +22,8 @@ LARGEST_FILE = 4 << 20
 DEEPEST = 100
 """Lists and mappings within each other; the parser in C would end the process at some ten thousand."""
 
+TOO_DEEP = "this is nested too deeply for a task"
+
 IGNORED = {"__pycache__", ".ipynb_checkpoints"}
 """Folders lm-eval passes over."""
 
@@ -215,6 +217,3 @@ def _code(what: str, path: Path, node: Any) -> RecipeError:
 
 def _at(path: Path, node: Any) -> str:
     return f"{path}:{node.start_mark.line + 1}"
-
-
-TOO_DEEP = "this is nested too deeply for a task"
