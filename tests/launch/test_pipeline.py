@@ -79,7 +79,7 @@ def test_resuming_keeps_the_recipe_of_the_run(recipe, launcher):
         assert next(e for e in events if e.get("message") == "request")["data"]["request"] == {"resume": True}
     with pytest.raises(RecipeError, match=r"`train.learning_rate` was 0.0001, is 0.5"):
         pipeline.train([recipe], ["train.learning_rate=0.5"], resume=run, launcher=again)
-    with pytest.raises(RecipeError, match="nothing to override"):
+    with pytest.raises(RecipeError, match="keeps its recipe, but for where it is trained"):
         pipeline.train([], ["train.learning_rate=0.5"], resume=run, launcher=again)
 
 

@@ -56,6 +56,9 @@ def add_row(made: Table, *cells: Any) -> None:
 
 def show_trained(outcome: Outcome) -> None:
     out = console()
+    if "node" in outcome.value:
+        out.print(Text("this machine's part is done; the result is in the run directory of node 0"))
+        return
     # What was computed: fewer than the data's tokens where samples of a step begin alike.
     _figures(out, {"tokens computed" if key == "tokens" else key: item for key, item in outcome.value.items()})
     name = (

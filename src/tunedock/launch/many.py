@@ -40,7 +40,7 @@ from tunedock.run.ranks import RankFiles
 from tunedock.run.record import Run, write_json
 
 LAST_WORDS_S = 10.0
-"""How long this machine's ranks may still run after another machine's have ended by an error."""
+"""How long this machine's ranks may still run after another machine's ended by an error, and how long its word of it may take."""
 
 START_FILE = "start.json"
 """In `RUN/ranks`: the name of the last start. A machine that reads it there shares the run directory."""
@@ -79,6 +79,9 @@ class RanksJob:
         self._meeting: Meeting | None = None
         self._asked: int | None = None
         self._error: TunedockError | None = None
+        """Why this start was ended, or never came to be."""
+        self._cause: TunedockError | None = None
+        """What ended it, once it has ended."""
         self._since: float | None = None
         """When another machine's ranks ended by an error."""
         self._over = False
@@ -157,6 +160,11 @@ class RanksJob:
     def spec(self) -> JobSpec:
         return self._spec
 
+    @property
+    def started(self) -> bool:
+        """Whether it came to a start: else the machines did not meet."""
+        return self._job is not None
+
     def poll(self) -> int | None:
         if self._job is None:
             return self._error.exit_code if self._error is not None else None
@@ -213,20 +221,27 @@ class RanksJob:
             return self._error or failure
         if self._job.poll() == 0:
             return failure
+        if self._cause is None:
+            self._cause = self._found(self._job, stopped_by) or failure
+        return self._cause
+
+    def _found(self, job: LocalJob, stopped_by: int | None) -> TunedockError | None:
+        """The error that ended this start, where it is known here."""
         if self.killed_for_memory():
             return OutOfMemoryError(
                 "a process was killed (SIGKILL) because the machine ran out of memory",
                 where=str(self._spec.log),
                 hint="lower `train.token_budget` or `data.max_length`, or free memory on this machine",
             )
-        found = self._watchman.cause(self._job.printed(), killed_by_us=self._job.killed_by_us)
-        if stopped_by is not None or (self._meeting is not None and self._meeting.asked is not None):
-            asked = found is None or isinstance(found, LostPeerError | InterruptedRun)
-            return self._stopped(failure, stopped_by) if asked else found
-        elsewhere = self._elsewhere()
-        if elsewhere is not None and (found is None or isinstance(found, LostPeerError)):
-            return elsewhere
-        return found or failure
+        found = self._watchman.cause(job.printed(), killed_by_us=job.killed_by_us)
+        asked = stopped_by or (self._meeting.asked if self._meeting is not None else None)
+        if asked is not None:
+            by_itself = found is not None and not isinstance(found, LostPeerError | InterruptedRun)
+            return found if by_itself else self._stopped(asked)
+        elsewhere = self._elsewhere(0.0 if found is not None else LAST_WORDS_S)
+        first = [error for error in (found, elsewhere) if error is not None]
+        by_itself = [error for error in first if not isinstance(error, LostPeerError)]
+        return next(iter([*by_itself, *first]), self._watchman.heard())
 
     def close(self) -> None:
         if self._job is not None:
@@ -250,7 +265,7 @@ class RanksJob:
             return
         if meeting.lost is not None:
             self._end_by(job, self._watchman.node_lost(meeting.lost, meeting.host_of(meeting.lost)))
-        elif self._elsewhere() is not None:
+        elif any(error is not None for error in meeting.ended.values()):
             self._since = self._since or time.monotonic()
             if time.monotonic() - self._since > LAST_WORDS_S:
                 job.kill()
@@ -263,23 +278,31 @@ class RanksJob:
             self._error = self._error or error
             job.kill()
 
-    def _elsewhere(self) -> TunedockError | None:
-        """The error another machine ended by."""
-        if self._meeting is None:
+    def _elsewhere(self, wait_s: float = 0.0) -> TunedockError | None:
+        """What another machine ended by; where none has said it yet, it may within `wait_s` seconds."""
+        meeting = self._meeting
+        if meeting is None:
             return None
-        told = [(node, error) for node, error in self._meeting.ended.items() if error is not None]
+        deadline = time.monotonic() + wait_s
+        while True:
+            told = [(node, error) for node, error in meeting.ended.items() if error is not None]
+            if told or meeting.lost is not None or time.monotonic() >= deadline:
+                break
+            time.sleep(0.05)
         if not told:
-            return None
+            lost = meeting.lost
+            return None if lost is None else self._watchman.node_lost(lost, meeting.host_of(lost))
         error = TunedockError.from_json(dict(told[0][1]))
-        host = self._meeting.host_of(told[0][0])
+        host = meeting.host_of(told[0][0])
         if host not in error.message:
             error.message += f" (node {told[0][0]}, {host})"
         return error
 
-    def _stopped(self, failure: TunedockError | None, stopped_by: int | None) -> TunedockError:
-        if isinstance(failure, InterruptedRun):
-            return failure
-        by = stopped_by or (self._meeting.asked if self._meeting is not None else None)
+    def _stopped(self, by: int) -> TunedockError:
+        end = self._watchman.end_of(self._crew.own[0])
+        told = None if end is None or end.error is None else TunedockError.from_json(end.error)
+        if isinstance(told, InterruptedRun):
+            return told
         kind = PreemptedRun if by == signal.SIGTERM else InterruptedRun
         return kind("`train` was stopped", hint=f"go on with `tunedock train --resume {self._run.path}`")
 

@@ -70,10 +70,11 @@ class Line:
         self._socket = connection
         self._read = b""
         self._writing = threading.Lock()
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in (("TCP_KEEPIDLE", KEEPALIVE_S), ("TCP_KEEPINTVL", KEEPALIVE_S), ("TCP_KEEPCNT", 3)):
-            if hasattr(socket, name):
-                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        with suppress(OSError):  # no TCP
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in (("TCP_KEEPIDLE", KEEPALIVE_S), ("TCP_KEEPINTVL", KEEPALIVE_S), ("TCP_KEEPCNT", 3)):
+                if hasattr(socket, name):
+                    connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Raises OSError when the other end is gone."""
@@ -82,9 +83,9 @@ class Line:
 
     def receive(self, timeout_s: float | None) -> dict[str, Any] | None:
         """The next message; None when the other end is gone, or says what is none. Raises TimeoutError."""
-        self._socket.settimeout(timeout_s)
         while b"\n" not in self._read:
             try:
+                self._socket.settimeout(timeout_s)
                 part = self._socket.recv(1 << 16)
             except TimeoutError:
                 raise
@@ -176,9 +177,9 @@ def host_meeting(
     """
     host, port = address_of(rendezvous)
     deadline = time.monotonic() + timeout_s
-    told = start(free_port(host))
     calls: dict[int, tuple[Hello, Line]] = {}
     with _listening(host, port) as server:
+        told = start(free_port(host))
         while len(calls) < nodes - 1:
             missing = [node for node in range(1, nodes) if node not in calls]
             on_wait(f"waiting for node{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))} at {rendezvous}")

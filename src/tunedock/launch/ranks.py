@@ -151,7 +151,7 @@ class Watchman:
     # -- after its end -------------------------------------------------------------------------------------------------
 
     def cause(self, log: str, *, killed_by_us: bool) -> TunedockError | None:
-        """The error that ended a start, where one process's exit code does not say it. `log`: what torchrun said last."""
+        """The error that ended a start, where a rank failed by itself or was killed. `log`: what torchrun said."""
         ends = {number: end for number, each in self._files.items() if (end := read_end(each.end)) is not None}
         failed = [end for end in ends.values() if end.exit_code and not _only_heard(end)]
         if failed:
@@ -162,8 +162,16 @@ class Watchman:
         for number, code in codes.items():  # the first that failed is the first of them
             if number not in ends:
                 return self._killed(number, code)
-        heard = [end for end in ends.values() if end.exit_code == LostPeerError.exit_code]
-        return self._own_fault(heard[0], ends) if heard else None
+        return None
+
+    def heard(self) -> TunedockError | None:
+        """What a rank of this machine ended by that only heard of another's end."""
+        ends = {number: end for number in self._crew.own if (end := read_end(self._files[number].end)) is not None}
+        lost = [end for end in ends.values() if end.exit_code == LostPeerError.exit_code]
+        return self._own_fault(lost[0], ends) if lost else None
+
+    def end_of(self, number: int) -> End | None:
+        return read_end(self._files[number].end)
 
     def signal_of(self, log: str) -> int | None:
         """The signal that killed one of this machine's ranks; None where none was."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +13,21 @@ from tunedock.errors import BugError, RecipeError, RunError
 from tunedock.launch.job import JobSpec, Launcher
 from tunedock.launch.watch import OnEvent
 from tunedock.pipeline.jobs import Outcome, ignore, note_event, run_stage
+from tunedock.pipeline.nodes import beside_the_first, commands_elsewhere, join_run
 from tunedock.plan.cards import gpus_here
 from tunedock.recipe import paths
 from tunedock.recipe.load import load
 from tunedock.recipe.resolve import Resolved, resolve
-from tunedock.run.record import Run, RunState
+from tunedock.run.record import Run, RunState, write_atomic, write_json
 from tunedock.run.store import flatten
 
 ExportFormat = Literal["hf", "adapter"]
+
+SPREAD = ("launch", "parallel", "offload")
+"""Sections and keys that a run may have otherwise when it is resumed: on how many processes, and how a model lies on them."""
+
+A_DEVICES_BATCH = ("train.per_device_train_batch_size", "train.gradient_accumulation_steps")
+"""What was said of `batch_size` with the number of devices there was then."""
 
 HELD_OUT_KEYS = {
     "max_samples": "`limit=50` takes the first documents of each task",
@@ -44,21 +52,53 @@ def train(
 ) -> Outcome:
     """Trains by the recipe into a new run directory, or goes on with `resume`, which keeps the recipe it has.
 
-    Files given along with `resume` must say what the run's own recipe says.
+    Files given along with `resume` must say what the run's own recipe says, but for where it is trained (`launch`, `parallel`,
+    `offload`). On a machine beside the first (`launch.node_rank`) it takes that machine's part in the run of node 0.
     """
-    if resume is None:
-        return train_resolved(resolve_recipe(files, overrides), on_event=on_event, launcher=launcher)
-    run = Run(resume.path.absolute())
-    _refuse_finished(run)
-    if files:
-        check_same_recipe(run, resolve_recipe(files, overrides))
-    elif overrides:
-        raise RecipeError(
-            "a resumed run keeps its recipe, so there is nothing to override",
-            where="--resume",
-            hint="leave the overrides out, or start a new run",
-        )
+    run = None if resume is None else Run(resume.path.absolute())
+    if run is None:
+        resolved = resolve_recipe(files, overrides)
+    else:
+        _refuse_finished(run)
+        if not files and not overrides:
+            return _train_in(run, True, on_event, launcher)
+        resolved = _resolved_again(run, files, overrides)
+    if beside_the_first(resolved.recipe.launch):
+        return join_run(resolved, on_event=on_event, launcher=launcher)
+    for command in commands_elsewhere(resolved.recipe.launch, files, overrides):
+        on_event(note_event(f"on another machine: {command}"))
+    if run is None:
+        return train_resolved(resolved, on_event=on_event, launcher=launcher)
+    check_same_recipe(run, resolved)
+    _spread_anew(run, resolved)
     return _train_in(run, True, on_event, launcher)
+
+
+def _resolved_again(run: Run, files: Sequence[Path], overrides: Sequence[str]) -> Resolved:
+    """The recipe to go on by: the files given, or the run's own, over other processes than before."""
+    for text in overrides if not files else ():
+        if text.partition("=")[0].split(".")[0] not in SPREAD:
+            raise RecipeError(
+                f"`{text}`: a resumed run keeps its recipe, but for where it is trained",
+                where="--resume",
+                hint=f"leave it out, or start a new run; {', '.join(f'`{key}`' for key in SPREAD)} may change",
+            )
+    if files:
+        return resolve_recipe(files, overrides)
+    return resolve_recipe([run.path / "recipe.yaml"], [*(f"{key}=null" for key in A_DEVICES_BATCH), *overrides])
+
+
+def _spread_anew(run: Run, resolved: Resolved) -> None:
+    """Has the run's recipe say what the one given says of its processes."""
+    stored = Resolved.from_json(run.resolved())
+    recipe = stored.recipe.model_copy(update={key: getattr(resolved.recipe, key) for key in SPREAD})
+    if recipe == stored.recipe:
+        return
+    origins = {key: origin for key, origin in stored.origins.items() if key.split(".")[0] not in SPREAD}
+    origins |= {key: origin for key, origin in resolved.origins.items() if key.split(".")[0] in SPREAD}
+    anew = replace(stored, recipe=recipe, origins=origins)
+    write_atomic(run.path / "recipe.yaml", anew.to_yaml())
+    write_json(run.path / "resolved.json", anew.to_json())
 
 
 def train_resolved(resolved: Resolved, *, on_event: OnEvent = ignore, launcher: Launcher | None = None) -> Outcome:
