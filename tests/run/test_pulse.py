@@ -84,6 +84,16 @@ def test_a_pulse_that_is_still_writes_nothing_and_costs_next_to_nothing() -> Non
     assert (pulse.beat().step, pulse.beat().count) == (9_999, 10_000)
 
 
+def test_waiting_for_others_is_a_part_of_what_is_done() -> None:
+    pulse = Pulse()
+    pulse.at(3, "row")
+    with pulse.waiting(patient=True):
+        inside = pulse.beat()
+    after = pulse.beat()
+    assert (inside.what, inside.waits, inside.patient) == ("row", True, True)
+    assert (after.what, after.waits, after.patient, after.count) == ("row", False, False, 3)
+
+
 def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "ranks").write_text("a file where the folder should be")
     pulse = Pulse()

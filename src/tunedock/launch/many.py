@@ -240,8 +240,10 @@ class RanksJob:
             return found if by_itself else self._stopped(asked)
         elsewhere = self._elsewhere(0.0 if found is not None else LAST_WORDS_S)
         first = [error for error in (found, elsewhere) if error is not None]
-        by_itself = [error for error in first if not isinstance(error, LostPeerError)]
-        return next(iter([*by_itself, *first]), self._watchman.heard())
+        first.sort(
+            key=lambda error: isinstance(error, LostPeerError)
+        )  # one that failed by itself goes before one that was lost
+        return first[0] if first else self._watchman.heard()
 
     def close(self) -> None:
         if self._job is not None:

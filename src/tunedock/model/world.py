@@ -20,15 +20,21 @@ from torch import Tensor
 from torch import distributed as dist
 
 from tunedock.data.layout import Row, over_ranks
+from tunedock.run.pulse import Pulse
 from tunedock.run.ranks import Rank
 
 POLL_S = 0.2
 """How often a rank looks whether another one is done."""
 
+_pulse = Pulse()
+"""Hears when this rank waits for the others, so that who hangs is told from those that wait for it."""
+
 
 @contextmanager
-def joined(*, timeout_s: float) -> Iterator[Rank]:
+def joined(*, timeout_s: float, pulse: Pulse | None = None) -> Iterator[Rank]:
     """Joins the other ranks for as long as it lasts, on this rank's device. `timeout_s`: how long one waits for another."""
+    global _pulse
+    _pulse = pulse or Pulse()
     own = Rank.of(os.environ)
     if own.world == 1:
         yield own
@@ -41,10 +47,8 @@ def joined(*, timeout_s: float) -> Iterator[Rank]:
         timeout=timedelta(seconds=timeout_s),
         device_id=torch.device("cuda", own.local) if cuda else None,
     )
-    try:
-        yield own
-    finally:
-        dist.destroy_process_group()
+    yield own
+    dist.destroy_process_group()  # not after an error: it may wait for others that are gone
 
 
 def together() -> bool:
@@ -73,14 +77,16 @@ def least(value: int) -> int:
     if not together():
         return value
     values = torch.tensor(value, dtype=torch.int64)
-    dist.all_reduce(values, dist.ReduceOp.MIN)
+    with _pulse.waiting():
+        dist.all_reduce(values, dist.ReduceOp.MIN)
     return int(values.item())
 
 
 def add_up(tensor: Tensor) -> Tensor:
     """The sum over ranks, in place; the same to the last bit on each."""
     if together():
-        dist.all_reduce(tensor)
+        with _pulse.waiting():
+            dist.all_reduce(tensor)
     return tensor
 
 
@@ -92,7 +98,8 @@ def joined_up(tensor_NC: Tensor) -> Tensor:
     filled = tensor_NC.new_zeros(max(lengths), *tensor_NC.shape[1:])
     filled[: len(tensor_NC)] = tensor_NC
     found = [torch.empty_like(filled) for _ in lengths]
-    dist.all_gather(found, filled)
+    with _pulse.waiting():
+        dist.all_gather(found, filled)
     return torch.cat([one[:n] for one, n in zip(found, lengths, strict=True)])
 
 
@@ -102,12 +109,14 @@ def told_by_all(value: Any) -> list[Any]:
         return [value]
     own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
     lengths = [torch.zeros((), dtype=torch.int64) for _ in range(size())]
-    dist.all_gather(lengths, torch.tensor(len(own)))
+    with _pulse.waiting():
+        dist.all_gather(lengths, torch.tensor(len(own)))
     longest = max(int(length) for length in lengths)
     filled = torch.zeros(longest, dtype=torch.uint8)
     filled[: len(own)] = own
     found = [torch.zeros_like(filled) for _ in lengths]
-    dist.all_gather(found, filled)
+    with _pulse.waiting():
+        dist.all_gather(found, filled)
     return [json.loads(bytes(one[: int(n)].tolist())) for one, n in zip(found, lengths, strict=True)]
 
 
@@ -117,11 +126,13 @@ def told_by_first(value: Any) -> Any:
         return value
     content = json.dumps(value).encode() if rank() == 0 else b""
     length = torch.tensor(len(content))
-    dist.broadcast(length, 0)
+    with _pulse.waiting():
+        dist.broadcast(length, 0)
     tensor = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.zeros(0, dtype=torch.uint8)
     if rank():
         tensor = torch.zeros(int(length), dtype=torch.uint8)
-    dist.broadcast(tensor, 0)
+    with _pulse.waiting():
+        dist.broadcast(tensor, 0)
     return json.loads(bytes(tensor.tolist()))
 
 
@@ -134,7 +145,8 @@ def tensors_of_first(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tenso
     for name, (shape, dtype) in told_by_first(own).items():
         tensor = tensors[name].cpu().contiguous() if rank() == 0 else torch.empty(shape, dtype=getattr(torch, dtype))
         flat = tensor.reshape(-1).view(torch.uint8) if tensor.numel() else tensor.new_zeros(0, dtype=torch.uint8)
-        dist.broadcast(flat, 0)
+        with _pulse.waiting():
+            dist.broadcast(flat, 0)
         yield name, tensor
 
 
@@ -158,8 +170,9 @@ def wait_for_all(name: str) -> None:
     store = dist.distributed_c10d._get_default_store()
     key = f"tunedock/meeting/{name}"
     round_ = (int(store.add(key, 1)) - 1) // size()
-    while int(store.add(key, 0)) < (round_ + 1) * size():
-        time.sleep(POLL_S)
+    with _pulse.waiting(patient=True):
+        while int(store.add(key, 0)) < (round_ + 1) * size():
+            time.sleep(POLL_S)
 
 
 def after_the_first_here(work: Callable[[], Any], *, name: str, leads: bool) -> Any:
@@ -175,6 +188,7 @@ def after_the_first_here(work: Callable[[], Any], *, name: str, leads: bool) -> 
         value = work()
         store.set(key, "done")
         return value
-    while not store.check([key]):
-        time.sleep(POLL_S)
+    with _pulse.waiting(patient=True):
+        while not store.check([key]):
+            time.sleep(POLL_S)
     return work()

@@ -74,6 +74,16 @@ class Pulse:
         _, step, _, _, waits, patient = self._last
         self.at(step, what, waits=waits, patient=patient)
 
+    @contextmanager
+    def waiting(self, *, patient: bool = False) -> Iterator[None]:
+        """While inside, this rank waits for the others."""
+        _, step, what, _, waits, was_patient = self._last
+        self.at(step, what, waits=True, patient=patient or was_patient)
+        try:
+            yield
+        finally:
+            self.at(step, what, waits=waits, patient=was_patient)
+
     def beat(self) -> Beat:
         count, step, what, since, waits, patient = self._last
         return Beat(

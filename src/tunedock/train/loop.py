@@ -422,7 +422,7 @@ class Loop:
     def save(self, *, metric: float | None = None, better: bool = False, beside: bool = True) -> None:
         """Saves a checkpoint, `beside` the steps that follow or before this returns."""
         step = self.progress.step
-        self._pulse.at(step, "checkpoint")
+        self._pulse.at(step, "checkpoint", patient=True)
         self._with_snapshots(
             lambda take: self._writer.save(step, self.state_bytes, take, metric=metric, better=better, beside=beside)
         )

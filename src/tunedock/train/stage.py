@@ -76,7 +76,7 @@ def train(
     `token_budget`: the most tokens of a row from here on, after the run was killed for want of memory. Where torchrun started
     several of these processes they train together (`model.world`): the first one writes the run directory.
     """
-    with world.joined(timeout_s=recipe.launch.timeout_s) as rank:
+    with world.joined(timeout_s=recipe.launch.group_timeout_s, pulse=pulse) as rank:
         return _train(run, recipe, emit, rank, resume=resume, stop=stop, token_budget=token_budget, pulse=pulse)
 
 
@@ -186,6 +186,8 @@ def _train(
             except InterruptedRun:
                 _draw(run)
                 raise
+        if pulse is not None:
+            pulse.at(progress.step, "result", patient=True)
         result = _finish(run, recipe, base, policy, loop, checkpoints, progress, about, emit)
         if not rank.leads:
             return result
