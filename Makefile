@@ -15,7 +15,7 @@ QUICK = OMP_NUM_THREADS=1 $(PYTEST) -m "not long" --hypothesis-profile repeatabl
 CPU_WHEELS = https://download.pytorch.org/whl/cpu
 WANTS_CPU = [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1
 
-.PHONY: help demo demo-base test test-all check format docs bench clean
+.PHONY: help demo demo-base test test-all check format docs bench chaos clean
 
 help:
 	@echo "make demo       fine-tune a small model on this machine and see what it learnt (minutes, no GPU, no network once installed)"
@@ -24,6 +24,7 @@ help:
 	@echo "make format     put the code into shape  make docs       write the generated reference pages"
 	@echo "make demo-base  make the demo's base model again, from nothing"
 	@echo "make bench      measure this and its peers on this machine (hours; BENCH=--quick: minutes, and only whether all works)"
+	@echo "make chaos      put faults into real trainings, and see that each comes to what an undisturbed one does (an hour; as root: all)"
 	@echo "make clean      remove the environment and the caches; runs are kept"
 
 demo: $(VENV)/.installed
@@ -53,6 +54,9 @@ docs: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.run $(BENCH)
+
+chaos: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.chaos $(CHAOS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist examples/demo/base-config examples/demo/corpus.jsonl

@@ -70,13 +70,16 @@ def main() -> int:
 
 
 def write(outcomes: Sequence[Outcome]) -> None:
-    """The machine is looked at last: from here on this process may compute."""
+    """Into this machine's table, in the place of what it says of the same faults."""
     from benchmarks.results import this_machine
 
-    machine = this_machine()
-    value = {"machine": asdict(machine), "outcomes": [asdict(one) for one in outcomes]}
-    (RESULTS / f"{machine.slug}-chaos.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / f"{machine.slug}-chaos.md").write_text(table(outcomes) + "\n", encoding="utf-8")
+    machine = this_machine()  # looked at last: from here on this process may compute
+    path = RESULTS / f"{machine.slug}-chaos.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["outcomes"] if path.is_file() else []
+    found = {one.fault: one for one in (*(Outcome(**value) for value in before), *outcomes)}
+    value = {"machine": asdict(machine), "outcomes": [asdict(one) for one in found.values()]}
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(table(list(found.values())) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
