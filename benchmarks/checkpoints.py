@@ -1,4 +1,4 @@
-"""What checkpoints cost a training: `python -m benchmarks.checkpoints [--pairs 5] [--steps 75] [--model tiny]`.
+"""What checkpoints cost a training: `python -m benchmarks.checkpoints [--pairs 5] [--steps 50] [--model tiny]`.
 
 The same run, a fork of this process each time, turn about in three ways: without checkpoints, with one every 20 steps written
 beside training, and with the same written while training waits (as where a copy of the state does not fit into memory). Whole
@@ -34,7 +34,7 @@ model: {model}
 offline: true
 adapter: full
 data: {{train: [{{path: {rows}}}], max_length: 512, cache_dir: {cache}, split: {{train: 1, validation: 0, test: 0}}}}
-train: {{max_steps: {steps}, batch_size: 16, token_budget: 2048, save_strategy: '{strategy}', save_steps: {every}, report_to: none,
+train: {{max_steps: {steps}, batch_size: 4, token_budget: 1024, save_strategy: '{strategy}', save_steps: {every}, report_to: none,
   output_dir: {run}}}
 """
 
@@ -100,7 +100,7 @@ def summary(taken: dict[str, list[float]], steps: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=75)
+    parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--model", default="tiny")
     arguments = parser.parse_args()
     model = _model(arguments.model)

@@ -23,9 +23,11 @@ os.environ["OMP_NUM_THREADS"] = (
 
 from benchmarks.chaos.faults import CannotBe, Outcome, faults
 from benchmarks.chaos.life import import_all
+from benchmarks.peers import ROOT
 from benchmarks.results import RESULTS
 
 SEED = 11
+MARKS = ("<!-- chaos -->", "<!-- /chaos -->")
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -44,7 +46,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--stops", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON")
-    parser.add_argument("--write", action="store_true", help="leave the table in benchmarks/results")
+    parser.add_argument(
+        "--write", action="store_true", help="leave the table in benchmarks/results and docs/reliability.md"
+    )
     arguments = parser.parse_args()
     import_all()
     chosen = faults(arguments.kills, arguments.stops)
@@ -79,7 +83,15 @@ def write(outcomes: Sequence[Outcome]) -> None:
     found = {one.fault: one for one in (*(Outcome(**value) for value in before), *outcomes)}
     value = {"machine": asdict(machine), "outcomes": [asdict(one) for one in found.values()]}
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(table(list(found.values())) + "\n", encoding="utf-8")
+    into_docs(table(list(found.values())))
+
+
+def into_docs(text: str) -> None:
+    """Between the marks of docs/reliability.md, in both languages."""
+    for name in ("reliability.md", "reliability.zh.md"):
+        path = ROOT / "docs" / name
+        before, _, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
+        path.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -46,3 +46,12 @@ def test_a_run_that_came_to_something_else_stands_out() -> None:
     lines = table([same, other, unknown]).splitlines()
     assert lines[2] == "| SIGKILL | 5 | 7 | yes | a note |"
     assert "**no**" in lines[3] and "| - |" in lines[4]
+
+
+@pytest.mark.parametrize("name", ["reliability.md", "reliability.zh.md"])
+def test_the_page_shows_what_was_found(name: str) -> None:
+    (path,) = (ROOT / "benchmarks" / "results").glob("*-chaos.json")
+    found = [Outcome(**one) for one in json.loads(path.read_text())["outcomes"]]
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert table(found) in page
+    assert all(one.identical for one in found)
