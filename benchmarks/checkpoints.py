@@ -21,6 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tunedock.launch.local import SPIN_COUNT
+
+os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # as a worker has it; before torch
+
 from benchmarks.chaos.life import begin, import_all, told
 from benchmarks.chaos.project import DEMO
 from benchmarks.results import RESULTS

@@ -59,7 +59,7 @@ def finished(
     return Outcome(fault, injected, lost_steps(run), fingerprint(run) == wanted, note)
 
 
-def expect(life: Life, code: int, *, timeout_s: float = 300.0) -> None:
+def expect(life: Life, code: int, *, timeout_s: float = 1800.0) -> None:
     found = life.wait(timeout_s)
     if found != code:
         raise RuntimeError(f"the worker ended with {found}, not {code}; see {life.run.log('train')}")
@@ -398,7 +398,7 @@ def _events(run: Run) -> list[dict[str, Any]]:
     return list(told(run))
 
 
-def _until(so: Callable[[], bool], timeout_s: float = 300.0) -> None:
+def _until(so: Callable[[], bool], timeout_s: float = 1800.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not so():
         if time.monotonic() > deadline:

@@ -45,7 +45,7 @@ class Life:
                 self.code = os.waitstatus_to_exitcode(status)
         return self.code is not None
 
-    def wait(self, timeout_s: float = 300.0) -> int:
+    def wait(self, timeout_s: float = 1800.0) -> int:
         """The exit code, minus the number of the signal that ended it. Kills what takes longer than that."""
         deadline = time.monotonic() + timeout_s
         while not self.ended():
@@ -56,7 +56,7 @@ class Life:
         assert self.code is not None  # noqa: S101 - it has ended
         return self.code
 
-    def until(self, seen: Callable[[], bool], timeout_s: float = 300.0) -> bool:
+    def until(self, seen: Callable[[], bool], timeout_s: float = 1800.0) -> bool:
         """Waits for something to be so. False where the worker ended before."""
         deadline = time.monotonic() + timeout_s
         while not seen():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +45,34 @@ def test_stopped_in_the_middle_of_a_step_it_goes_on_exactly(tmp_path: Path) -> N
     resumed, again, _ = build(tmp_path / "b", budget=30)
     resumed.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
     resumed.run()
+    for name, tensor in weights(policy).items():
+        assert torch.equal(tensor, weights(again)[name]), name
+
+
+@pytest.mark.parametrize("into", [1, 3])
+def test_stopped_in_the_middle_of_an_evaluation_it_goes_on_with_it(tmp_path: Path, into: int) -> None:
+    """What was measured of it is thrown away, and all of it done when the run goes on: best and patience are the same."""
+    settings: dict[str, Any] = {
+        "budget": 60, "validation": data(seed=1), "eval_strategy": "steps", "eval_steps": 3, "early_stopping_patience": 9,
+    }  # fmt: skip
+    straight, policy, stream = build(tmp_path / "a", **settings)
+    straight.run()
+    evaluating: list[int] = []
+
+    def stop() -> bool:
+        if stopped.progress.step == 6 and stopped.progress.to_evaluate:
+            evaluating.append(1)
+        return len(evaluating) >= into
+
+    stopped, _, first = build(tmp_path / "b", stop=stop, **settings)
+    with pytest.raises(InterruptedRun, match="stopped after step 6; a checkpoint is saved"):
+        stopped.run()
+    resumed, again, second = build(tmp_path / "b", **settings)
+    resumed.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
+    resumed.run()
+    assert losses(first, "eval_loss") + losses(second, "eval_loss") == losses(stream, "eval_loss")
+    assert resumed.progress == straight.progress
+    assert Checkpoints(tmp_path / "b", keep=None).index() == Checkpoints(tmp_path / "a", keep=None).index()
     for name, tensor in weights(policy).items():
         assert torch.equal(tensor, weights(again)[name]), name
 

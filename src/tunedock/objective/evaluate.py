@@ -257,8 +257,10 @@ def measure(
     batch: int = MEASURED_TOGETHER,
     on_progress: Callable[[int], None] | None = None,
     smaller: Smaller | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Measured:
-    """The objective over all samples, `batch` of them at a time. `smaller` lays out anew what did not fit into memory."""
+    """The objective over all samples, `batch` of them at a time. `smaller` lays out anew what did not fit into memory. `check` is
+    called after each row, and may raise to stop."""
     count = 0.0
     sums = StepSums()
     if on_progress is not None:
@@ -268,7 +270,11 @@ def measure(
         count += objective.count(part)
 
         def read(rows: Sequence[Row], part: Sequence[Sample] = part) -> list[StepSums]:
-            return [_read(terms) for terms in step_terms(policy, objective, part, rows, reference, layout)]
+            told = []
+            for terms in step_terms(policy, objective, part, rows, reference, layout):
+                check()
+                told.append(_read(terms))
+            return told
 
         for told in once_it_fits(part, layout(part), read, smaller):
             sums.add(told)

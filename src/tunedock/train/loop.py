@@ -1,8 +1,9 @@
 """The one loop: samples -> rows -> log-probabilities -> objective -> update -> event. It knows no objective and no layout.
 
 A step's loss is a sum over rows, divided once by the step's count: gradient accumulation is only how many rows there are. A step
-is done whole or not at all. A request to stop takes effect between rows: the half-done step is thrown away, the state before it is
-saved, and resuming does it again. Where a row does not fit into memory, the step is thrown away likewise and done in smaller rows.
+is done whole or not at all, and so is an evaluation. A request to stop takes effect between rows: what is half done is thrown away,
+the state before it is saved, and resuming does it again. Where a row does not fit into memory, the step is thrown away likewise and
+done in smaller rows.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ class Progress:
     stale: int = 0
     """Evaluations since one that was better by `early_stopping_threshold`."""
     last_eval: float | None = None
+    to_evaluate: bool = False
+    """The evaluation of this step was begun and not finished: a run that goes on from here begins with it."""
     skipped: int = 0
     """Steps left out because float16 gradients overflowed."""
     left_out: LeftOut = field(default_factory=LeftOut)
@@ -154,6 +157,8 @@ class Loop:
         self._emit.progress("training", self.progress.step, self._course.total_steps, "steps")
         self._window = _Window()
         self.updater.to_training()
+        if self.progress.to_evaluate:
+            self._evaluate()
         while self.progress.step < self._course.total_steps and not self._out_of_patience():
             before = random_states()
             try:
@@ -307,17 +312,22 @@ class Loop:
     def _evaluate(self) -> None:
         if not len(self._validation):
             return
-        started = time.perf_counter()
+        started, drawn = time.perf_counter(), random_states()
         self._pulse.at(self.progress.step, "evaluation")
+        self.progress.to_evaluate = True
         self._policy.model.eval()
         self.updater.to_evaluation()
         try:
             measured = self._measure() if self._measure is not None else self._measure_objective()
-        except (EngineError, RewardError):
+        except (EngineError, RewardError, Stopped) as error:
             self.updater.to_training()
+            restore_random_states(drawn)
+            if isinstance(error, Stopped):
+                self._interrupted()
             self._save_what_is_done()
             raise
         self.updater.to_training()
+        self.progress.to_evaluate = False
         loss = measured.loss
         self.updater.plateau(loss)
         values = {
@@ -346,7 +356,13 @@ class Loop:
             partial(self._layout, budget_tokens=self._budget.tokens),
             reference=self.reference,
             on_progress=lambda done: self._emit.progress("validation", done, len(self._validation), "samples"),
+            check=self._check,
         )
+
+    def _check(self) -> None:
+        """Between two rows of an evaluation, of which each rank has as many as the others."""
+        if world.agree(self._gradients.stop_requested()):
+            raise Stopped
 
     def _diverged(self, what: str, value: float, samples: Sequence[Sample], before: Mapping[str, Tensor]) -> bool:
         """What `train.on_divergence` says is done about it; returns as `_step` does. Raises DivergedError where training ends."""

@@ -76,10 +76,7 @@ class Rollouts:
         )
 
     def evaluation(self, validation: Sequence[Sample]) -> Callable[[], Measured] | None:
-        """Answers to the validation prompts, decoded as the recipe's `eval` says, and their mean reward; a loss is minus that.
-
-        It is done whole, as every validation: a request to stop takes effect in the step after it.
-        """
+        """Answers to the validation prompts, decoded as the recipe's `eval` says, and their mean reward; a loss is minus that."""
         if not isinstance(validation, SampleStore) or not len(validation):
             return None
         options = self.recipe.eval
@@ -103,6 +100,7 @@ class Rollouts:
     def _evaluating(self, total: int) -> Callable[[int], None]:
         def between(done: int) -> None:
             self.emit.progress("validation", done, total, "answers")
+            self._check()
 
         return between
 
