@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from tunedock.errors import DataError
+from tunedock.run.pulse import Pulse
+from tunedock.run.ranks import Rank, RankFiles
 from tunedock.run.record import Run
 
 ACCOUNT = {
@@ -205,6 +208,11 @@ def test_runs_are_listed_shown_and_compared(two_runs, tunedock):
     assert [run["name"] for run in json.loads(tunedock("runs", "list", "--json")[1])] == ["second", "first"]
     assert "some/model" in tunedock("runs", "show", "fir")[1]
     assert json.loads(tunedock("runs", "show", "first", "--json")[1])["metrics"]["loss"] == 1.5
+    Pulse(Rank(1, 2))._write(RankFiles(two_runs / "first" / "ranks", 1).pulse)
+    assert "rank 1" not in tunedock("runs", "show", "first")[1], "it has ended"
+    with Run(two_runs / "first").working("train"):
+        assert re.search(r"rank 1 .*step 1, starting, 0 s ago", tunedock("runs", "show", "first")[1])
+        assert json.loads(tunedock("runs", "show", "first", "--json")[1])["ranks"][0]["rank"] == 1
     code, out, _ = tunedock("runs", "compare", "first", "second")
     assert [line.split() for line in out.splitlines() if line.startswith("train.seed")] == [["train.seed", "1", "2"]]
     compared = json.loads(tunedock("runs", "compare", "first", "second", "--json")[1])

@@ -14,7 +14,6 @@ from families import tokenizer
 from tunedock import pipeline
 from tunedock.events import Emitter
 from tunedock.plan.cards import Target, card
-from tunedock.plan.outlook import Spread
 from tunedock.plan.shapes import find_shape
 from tunedock.recipe.load import load
 from tunedock.recipe.schema import Model
@@ -28,21 +27,21 @@ SMALL = {
 }  # fmt: skip
 
 
-def command(path: Path) -> tuple[str, Target, Spread]:
-    """What its first line plans: the file, its cards, and how the run is spread over them."""
-    plan = r"`tunedock plan (\S+) --gpu (\S+?)(?: --devices (\d+) --zero (\d))?`"
-    found = re.search(plan, path.read_text().splitlines()[0])
+def command(path: Path) -> tuple[str, Target]:
+    """What its first line plans: the file, and the cards it says it is for."""
+    found = re.search(r"`tunedock plan (\S+) --gpu (\S+?)`", path.read_text().splitlines()[0])
     assert found is not None
-    name, gpu, devices, zero = found.groups()
-    return name, card(gpu, int(devices or 1)), Spread(int(zero or 0))
+    name, gpu = found.groups()
+    return name, card(gpu, load([path]).recipe.launch.devices(0))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_fits_the_card_it_names(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    name, target, spread = command(path)
+    name, target = command(path)
     assert name == path.name
-    found = pipeline.plan([path], target=target, spread=spread, rows=1000)
+    found = pipeline.plan([path], target=target, rows=1000)
+    assert found.spread.zero == (3 if target.devices > 1 else 0)
     assert found.fits and found.known_family and found.shape_source == "the shapes of well-known models"
     assert found.steps is not None and found.steps.steps_per_epoch == 50
 
@@ -73,7 +72,7 @@ def test_a_recipe_trains_a_small_model_of_the_same_architecture(path: Path, tmp_
     changes = [
         f"model={tmp_path / 'base'}", f"train.output_dir={tmp_path / 'run'}", f"data.cache_dir={tmp_path / 'cache'}",
         "train.max_steps=2", "train.eval_strategy=no", "train.optim=adamw_torch", "train.batch_size=4",
-        "data.train.0.num_samples=30", "train.report_to=none",
+        "data.train.0.num_samples=30", "train.report_to=none", "parallel=auto", "launch={on: local}",
     ]  # fmt: skip
     resolved = pipeline.resolve_recipe([path], changes)
     run = pipeline.create_run(resolved)

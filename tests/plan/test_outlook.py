@@ -105,8 +105,32 @@ def test_what_makes_a_run_fit_is_told_with_its_cost() -> None:
 
 
 def test_whole_weights_are_told_of_the_adapter_of_zero_and_of_small_states() -> None:
-    ways = {way.change for way in look(card("a100-80g", 2), changes={"adapter": "full"}).ways}
-    assert {"adapter=lora", "train.optim=adamw_8bit", "--zero 1", "--zero 2", "--zero 3", "--zero 0 --offload"} <= ways
+    ways = {way.change for way in look(card("a100-80g", 2), spread=Spread(), changes={"adapter": "full"}).ways}
+    spreads = {"parallel=zero1", "parallel=zero2", "parallel=fsdp", "parallel=zero1 offload=optimizer"}
+    assert {"adapter=lora", "train.optim=adamw_8bit", *spreads} <= ways
+    long = {"train": "rows.jsonl", "max_length": 200_000}
+    ways = {way.change for way in look(card("4090", 2), changes={"quantize": "nf4", "data": long}).ways}
+    assert ways and not any("parallel" in way for way in ways), "four bits are not divided"
+
+
+def test_how_a_recipe_spreads_a_model_is_planned() -> None:
+    full = {"adapter": "full"}
+    for parallel, offload, spread in (
+        ("ddp", "none", Spread()),
+        ("zero2", "optimizer", Spread(2, True)),
+        ("fsdp", "none", Spread(3)),
+        ("zero3", "all", Spread(3, True, True)),
+    ):
+        said = look(card("h100", 8), spread=None, changes={**full, "parallel": parallel, "offload": offload})
+        assert said.spread == spread and said.need == look(card("h100", 8), spread=spread, changes=full).need
+    everything = look(card("h100", 8), spread=Spread(3, True, True), changes=full).need
+    assert {"optimizer", "gradients", "base weights"}.isdisjoint(everything.parts) and everything.host_bytes > 80 * GIB
+
+
+def test_auto_divides_a_model_where_it_does_not_fit_whole() -> None:
+    assert look(card("h200", 8), spread=None).spread == Spread()
+    assert look(card("h100", 8), spread=None, changes={"adapter": "full"}).spread == Spread(3)
+    assert look(card("h100", 1), spread=None, changes={"adapter": "full"}).spread == Spread(), "nothing to divide over"
 
 
 def test_time_is_told_only_where_speed_and_tokens_are_known() -> None:

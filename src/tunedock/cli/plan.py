@@ -25,9 +25,13 @@ def plan(
         ),
     ] = None,
     devices: Annotated[
-        int | None, typer.Option("--devices", metavar="N", help="How many cards.", show_default=False)
+        int | None,
+        typer.Option("--devices", metavar="N", help="How many cards, as `launch` says by default.", show_default=False),
     ] = None,
-    zero: Annotated[int, typer.Option("--zero", metavar="STAGE", help="ZeRO stage, 0 to 3.")] = 0,
+    zero: Annotated[
+        int | None,
+        typer.Option("--zero", metavar="STAGE", help="ZeRO stage, 0 to 3, in place of `parallel`.", show_default=False),
+    ] = None,
     offload: Annotated[bool, typer.Option("--offload", help="Keep optimizer states in main memory.")] = False,
     rows: Annotated[
         int | None,
@@ -54,9 +58,10 @@ def plan(
     from tunedock.plan.cards import card, this_machine
     from tunedock.plan.outlook import Spread
 
-    _check(devices, zero, offload, rows)
+    _check(devices, zero, rows)
     if gpu is not None and calibrate:
         raise RecipeError("only this machine can be measured", where="--calibrate", hint="leave out `--gpu`")
+    devices = devices or _devices(recipe)
     target = this_machine(devices) if gpu is None else card(gpu, devices or 1)
     if zero and target.devices == 1:
         raise RecipeError(
@@ -66,7 +71,7 @@ def plan(
         found = pipeline.plan(
             *recipe_files(recipe),
             target=target,
-            spread=Spread(zero, offload),
+            spread=Spread(zero or 0, offload) if zero is not None or offload else None,
             rows=rows,
             calibrate=calibrate,
             on_event=tell,
@@ -79,11 +84,19 @@ def plan(
         raise typer.Exit(OutOfMemoryError.exit_code)
 
 
-def _check(devices: int | None, zero: int, offload: bool, rows: int | None) -> None:
+def _devices(recipe: list[str]) -> int | None:
+    """In all, where the recipe says how many."""
+    from tunedock import pipeline
+
+    launch = pipeline.resolve_recipe(*recipe_files(recipe)).recipe.launch
+    return launch.devices(0) if launch.processes is not None or launch.nodes > 1 else None
+
+
+def _check(devices: int | None, zero: int | None, rows: int | None) -> None:
     for name, value, least in (("--devices", devices, 1), ("--rows", rows, 1)):
         if value is not None and value < least:
             raise RecipeError(f"{value} is less than {least}", where=name)
-    if not 0 <= zero <= 3:
+    if zero is not None and not 0 <= zero <= 3:
         raise RecipeError(f"{zero} is no stage of ZeRO", where="--zero", hint="stages are 0 to 3")
 
 
@@ -118,7 +131,8 @@ def _show(out: Console, found: Outlook) -> None:
     out.print()
     out.print(made)
     if found.need.host_bytes:
-        out.print(Text(f"and {readable(found.need.host_bytes)} of main memory for optimizer states"))
+        what = "what is offloaded" if found.spread.offload_all else "optimizer states"
+        out.print(Text(f"and {readable(found.need.host_bytes)} of main memory for {what}"))
     out.print()
     out.print(_verdict(found))
     if found.ways:

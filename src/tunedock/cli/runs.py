@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,7 @@ def list_(runs_dir: RunsDir = RUNS_DIR, as_json: Json = False) -> None:
 
 @app.command("show")
 def show(run: RunName, runs_dir: RunsDir = RUNS_DIR, as_json: Json = False) -> None:
-    """Show one run: its state, its newest metrics, its error."""
+    """Show one run: its state, its newest metrics, its error; while it trains, where each of its processes is."""
     from tunedock.cli.results import add_row, number, table
     from tunedock.cli.show import console
     from tunedock.cli.text import print_json
@@ -63,8 +64,12 @@ def show(run: RunName, runs_dir: RunsDir = RUNS_DIR, as_json: Json = False) -> N
     metrics = last_metrics(found.events)
     from dataclasses import asdict
 
+    from tunedock.run.pulse import beats_of
+
+    ranks = beats_of(found.ranks) if state.status == "running" else []
     if as_json:
-        print_json({**asdict(state), "path": str(found.path), "metrics": metrics})
+        told = {**asdict(state), "path": str(found.path), "metrics": metrics}
+        print_json({**told, "ranks": [asdict(beat) for beat in ranks]} if ranks else told)
         return
     made = table("", "")
     made.show_header = False
@@ -75,6 +80,10 @@ def show(run: RunName, runs_dir: RunsDir = RUNS_DIR, as_json: Json = False) -> N
             add_row(made, key, _when(value) if key in times else value)
     for key, value in metrics.items():
         add_row(made, key, number(value))
+    for beat in ranks:
+        waits = ", waits for the others" if beat.waits else ""
+        place = f"{beat.host}, step {beat.step + 1}, {beat.what}{waits}"
+        add_row(made, f"rank {beat.rank}", f"{place}, {max(0.0, time.time() - beat.time):.0f} s ago")
     console().print(made)
 
 

@@ -93,22 +93,22 @@ def plan(
     overrides: Sequence[str] = (),
     *,
     target: Target,
-    spread: Spread,
+    spread: Spread | None = None,
     rows: int | None = None,
     calibrate: bool = False,
     on_event: OnEvent = ignore,
     launcher: Launcher | None = None,
 ) -> Outlook:
-    """What a run by the recipe will take on `target`.
+    """What a run by the recipe will take on `target`, spread over its devices as the recipe says by default.
 
     `rows`: of the data, before the split; they are counted by default. `calibrate`: measures this machine's speed anew.
     """
     resolved = resolve_recipe(files, overrides)
     recipe = resolved.recipe
     shape = find_shape(recipe.model)
-    batch_size = (recipe.train.batch_size or 1) * (
-        target.devices if "per_device" in resolved.origins["train.batch_size"] else 1
-    )
+    batch_size, each = recipe.train.batch_size or 1, recipe.train.per_device_train_batch_size
+    if each is not None and "per_device" in resolved.origins["train.batch_size"]:
+        batch_size = each * (recipe.train.gradient_accumulation_steps or 1) * target.devices
     if rows is not None:
         counted = Rows(rows, *split_sizes(rows, recipe.data.split))
     elif recipe.data.streaming:

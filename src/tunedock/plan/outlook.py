@@ -21,12 +21,16 @@ from tunedock.plan.steps import StepPlan, floor_steps, plan_steps, rollouts_of
 from tunedock.plan.trained import trained_size, value_head_size
 from tunedock.recipe.adapters import Lora
 from tunedock.recipe.objectives.rollout import Rollout
+from tunedock.recipe.rules_parallel import why_not_by
 from tunedock.recipe.schema import Recipe
 
 WEIGHT_BITS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4, "int2": 2}
 
 CARD_SHARE = 0.95
 """Of a card's memory; the rest is the driver's and the display's."""
+
+OFFLOADED = ("optimizer", "gradients", "base weights", "adapter weights")
+"""What may lie in main memory; the first alone, or all."""
 
 GATHERED_LAYERS = 2
 """Under ZeRO-3: the layer at work and the next one, on its way."""
@@ -52,7 +56,17 @@ class Spread:
     zero: int = 0
     offload: bool = False
     """Optimizer states in main memory."""
+    offload_all: bool = False
+    """Weights and gradients too."""
 
+    @classmethod
+    def by(cls, parallel: str, offload: str) -> Spread:
+        """As a recipe says it. FSDP2 divides what ZeRO's third stage does."""
+        return cls(STAGES[parallel], offload != "none", offload == "all")
+
+
+STAGES: Mapping[str, int] = {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp": 3}
+"""`parallel` -> ZeRO's stage."""
 
 WHOLE = Spread()
 
@@ -108,6 +122,7 @@ class Outlook:
     weights: Mapping[str, int]
     """Bytes of all weights, by how a number is held."""
     batch_size: int
+    spread: Spread = WHOLE
     rows: Rows | None = None
     steps: StepPlan | None = None
     floor: StepPlan | None = None
@@ -125,18 +140,20 @@ def outlook(
     target: Target,
     *,
     rows: Rows | None = None,
-    spread: Spread = WHOLE,
+    spread: Spread | None = None,
     batch_size: int | None = None,
 ) -> Outlook:
-    """`batch_size`: examples of a step over all devices; the recipe's by default.
+    """`spread`, `batch_size` (examples of a step over all devices): the recipe's by default.
 
     Raises ModelError for a config that says too little.
     """
     model = decoder(shape.config, scored=recipe.objective.kind == "reward")
     added = recipe.model.new_tokens
-    need = _need(recipe, shape, model, target, spread)
     room = _room(target)
     longest = min(recipe.data.max_length, recipe.train.token_budget or recipe.data.max_length)
+    parallel = _parallel(recipe, shape, model, target)
+    spread = Spread.by(parallel, recipe.offload) if spread is None else spread
+    need = _need(recipe, shape, model, target, spread)
     batch = batch_size or recipe.train.batch_size or 1
     steps = floor = None
     if rows is not None and rows.train > 0 and isinstance(recipe.objective, Rollout):
@@ -160,12 +177,22 @@ def outlook(
         row_tokens=row,
         weights={name: model.size * bits // 8 for name, bits in WEIGHT_BITS.items()},
         batch_size=batch,
+        spread=spread,
         rows=rows,
         steps=steps,
         floor=floor,
         seconds=_seconds(recipe, model, target, rows, steps),
         ways=() if row is not None else tuple(_ways(recipe, shape, model, target, spread, longest)),
     )
+
+
+def _parallel(recipe: Recipe, shape: Shape, model: Decoder, target: Target) -> str:
+    """The recipe's, `auto` settled as a run does: whole models where they fit, else shares of one."""
+    if recipe.parallel != "auto":
+        return recipe.parallel
+    longest = min(recipe.data.max_length, recipe.train.token_budget or recipe.data.max_length)
+    whole = _need(recipe, shape, model, target, WHOLE).at(longest) <= _room(target)
+    return "ddp" if whole or target.devices == 1 or why_not_by(recipe, "fsdp") is not None else "fsdp"
 
 
 def _plan(recipe: Recipe, shape: Shape, target: Target) -> MemoryPlan:
@@ -218,8 +245,8 @@ def _need(recipe: Recipe, shape: Shape, model: Decoder, target: Target, spread: 
     if spread.zero >= 3:
         parts["gathered layers"] = gathered
     host = 0
-    if spread.offload:
-        host = parts.pop("optimizer") * target.devices
+    for part in OFFLOADED if spread.offload_all else OFFLOADED[:1] if spread.offload else ():
+        host += parts.pop(part) * target.devices
     return Need(parts, plan.bytes_per_token, host, plan.answering)
 
 
@@ -257,18 +284,20 @@ def _ways(recipe: Recipe, shape: Shape, model: Decoder, target: Target, spread: 
     for keys, cost in [*_fewer_answers(recipe, shape, model, target, spread), *_changes(recipe, target)]:
         changed = _with(recipe, keys)
         after = _need(changed, shape, model, target, spread).at(min(longest, changed.data.max_length))
-        if after < before:
+        if after < before and why_not_by(changed, recipe.parallel) is None:
             yield Way(_said(keys), after, after <= _room(target), cost)
             if "adapter" not in keys and "data.max_length" not in keys:
                 together |= keys
-    if recipe.adapter.kind != "lora" and recipe.quantize == "none":
-        keys = {"adapter": "lora", "quantize": "nf4"}
+    keys = {"adapter": "lora", "quantize": "nf4"}
+    whole = recipe.adapter.kind != "lora" and recipe.quantize == "none"
+    if whole and why_not_by(_with(recipe, keys), recipe.parallel) is None:
         after = _need(_with(recipe, keys), shape, model, target, spread).at(longest)
         yield Way(_said(keys), after, after <= _room(target), "QLoRA: the base in four bits; needs bitsandbytes")
-    for stage, offload, cost in _spreads(recipe, target, spread):
-        after = _need(recipe, shape, model, target, Spread(stage, offload)).at(longest)
+    for keys, cost in _spreads(recipe, target, spread):
+        parallel, offload = keys.get("parallel", recipe.parallel), keys.get("offload", recipe.offload)
+        after = _need(recipe, shape, model, target, Spread.by(parallel, offload)).at(longest)
         if after < before:
-            yield Way(f"--zero {stage}" + (" --offload" if offload else ""), after, after <= _room(target), cost)
+            yield Way(_said(keys), after, after <= _room(target), cost)
     if len(together) > 1:
         changed = _with(recipe, together)
         after = _need(changed, shape, model, target, spread).at(longest)
@@ -306,13 +335,21 @@ def _changes(recipe: Recipe, target: Target) -> Iterator[tuple[dict[str, Any], s
         yield {"data.max_length": half}, "longer samples are dropped, or cut with `data.over_length: truncate`"
 
 
-def _spreads(recipe: Recipe, target: Target, spread: Spread) -> Iterator[tuple[int, bool, str]]:
+def _spreads(recipe: Recipe, target: Target, spread: Spread) -> Iterator[tuple[dict[str, Any], str]]:
     if target.devices > 1:
-        for stage in range(spread.zero + 1, 4):
-            told = ("optimizer states", "gradients", "weights")[stage - 1]
-            yield stage, spread.offload, f"{told} are divided over the devices; more to send between them"
-    if not spread.offload and target.kind == "cuda" and recipe.adapter.kind != "lora":
-        yield spread.zero, True, "optimizer states in main memory; each step waits for it"
+        for parallel in ("zero1", "zero2", "fsdp"):
+            stage = STAGES[parallel]
+            if stage > spread.zero and why_not_by(recipe, parallel) is None:
+                told = ("optimizer states", "gradients", "weights")[stage - 1]
+                yield {"parallel": parallel}, f"{told} are divided over the devices; more to send between them"
+    way = f"zero{spread.zero or 1}"
+    if (
+        not spread.offload
+        and recipe.adapter.kind != "lora"
+        and target.kind == "cuda"
+        and why_not_by(recipe, way) is None
+    ):
+        yield {"parallel": way, "offload": "optimizer"}, "optimizer states in main memory; each step waits for it"
 
 
 def _with(recipe: Recipe, keys: Mapping[str, Any]) -> Recipe:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from tunedock.run.ranks import ALONE, Rank, RankFiles, put
+from tunedock.run.ranks import ALONE, Rank, RankFiles, put, ranks_in
 
 EVERY_S = 1.0
 """How often a pulse is written while the work moves."""
@@ -137,6 +137,12 @@ def read_beat(file: Path) -> Beat | None:
         return Beat(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def beats_of(folder: Path) -> list[Beat]:
+    """The last ones of all ranks, in order."""
+    found = (read_beat(each.pulse) for each in ranks_in(folder))
+    return [beat for beat in found if beat is not None]
 
 
 @contextmanager
