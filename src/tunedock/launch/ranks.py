@@ -39,6 +39,9 @@ RESTART = "it goes on from its last checkpoint by `tunedock train --resume {run}
 _FAILED = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) ")
 """torchrun's line on the first of its workers that failed."""
 
+_FRAME = re.compile(r'  File "(.+)", line (\d+) in (.+)')
+"""A line of faulthandler's."""
+
 _ENDED = re.compile(r"rank +: (\d+) \(local_rank: \d+\)\s+exitcode +: (-?\d+) ")
 """Its account of each that did."""
 
@@ -143,10 +146,8 @@ class Watchman:
         else:
             message = f"{'; '.join(self._place(n) for n in hanging)}: not moved for {limit:g} s"
             hint = "every process's stacks are in the files beside this one"
-        told = [frames for number in hanging if (frames := self._frames(number))]
-        return LostPeerError(
-            "\n".join([message, *told]), where=str(self._files[hanging[0]].stack), hint=f"{hint}; {self._restart()}"
-        )
+        stack = str(self._files[hanging[0]].stack)
+        return LostPeerError(message, where=stack, hint=f"{hint}; {self._restart()}")
 
     # -- after its end -------------------------------------------------------------------------------------------------
 
@@ -215,7 +216,7 @@ class Watchman:
         local = beat.host == socket.gethostname() and is_stopped(beat.pid)
         stopped = ", whose process is stopped (SIGSTOP, or a debugger)" if local else ""
         where = "before its first step" if beat.patient and not beat.step else f"at step {beat.step + 1}"
-        return f"rank {number} on {beat.host}, last seen {where} ({beat.what}){stopped}"
+        return f"rank {number} on {beat.host}, last seen {where} ({beat.what}){stopped}{self._frames(number)}"
 
     def _stack(self, number: int) -> str:
         try:
@@ -224,13 +225,15 @@ class Watchman:
             return ""
 
     def _frames(self, number: int) -> str:
-        """The innermost frames of the thread that does the work."""
+        """The innermost frames of the thread that does the work, where its stacks were taken."""
         lines = self._stack(number).splitlines()
         starts = [index for index, line in enumerate(lines) if "most recent call first" in line]
         if not starts:
             return ""
         main = next((index for index in starts if lines[index].startswith("Current thread")), starts[-1])
-        return "\n".join(line for line in lines[main + 1 : main + 1 + FRAMES] if line.startswith("  File"))
+        found = [_FRAME.match(line) for line in lines[main + 1 : main + 1 + FRAMES]]
+        frames = [f"{one.group(3)}, {Path(one.group(1)).name}:{one.group(2)}" for one in found if one is not None]
+        return f", in {' < '.join(frames)}" if frames else ""
 
     def _restart(self) -> str:
         return RESTART.format(run=self._run.path)
