@@ -78,7 +78,7 @@ def killed(times: int) -> Fault:
     """SIGKILL: every third while a checkpoint is being written, every eighth before the first step, the others anywhere."""
 
     def inject(folder: Path, draw: random.Random) -> Outcome:
-        shape = Shape(steps=4 * times + 12)
+        shape = Shape(steps=3 * times + 12, batch=2)
         wanted = undisturbed(folder, shape)
         run = project.write(folder / "killed", shape)
         kills = writing = 0
@@ -91,7 +91,7 @@ def killed(times: int) -> Fault:
                 writing += any(run.checkpoints.glob(".step-*.part"))
             elif kills % 8 == 7:
                 time.sleep(draw.uniform(0, 0.8))
-            elif at_work(life, draw.randint(1, 5)):
+            elif at_work(life, draw.randint(1, 4)):
                 time.sleep(draw.uniform(0, 0.1))
             if life.ended():
                 break

@@ -23,7 +23,7 @@ data: {{train: [{{path: {rows}}}], max_length: 192, cache_dir: {cache}, split: {
 adapter: {{kind: lora, r: 4, alpha: 8, dropout: 0.1}}
 train:
   max_steps: {steps}
-  batch_size: 4
+  batch_size: {batch}
   learning_rate: 1.0e-3
   token_budget: 1024
   save_steps: {save}
@@ -43,6 +43,7 @@ class Shape:
 
     steps: int = 24
     save: int = 3
+    batch: int = 4
     more: str = ""
     """A line more of the `train` section."""
     model: Path = DEMO / "base"
@@ -65,6 +66,7 @@ def write(folder: Path, shape: Shape) -> Run:
             cache=folder / "cache",
             steps=shape.steps,
             save=shape.save,
+            batch=shape.batch,
             evaluate=4 * shape.save,
             run=folder / "run",
             more=shape.more,
