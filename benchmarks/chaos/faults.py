@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos import project
-from benchmarks.chaos.life import Life, begin, fingerprint, lost_steps, messages, steps
+from benchmarks.chaos.life import AIM_S, Life, Steps, begin, fingerprint, lost_steps, messages
 from benchmarks.chaos.project import Shape
 from benchmarks.peers import ROOT
 from tunedock.run.record import Run
@@ -67,8 +67,9 @@ def expect(life: Life, code: int, *, timeout_s: float = 1800.0) -> None:
 
 def at_work(life: Life, more: int = 1) -> bool:
     """Waits for so many more steps. False where the run ended before."""
-    before = len(steps(life.run))
-    return life.until(lambda: len(steps(life.run)) >= before + more)
+    count = Steps(life.run)
+    before = count()
+    return life.until(lambda: count() >= before + more)
 
 
 # -- killed, stopped ---------------------------------------------------------------------------------------------------
@@ -85,7 +86,7 @@ def killed(times: int) -> Fault:
         while kills < times:
             life = begin(run, resume=kills > 0)
             if kills % 3 == 1:
-                if not life.until(lambda: any(run.checkpoints.glob(".step-*.part"))):
+                if not life.until(lambda: any(run.checkpoints.glob(".step-*.part")), every_s=AIM_S):
                     break
                 time.sleep(draw.uniform(0, 0.01))
                 writing += any(run.checkpoints.glob(".step-*.part"))
@@ -307,7 +308,8 @@ def _followed(folder: Path, fault: str, note: str, disturb: Callable[[subprocess
     run = project.write(folder / "followed", shape)
     process = _command(run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     try:
-        _until(lambda: len(steps(run)) >= 2)
+        count = Steps(run)
+        _until(lambda: count() >= 2)
         disturb(process, run)
         _until(lambda: run.state().status not in ("created", "running"))
         state = run.state()

@@ -16,9 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tunedock.events import EventReader
 from tunedock.run.record import Run
 
-POLL_S = 0.0005
+POLL_S = 0.01
+
+AIM_S = 0.0005
+"""Between two looks where a moment is aimed at."""
 
 
 def import_all() -> None:
@@ -56,7 +60,7 @@ class Life:
         assert self.code is not None  # noqa: S101 - it has ended
         return self.code
 
-    def until(self, seen: Callable[[], bool], timeout_s: float = 1800.0) -> bool:
+    def until(self, seen: Callable[[], bool], *, every_s: float = POLL_S, timeout_s: float = 1800.0) -> bool:
         """Waits for something to be so. False where the worker ended before."""
         deadline = time.monotonic() + timeout_s
         while not seen():
@@ -65,7 +69,7 @@ class Life:
             if time.monotonic() > deadline:
                 self.kill()
                 raise TimeoutError(f"what {self.run.path} was waited for did not come in {timeout_s:g} s")
-            time.sleep(POLL_S)
+            time.sleep(every_s)
         return True
 
     def send(self, number: int) -> None:
@@ -119,6 +123,19 @@ def told(run: Run) -> Iterator[dict[str, Any]]:
 def steps(run: Run) -> list[int]:
     """The steps done, in order, those done again as often as they were."""
     return [event["step"] for event in told(run) if event["kind"] == "metrics" and "loss" in event["values"]]
+
+
+class Steps:
+    """How many steps have been told of, read on from where the last look ended: a look must not cost what it waits for."""
+
+    def __init__(self, run: Run) -> None:
+        self._reader = EventReader(run.events)
+        self._count = 0
+
+    def __call__(self) -> int:
+        for event in self._reader.new():
+            self._count += event["kind"] == "metrics" and "loss" in event["values"]
+        return self._count
 
 
 def messages(run: Run, kind: str) -> list[str]:
