@@ -4,7 +4,8 @@ The same run, a fork of this process each time, turn about in three ways: withou
 beside training, and with the same written while training waits (as where a copy of the state does not fit into memory). Whole
 weights, so that a checkpoint is twelve bytes a parameter: an adapter's is a hundredth of that. Seconds are those between the events
 of the first step and the last, so start-up is not among them; the last save, which nothing runs beside, is neither. What a save
-costs is the difference of the medians by the number of saves; what that is at the default interval follows by arithmetic.
+costs is the median of the pairs' differences by the number of saves; what that is at the default interval follows by arithmetic.
+On a machine that others use too, the processor's seconds say more than the clock's.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ import os
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tunedock.launch.local import SPIN_COUNT
+import psutil
+
+from tunedock.launch.process import SPIN_COUNT
 
 os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # as a worker has it; before torch
 
-from benchmarks.chaos.life import begin, import_all, told
+from benchmarks.chaos.life import Steps, begin, import_all, told
 from benchmarks.chaos.project import DEMO
 from benchmarks.results import RESULTS
 
@@ -43,8 +45,8 @@ train: {{max_steps: {steps}, batch_size: 4, token_budget: 1024, save_strategy: '
 """
 
 
-def seconds(folder: Path, model: Path, way: str, steps: int) -> float:
-    """From the end of the first step to the end of the last."""
+def seconds(folder: Path, model: Path, way: str, steps: int) -> tuple[float, float]:
+    """From the end of the first step to the end of the last: by the clock, and of the processor, all threads together."""
     from tunedock.pipeline.stages import create_run, resolve_recipe
 
     recipe = folder / "recipe.yaml"
@@ -62,14 +64,20 @@ def seconds(folder: Path, model: Path, way: str, steps: int) -> float:
         encoding="utf-8",
     )
     run = create_run(resolve_recipe([recipe]))
-    if begin(run, resume=False, first=partial(_as_a_worker, way)).wait(1200) != 0:
+    life = begin(run, resume=False, first=partial(_as_a_worker, way))
+    count, process = Steps(run), psutil.Process(life.pid)
+    life.until(lambda: count() >= 1)
+    before = process.cpu_times()
+    life.until(lambda: count() >= steps)
+    after = process.cpu_times()
+    if life.wait() != 0:
         raise RuntimeError(f"the run failed; see {run.log('train')}")
     times = [event["time"] for event in told(run) if event["kind"] == "metrics" and "loss" in event["values"]]
     size = sum(path.stat().st_size for path in run.checkpoints.glob(f"step-{steps:08d}/*"))
     shutil.rmtree(run.path)
-    if way != "no":
+    if size:
         print(f"  a checkpoint of {size / 1e6:.0f} MB", flush=True)
-    return float(times[-1] - times[0])
+    return float(times[-1] - times[0]), after.user + after.system - before.user - before.system
 
 
 def _as_a_worker(way: str) -> None:
@@ -83,22 +91,17 @@ def _as_a_worker(way: str) -> None:
 
 
 def summary(taken: dict[str, list[float]], steps: int) -> dict[str, Any]:
-    """Medians, and shares of the time without checkpoints."""
+    """What a save costs: the median over the pairs, in seconds and as shares of the time without checkpoints."""
     saves = (steps - 1) // EVERY
-    medians = {way: statistics.median(values) for way, values in taken.items()}
-    step_s = medians["no"] / (steps - 1)
-
-    def over(way: str) -> float:
-        return statistics.median(a - b for a, b in zip(taken[way], taken["no"], strict=True))
-
-    share: Callable[[str, int], float] = lambda way, every: over(way) / saves / (every * step_s)  # noqa: E731
-    return {
-        "step_s": step_s,
-        "saves": saves,
-        **{f"{way}_s": medians[way] for way in WAYS},
-        **{f"{way}_save_costs_s": over(way) / saves for way in WAYS[1:]},
-        **{f"{way}_every_{every}": share(way, every) for way in WAYS[1:] for every in (EVERY, DEFAULT_INTERVAL)},
-    }
+    step_s = statistics.median(taken["no"]) / (steps - 1)
+    found: dict[str, Any] = {"step_s": step_s, "saves": saves}
+    for way in WAYS[1:]:
+        cost = statistics.median(a - b for a, b in zip(taken[way], taken["no"], strict=True)) / saves
+        found[way] = {
+            "save_costs_s": cost,
+            **{f"every_{every}": cost / (every * step_s) for every in (EVERY, DEFAULT_INTERVAL)},
+        }
+    return found
 
 
 def main() -> None:
@@ -110,18 +113,20 @@ def main() -> None:
     model = _model(arguments.model)
     import_all()
     folder = Path(tempfile.mkdtemp(prefix="checkpoints-"))
-    taken: dict[str, list[float]] = {way: [] for way in WAYS}
+    taken: dict[str, dict[str, list[float]]] = {name: {way: [] for way in WAYS} for name in ("clock", "processor")}
     for pair in range(arguments.pairs):
         for way in WAYS if pair % 2 == 0 else WAYS[::-1]:
-            taken[way].append(seconds(folder, model, way, arguments.steps))
-            print(f"{way}: {taken[way][-1]:.2f} s", flush=True)
+            clock, processor = seconds(folder, model, way, arguments.steps)
+            taken["clock"][way].append(clock)
+            taken["processor"][way].append(processor)
+            print(f"{way}: {clock:.2f} s, {processor:.2f} s of the processor", flush=True)
     shutil.rmtree(folder)
-    found = summary(taken, arguments.steps)
+    found = {name: summary(values, arguments.steps) for name, values in taken.items()}
     print(json.dumps(found, indent=1))
     from benchmarks.results import this_machine
 
     machine = this_machine()
-    value = {"machine": asdict(machine), "options": vars(arguments), "seconds": taken, **found}
+    value = {"machine": asdict(machine), "options": vars(arguments), "seconds": taken, "summary": found}
     (RESULTS / f"{machine.slug}-checkpoints.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
