@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from tunedock.errors import DataError, InterruptedRun, LostPeerError, PreemptedRun, TunedockError
+from tunedock.errors import DataError, InterruptedRun, LostPeerError, PreemptedRun, RecipeError, TunedockError
 from tunedock.events import Event, EventReader
+from tunedock.launch import many
 from tunedock.launch.job import JobSpec
 from tunedock.launch.local import LocalLauncher
 from tunedock.launch.many import RanksJob
@@ -99,6 +100,22 @@ def gone(pid: int) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+@pytest.mark.parametrize(("gpus", "processes"), [(0, None), (1, None), (4, 4)])
+def test_a_process_for_each_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, processes: int | None
+) -> None:
+    monkeypatch.setattr(many, "gpus_here", lambda: gpus)
+    crew = many.crew_of(JobSpec("train", made(tmp_path / "r", processes=None).path))
+    assert (None if crew is None else crew.processes) == processes
+
+
+def test_more_processes_than_gpus_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(many, "gpus_here", lambda: 1)
+    with pytest.raises(RecipeError, match="a training here has 1 GPU: one for each process"):
+        LocalLauncher(WORKER).start(JobSpec("train", run.path))
+    assert many.crew_of(JobSpec("eval", run.path)) is None, "other stages are one process"
 
 
 def test_two_ranks_train_and_tell_one_result(run: Run, watched: Any) -> None:

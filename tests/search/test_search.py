@@ -200,6 +200,9 @@ def test_what_a_search_needs(place: Path) -> None:
     plain.write_text("model: some/model\ndata: {train: ./rows.jsonl}\n")
     with pytest.raises(RecipeError, match="no `search` section"):
         search([plain], folder=place / "s")
+    recipe = write(place, space(RATE), "launch: {nodes: 2, rendezvous: 'a:1'}\n")
+    with pytest.raises(RecipeError, match="a search starts many runs, and a machine joins one"):
+        search([recipe], folder=place / "s")
     recipe = write(place, space(RATE), "train: {eval_strategy: no}\n")
     with pytest.raises(RecipeError, match="there is no evaluation"):
         search([recipe], folder=place / "s")

@@ -25,6 +25,7 @@ from tunedock.errors import (
     LostPeerError,
     OutOfMemoryError,
     PreemptedRun,
+    RecipeError,
     RunError,
     TunedockError,
 )
@@ -47,11 +48,20 @@ START_FILE = "start.json"
 
 
 def crew_of(spec: JobSpec) -> Crew | None:
-    """The processes of a training; None for every job of one process."""
+    """The processes of a training; None for every job of one process. Raises RecipeError for more processes than GPUs."""
     if spec.stage != "train" or spec.run is None:
         return None
     launch = spec.launch or _launch_of(Run(spec.run))
-    processes = launch.processes or max(1, gpus_here())
+    if launch.nodes == 1 and launch.processes == 1:
+        return None
+    gpus = gpus_here()
+    processes = launch.processes or max(1, gpus)
+    if 0 < gpus < processes:
+        raise RecipeError(
+            f"`launch.processes: {processes}`, and a training here has {gpus} GPU{'s' if gpus > 1 else ''}: one for each process",
+            where="launch.processes",
+            hint="lower it, or leave it out; on a CPU: `CUDA_VISIBLE_DEVICES= tunedock train ...`",
+        )
     crew = Crew(launch, processes, launch.node_rank or 0)
     return crew if crew.world > 1 else None
 

@@ -40,6 +40,12 @@ def base_recipe(files: Sequence[Path], overrides: Sequence[str]) -> tuple[Resolv
             where=str(files[-1]) if files else "recipe",
             hint="add one: `search: {trials: 20, space: {train.learning_rate: {log_uniform: [1.0e-5, 1.0e-3]}}}`",
         )
+    if resolved.recipe.launch.nodes > 1:
+        raise RecipeError(
+            "a search starts many runs, and a machine joins one",
+            where="launch.nodes",
+            hint="search on one machine: `launch.nodes=1`",
+        )
     if resolved.recipe.train.eval_strategy == "no":
         raise RecipeError(
             "trials are compared by the validation rows, and there is no evaluation",
