@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunedock.data.forest import MIN_SHARED
-from tunedock.data.layout import Kind, Row, empty_row, epoch_order, lay_out, over_ranks, padded, step_indices
+from tunedock.data.layout import (
+    Kind,
+    Row,
+    empty_row,
+    epoch_order,
+    for_ranks,
+    lay_out,
+    over_ranks,
+    padded,
+    step_indices,
+)
 from tunedock.data.sample import Sample, Segment, merge_paths, single
 
 
@@ -122,6 +132,54 @@ def test_every_rank_has_as_many_rows_and_together_they_are_all() -> None:
         weights = sum(float(row.chosen.weight_N.sum()) for share in shares for row in share)
         assert weights == sum(sample.weight for sample in samples)
     assert len(empty_row().chosen) == 0
+
+
+def waited(rows: list[Row], ranks: int) -> int:
+    return sum(max(row.slots for row in side) for side in zip(*over_ranks(rows, ranks), strict=True))
+
+
+@given(
+    st.lists(trees(), min_size=1, max_size=6),
+    st.integers(1, 200),
+    st.sampled_from(["tree", "packed", "padded"]),
+    st.integers(1, 5),
+)
+def test_rows_for_ranks_hold_all_within_the_budget_and_no_rank_waits_longer(
+    samples: list[Sample], budget: int, kind: Kind, ranks: int
+) -> None:
+    plain = lay_out(samples, kind, budget_tokens=budget)
+    rows = for_ranks(lambda tokens: lay_out(samples, kind, budget_tokens=tokens), budget, ranks)
+    longest = max(sample.longest_path for sample in samples)
+    assert all(row.slots <= max(budget, longest) for row in rows)
+    assert waited(rows, ranks) <= waited(plain, ranks)
+    asked = [
+        sorted(
+            (int(s), int(leaf), int(t), float(w), int(row.position_ids_BT[line, own]))
+            for row in some
+            for s, leaf, t, w, line, own in zip(
+                row.chosen.sample_N,
+                row.chosen.leaf_N,
+                row.chosen.token_N,
+                row.chosen.weight_N,
+                row.chosen.line_N,
+                row.chosen.own_N,
+                strict=True,
+            )
+        )
+        for some in (plain, rows)
+    ]
+    assert asked[0] == asked[1]
+
+
+def test_one_row_is_parted_so_that_no_rank_stands_idle() -> None:
+    samples = [single(str(n), [n + 1] * 20, [1.0] * 20) for n in range(8)]
+    rows = for_ranks(lambda tokens: lay_out(samples, "tree", budget_tokens=tokens), 1000, 4)
+    assert [row.tokens for row in rows] == [40, 40, 40, 40]
+
+
+def test_a_row_that_fills_up_the_ranks_of_padded_ones_is_a_line() -> None:
+    rows = lay_out([single("a", [1, 2, 3], [1.0] * 3)], "padded", budget_tokens=10)
+    assert over_ranks(rows, 2)[1][0].tree is None
 
 
 def test_paths_of_different_regimes_never_share_a_row() -> None:

@@ -55,7 +55,7 @@ def plain_state(value: Any) -> Any:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], tree: dict[str, Any]) -> None:
-    whole = _unpacked(tree, tensors)
+    whole = unpacked(tree, tensors)
     whole["state"] = {int(index): entries for index, entries in whole["state"].items()}
     optimizer.load_state_dict(whole)
     _to_their_devices(optimizer)
@@ -96,22 +96,23 @@ class _Packing:
         return kept
 
 
-def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What was packed, with the tensors in their places."""
     if isinstance(value, list):
-        return [_unpacked(child, tensors) for child in value]
+        return [unpacked(child, tensors) for child in value]
     if not isinstance(value, dict):
         return value
     if TENSOR in value:
         return tensors[value[TENSOR]]
     if TUPLE in value:
-        return tuple(_unpacked(child, tensors) for child in value[TUPLE])
+        return tuple(unpacked(child, tensors) for child in value[TUPLE])
     if OBJECT in value:
         module, kind = PROJECTORS[value[OBJECT]]
         cls = getattr(import_module(module), kind)
         made = object.__new__(cls)
-        vars(made).update(_unpacked(value["values"], tensors))
+        vars(made).update(unpacked(value["values"], tensors))
         return made
-    return {key: _unpacked(child, tensors) for key, child in value.items()}
+    return {key: unpacked(child, tensors) for key, child in value.items()}
 
 
 def _to_their_devices(optimizer: torch.optim.Optimizer) -> None:

@@ -93,7 +93,9 @@ def stage_of(given: Mapping[str, Any], path: Path) -> int:
 
 
 def _left_open(value: Any) -> bool:
-    """Whether a section says nothing: `auto` throughout, or not enabled."""
+    """Whether a section says nothing: not whether it is on, or all that it says is `auto`."""
     if isinstance(value, Mapping):
-        return value.get("enabled") is False or all(_left_open(child) for child in value.values())
+        if "enabled" in value:
+            return value["enabled"] in (False, "auto")
+        return all(_left_open(child) for child in value.values())
     return bool(value == "auto")

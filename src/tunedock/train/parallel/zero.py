@@ -19,7 +19,7 @@ from tunedock.errors import DependencyError
 from tunedock.model import world
 from tunedock.model.policy import Policy
 from tunedock.train.optimizer import Updater, require_same_names
-from tunedock.train.optimizer_state import TENSOR, plain_state
+from tunedock.train.optimizer_state import TENSOR, plain_state, unpacked
 
 Keys = Sequence[str]
 
@@ -74,14 +74,13 @@ class ZeroUpdater(Updater):
 
     def load_trained(self, state: Mapping[str, Tensor]) -> None:
         from deepspeed import zero
-        from deepspeed.utils import safe_set_full_fp32_param
 
         require_same_names(world.told_by_first(list(state)), self.named)
         own = dict(self.named)
         for name, tensor in world.tensors_of_first(state):
             parameter = own[name]
             there = tensor.to(self.engine.device)
-            safe_set_full_fp32_param(parameter, there)
+            self._put(parameter, there)
             with torch.no_grad(), zero.GatheredParameters([parameter], modifier_rank=0, enabled=self._sharded):
                 if not self._sharded or world.rank() == 0:
                     parameter.data.copy_(there)
@@ -89,6 +88,7 @@ class ZeroUpdater(Updater):
     def optimizer_state(self, *, copy: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        self._link()
         tensors: dict[str, Tensor] = {}
         state: dict[str, Any] = {}
         for group, flat in self._flats():
@@ -115,10 +115,8 @@ class ZeroUpdater(Updater):
 
     def restore(self, tensors: Mapping[str, Tensor], tree: dict[str, Any]) -> None:
         """Of tensors that are a parameter's shape and of numbers; DeepSpeed takes only optimizers that keep no others."""
-        from deepspeed.utils import safe_set_full_optimizer_state
-
         tree = world.told_by_first(tree)
-        for live, kept in zip(self.optimizer.param_groups, tree["param_groups"], strict=True):
+        for live, kept in zip(self.optimizer.param_groups, unpacked(tree["param_groups"], {}), strict=True):
             live.update({name: value for name, value in kept.items() if name != "params" and name in live})
         shapes = world.told_by_first({place: list(tensor.shape) for place, tensor in tensors.items()})
         self._make_states(tree["state"], shapes)
@@ -126,10 +124,28 @@ class ZeroUpdater(Updater):
             _, index, key = place.split("/")
             parameter = self.order[int(index)]
             if tensor.shape == _shape(parameter):
-                safe_set_full_optimizer_state(parameter, tensor.to(self.engine.device), key)
+                self._put(parameter, tensor.to(self.engine.device), key)
             else:
                 for flat in self._flats_of(int(index)):
                     self._states[flat][key].copy_(tensor)
+
+    def _put(self, parameter: nn.Parameter, whole: Tensor, key: str | None = None) -> None:
+        """Takes this rank's part of a parameter's values, or of its optimizer's state by `key`."""
+        from deepspeed import utils
+
+        if not self._sharded:
+            if key is None:
+                utils.safe_set_full_fp32_param(parameter, whole)
+            else:
+                utils.safe_set_full_optimizer_state(parameter, whole, key)
+            return
+        size = utils.safe_get_local_fp32_param(parameter).numel()  # the last ranks' parts may end behind the parameter
+        filled = torch.nn.functional.pad(whole.flatten(), (0, size * world.size() - whole.numel()))
+        part = filled[size * world.rank() : size * (world.rank() + 1)]
+        if key is None:
+            utils.safe_set_local_fp32_param(parameter, part)
+        else:
+            utils.safe_set_local_optimizer_state(parameter, part, key)
 
     def _make_states(self, state: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
         """Empty ones, which an optimizer else makes in its first step."""
@@ -138,7 +154,13 @@ class ZeroUpdater(Updater):
             for key, value in state.get(str(index), {}).items():
                 shaped = tuple(shapes[value[TENSOR]]) == tuple(_shape(self.order[index]))
                 self._states[flat][key] = torch.zeros_like(flat) if shaped else torch.zeros(())
-        if state and not self._sharded:
+        self._link()
+
+    def _link(self) -> None:
+        """Has DeepSpeed look where the states of each parameter are. It does so once (0.19.8), after the first update of the first
+        group, when the other groups have none yet."""
+        if not self._sharded and all(flat in self._states for _, flat in self._flats()):
+            self.engine.optimizer._hp_optimizer_states_linked = False
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     # -- DeepSpeed's own -----------------------------------------------------------------------------------------------

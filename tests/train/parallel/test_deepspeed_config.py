@@ -1,0 +1,93 @@
+"""The DeepSpeed configuration: what is made, and what of a user's file is taken, overruled or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunedock.errors import RecipeError
+from tunedock.train.parallel.deepspeed_config import deepspeed_config, read_deepspeed, stage_of
+
+
+def made(stage: int = 2, **settings: Any) -> dict[str, Any]:
+    return deepspeed_config(stage, **{"ranks": 4, "offload": "none", "max_grad_norm": 1.0, **settings})
+
+
+def test_a_step_is_ours_to_say() -> None:
+    assert made() == {
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {"stage": 2},
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": 1.0,
+        "train_batch_size": 4,
+    }
+
+
+def test_offloading_goes_as_far_as_is_said_and_as_the_stage_allows() -> None:
+    on_cpu = {"device": "cpu", "pin_memory": True}
+    assert made(2, offload="optimizer")["zero_optimization"] == {"stage": 2, "offload_optimizer": on_cpu}
+    assert made(3, offload="all")["zero_optimization"] == {
+        "stage": 3,
+        "offload_optimizer": on_cpu,
+        "offload_param": on_cpu,
+        "stage3_gather_16bit_weights_on_model_save": False,
+    }
+
+
+def test_a_users_file_adds_what_the_recipe_does_not_say(tmp_path: Path) -> None:
+    """As those that LLaMA-Factory and transformers' documentation give."""
+    file = tmp_path / "ds.json"
+    given = {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_allow_untested_optimizer": True,
+        "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16},
+        "bf16": {"enabled": "auto"},
+        "zero_optimization": {
+            "stage": 2,
+            "overlap_comm": True,
+            "reduce_bucket_size": 5e8,
+            "round_robin_gradients": True,
+        },
+        "wall_clock_breakdown": False,
+    }
+    file.write_text(json.dumps(given))
+    read = read_deepspeed(file)
+    assert stage_of(read, file) == 2
+    config = made(given=read)
+    assert config["zero_optimization"] == {**given["zero_optimization"]}
+    assert config["wall_clock_breakdown"] is False
+    assert config["train_batch_size"] == 4 and config["gradient_clipping"] == 1.0
+    assert "bf16" not in config and "fp16" not in config
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"optimizer": {"type": "AdamW"}, "zero_optimization": {"stage": 2}}', "`optimizer` .*decided by the recipe"),
+        ('{"bf16": {"enabled": true}}', "`bf16`"),
+        ("[1]", "holds no object"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_what_the_recipe_decides_is_refused(tmp_path: Path, content: str, told: str) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(content)
+    with pytest.raises(RecipeError, match=told):
+        read_deepspeed(file)
+
+
+@pytest.mark.parametrize(
+    "stage", ['{"zero_optimization": {"stage": 4}}', "{}", '{"zero_optimization": {"stage": "2"}}']
+)
+def test_a_stage_there_is_none_of(tmp_path: Path, stage: str) -> None:
+    with pytest.raises(RecipeError, match="not 0, 1, 2 or 3"):
+        stage_of(json.loads(stage), tmp_path / "ds.json")
