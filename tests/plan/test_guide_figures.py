@@ -13,7 +13,7 @@ from tunedock import pipeline
 from tunedock.cli.app import app
 from tunedock.plan.cards import card
 from tunedock.plan.memory import readable
-from tunedock.plan.outlook import WHOLE
+from tunedock.plan.spread import WHOLE
 
 ROOT = Path(__file__).parents[2]
 GUIDES = ROOT / "docs" / "guides"

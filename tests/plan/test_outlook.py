@@ -9,9 +9,10 @@ import pytest
 from tunedock.errors import RecipeError
 from tunedock.plan.cards import Target, card, card_names, this_machine
 from tunedock.plan.memory import numbers, plan_memory
-from tunedock.plan.outlook import Outlook, Rows, Spread, outlook
+from tunedock.plan.outlook import Outlook, Rows, outlook
 from tunedock.plan.rungs import LADDER
 from tunedock.plan.shapes import find_shape
+from tunedock.plan.spread import Spread
 from tunedock.plan.steps import floor_steps, plan_steps, split_sizes
 from tunedock.recipe.schema import Model, Recipe, Split
 

@@ -62,7 +62,8 @@ def test_rules_hold_for_what_the_file_says(tmp_path: Path) -> None:
     [
         ("{", "cannot be read as JSON"),
         ("[]", "a mapping of DeepSpeed's keys"),
-        ({"scheduler": {}}, "`scheduler` is the recipe's to say"),
+        ({"scheduler": {"type": "WarmupLR"}}, "`scheduler` is the recipe's to say"),
+        ({"bf16": {"enabled": True}}, "`bf16` is the recipe's to say"),
         ({"zero_optimization": {"stage": "3"}}, "0, 1, 2 or 3"),
         ({"zero_optimization": 3}, "0, 1, 2 or 3"),
     ],

@@ -103,6 +103,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "nothing-to-roll-back-to": {"train": {"on_divergence": "roll_back", "save_strategy": "no"}},
     "target-modules-unused": {"train": {"optim_target_modules": ["mlp"]}},
     "adam-keys-unused": {"train": {"optim": "sgd", "adam_beta1": 0.8}},
+    "scaled-gradients-in-shares": {"parallel": "fsdp", "train": {"fp16": True}},
     "quantized-weights-in-shares": {"parallel": "fsdp", "quantize": "nf4"},
     "optimizer-in-flat-shares": {"parallel": "zero2", "train": {"optim": "muon"}},
     "optimizer-in-shares": {"parallel": "fsdp", "train": {"optim": "adamw_8bit"}},

@@ -56,7 +56,7 @@ def plan(
     from tunedock.cli.text import print_json
     from tunedock.errors import OutOfMemoryError
     from tunedock.plan.cards import card, this_machine
-    from tunedock.plan.outlook import Spread
+    from tunedock.plan.spread import Spread
 
     _check(devices, zero, rows)
     if gpu is not None and calibrate:

@@ -64,6 +64,11 @@ def size() -> int:
     return dist.get_world_size() if together() else 1
 
 
+def size_here() -> int:
+    """Ranks on this machine, which share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if together() else 1
+
+
 # -- numbers: collective calls, which every rank makes in the same order -------------------------------------------------
 
 

@@ -16,9 +16,10 @@ from tunedock.pipeline.stages import resolve_recipe
 from tunedock.plan.cards import Target
 from tunedock.plan.machine.check import Check
 from tunedock.plan.memory import Number, numbers
-from tunedock.plan.outlook import Outlook, Rows, Spread, outlook
+from tunedock.plan.outlook import Outlook, Rows, outlook
 from tunedock.plan.shapes import find_shape
 from tunedock.plan.speed import Speeds
+from tunedock.plan.spread import Spread
 from tunedock.plan.steps import split_sizes
 from tunedock.recipe.conversion import Order
 from tunedock.recipe.described import sources_of

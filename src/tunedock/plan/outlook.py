@@ -17,6 +17,7 @@ from tunedock.plan.rollout_memory import answering, reference_bytes
 from tunedock.plan.rungs import HEADROOM, LADDER, MOST_TOKENS, at_most
 from tunedock.plan.shapes import Shape
 from tunedock.plan.speed import CHECKPOINTING, EFFICIENCY, operations
+from tunedock.plan.spread import WHOLE, Spread, divided
 from tunedock.plan.steps import StepPlan, floor_steps, plan_steps, rollouts_of
 from tunedock.plan.trained import trained_size, value_head_size
 from tunedock.recipe.adapters import Lora
@@ -28,12 +29,6 @@ WEIGHT_BITS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8,
 
 CARD_SHARE = 0.95
 """Of a card's memory; the rest is the driver's and the display's."""
-
-OFFLOADED = ("optimizer", "gradients", "base weights", "adapter weights")
-"""What may lie in main memory; the first alone, or all."""
-
-GATHERED_LAYERS = 2
-"""Under ZeRO-3: the layer at work and the next one, on its way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +42,6 @@ class Rows:
     mean_tokens: float | None = None
     """Of a training sample; estimated from its characters."""
     mean_trained: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """How what is held is divided."""
-
-    zero: int = 0
-    offload: bool = False
-    """Optimizer states in main memory."""
-    offload_all: bool = False
-    """Weights and gradients too."""
-
-    @classmethod
-    def by(cls, parallel: str, offload: str) -> Spread:
-        """As a recipe says it. FSDP2 divides what ZeRO's third stage does."""
-        return cls(STAGES[parallel], offload != "none", offload == "all")
-
-
-STAGES: Mapping[str, int] = {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp": 3}
-"""`parallel` -> ZeRO's stage."""
-
-WHOLE = Spread()
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,18 +209,8 @@ def _fused(recipe: Recipe, shape: Shape, target: Target) -> set[Part]:
 
 def _need(recipe: Recipe, shape: Shape, model: Decoder, target: Target, spread: Spread) -> Need:
     plan = _plan(recipe, shape, target)
-    parts = dict(plan.parts)
-    shares = {"optimizer": 1, "gradients": 2, "base weights": 3, "adapter weights": 3, "reference copy": 3}
-    gathered = GATHERED_LAYERS * parts["base weights"] // max(model.layers, 1)
-    for part, stage in shares.items():
-        if spread.zero >= stage:
-            parts[part] = -(-parts[part] // target.devices)
-    if spread.zero >= 3:
-        parts["gathered layers"] = gathered
-    host = 0
-    for part in OFFLOADED if spread.offload_all else OFFLOADED[:1] if spread.offload else ():
-        host += parts.pop(part) * target.devices
-    return Need(parts, plan.bytes_per_token, host, plan.answering)
+    held, host = divided(plan, spread, devices=target.devices, layers=model.layers)
+    return Need(held.parts, held.bytes_per_token, host, held.answering)
 
 
 def _room(target: Target) -> int:

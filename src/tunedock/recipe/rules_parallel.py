@@ -55,6 +55,13 @@ PARALLEL_RULES: tuple[Rule, ...] = (
         hint="use `parallel: ddp`: each device holds the base, in few bits, and what is trained of it is small",
     ),
     Rule(
+        name="scaled-gradients-in-shares",
+        keys=("parallel", "train.fp16"),
+        broken=lambda r: _shares(r) and r.train.fp16,
+        message="float16's gradients are scaled, and with shares of them no process knows alone whether one has overflowed",
+        hint="use `train.bf16: true`, or `parallel: ddp`",
+    ),
+    Rule(
         name="optimizer-in-flat-shares",
         keys=("parallel", "train.optim"),
         broken=lambda r: _zero(r) and r.train.optim in table() and r.train.optim not in ELEMENT_BY_ELEMENT,

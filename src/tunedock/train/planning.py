@@ -16,6 +16,7 @@ from tunedock.model.policy import Policy
 from tunedock.plan.memory import PARTS, MemoryPlan, Number, Part, plan_memory, readable
 from tunedock.plan.rollout_memory import answering
 from tunedock.plan.rungs import MOST_TOKENS
+from tunedock.plan.spread import Spread, divided
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run, read_json, write_json
 from tunedock.train.budget import Budget
@@ -25,13 +26,26 @@ RECORD = "budget.json"
 """In the run directory: every change of the budget with its step, those since the last checkpoint too."""
 
 
-def make_budget(run: Run, recipe: Recipe, policy: Policy, *, longest_path: int, resume: bool, emit: Emitter) -> Budget:
-    """The budget of a run whose model is loaded and has not begun to train. A resumed one takes over what is recorded."""
+def make_budget(
+    run: Run, recipe: Recipe, policy: Policy, *, way: str, longest_path: int, resume: bool, emit: Emitter
+) -> Budget:
+    """The budget of a run whose model is loaded and has not begun to train. A resumed one takes over what is recorded.
+
+    `way`: how the run is spread over ranks (`train.parallel`).
+    """
     device = policy.device.type
     layers = len(adapters.checkpointable(policy.model))
     given = recipe.train.gradient_checkpointing
     again = layers if given is True else min(given, layers)
-    plan = _plan(recipe, policy, longest_path, again, emit)
+
+    def plan_with(layers_again: int) -> MemoryPlan | None:
+        whole = _plan(recipe, policy, longest_path, layers_again, emit)
+        if whole is None:
+            return None
+        spread = Spread.by(way, recipe.offload if device != "cpu" else "none")
+        return divided(whole, spread, devices=world.size(), layers=layers)[0]
+
+    plan = plan_with(again)
 
     def keep(record: list[dict[str, Any]]) -> None:
         if world.rank() == 0:
@@ -50,7 +64,7 @@ def make_budget(run: Run, recipe: Recipe, policy: Policy, *, longest_path: int, 
     budget = Budget(
         memory=memory_of(policy.device),
         plan=plan,
-        plan_again=lambda more: None if plan is None else _plan(recipe, policy, longest_path, more, emit),
+        plan_again=lambda more: None if plan is None else plan_with(more),
         most=MOST_TOKENS.get(device, MOST_TOKENS["cpu"]),
         longest_path=longest_path,
         pinned=recipe.train.token_budget,
@@ -77,8 +91,8 @@ def _plan(recipe: Recipe, policy: Policy, longest_path: int, checkpointing: int,
             adapter=recipe.adapter,
             optim=recipe.train.optim,
             optim_args=recipe.train.optim_args,
-            weights=_number(policy.precision.weights),
-            compute=_number(policy.precision.compute),
+            weights=number(policy.precision.weights),
+            compute=number(policy.precision.compute),
             quantize=recipe.quantize,
             gradient_checkpointing=checkpointing,
             longest_path=longest_path,
@@ -105,7 +119,7 @@ def fused_parts(policy: Policy) -> set[Part]:
     return {part for part in PARTS if part in names}
 
 
-def _number(dtype: torch.dtype) -> Number:
+def number(dtype: torch.dtype) -> Number:
     match dtype:
         case torch.bfloat16:
             return "bfloat16"

@@ -109,7 +109,10 @@ def _train(
     feed, validation, about = world.after_the_first_here(lambda: _data(base, recipe, emit), name="data", leads=leads)
     _same_data(run, about, resume, emit)
     course = _course(recipe, about)
-    way = way_of(recipe)
+    section = recipe.objective if isinstance(recipe.objective, Rollout) else None
+    longest = int(feed.samples.lengths.max()) if isinstance(feed, StoreFeed) else recipe.data.max_length
+    longest += section.max_new_tokens if section is not None else 0
+    way = way_of(recipe, base, longest_path=longest)
     policy = trainable_policy(base, began=beginning(run) if resume else None, spread=shards_weights(way))
     if rank.leads:
         keep_beginning(run, base, policy.model, resume=resume)
@@ -124,7 +127,6 @@ def _train(
     torch.manual_seed(recipe.train.seed)
     random.seed(recipe.train.seed)  # a package may draw from these two; a checkpoint keeps their states
     np.random.seed(recipe.train.seed)
-    section = recipe.objective if isinstance(recipe.objective, Rollout) else None
     values = section is not None and section.kind == "ppo"
     updater: Updater | None = None
     if shards_weights(way):  # then what is called from here on is the sharded model
@@ -144,12 +146,10 @@ def _train(
     _same_adapters(run, base, resume)
     if rank.leads:
         run.update(lineage={**base.lineage(), "data": about["fingerprint"]})
-    longest = int(feed.samples.lengths.max()) if isinstance(feed, StoreFeed) else recipe.data.max_length
-    longest += section.max_new_tokens if section is not None else 0
     needed = make_objective(recipe.objective).needs_reference if section is None else section.needs_reference
     # Before the budget, which counts what is held already.
     reference = Reference.of(policy, at_zero=at_zero) if needed else None
-    budget = make_budget(run, recipe, policy, longest_path=longest, resume=resume, emit=emit)
+    budget = make_budget(run, recipe, policy, way=way, longest_path=longest, resume=resume, emit=emit)
     measure, rollouts = None, None
     if values and (updater is None or policy.head != "chosen"):
         policy.add_value_head()

@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tunedock.errors import RecipeError
-from tunedock.train.parallel.deepspeed_config import deepspeed_config, read_deepspeed, stage_of
+from tunedock.recipe.deepspeed import Said, content_of, read_deepspeed
+from tunedock.train.parallel.deepspeed_config import deepspeed_config
 
 
 def made(stage: int = 2, **settings: Any) -> dict[str, Any]:
@@ -60,34 +58,10 @@ def test_a_users_file_adds_what_the_recipe_does_not_say(tmp_path: Path) -> None:
         "wall_clock_breakdown": False,
     }
     file.write_text(json.dumps(given))
-    read = read_deepspeed(file)
-    assert stage_of(read, file) == 2
+    read = content_of(file)
+    assert read_deepspeed(file) == Said("zero2", "none")
     config = made(given=read)
     assert config["zero_optimization"] == {**given["zero_optimization"]}
     assert config["wall_clock_breakdown"] is False
     assert config["train_batch_size"] == 4 and config["gradient_clipping"] == 1.0
     assert "bf16" not in config and "fp16" not in config
-
-
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        ('{"optimizer": {"type": "AdamW"}, "zero_optimization": {"stage": 2}}', "`optimizer` .*decided by the recipe"),
-        ('{"bf16": {"enabled": true}}', "`bf16`"),
-        ("[1]", "holds no object"),
-        ("{", "cannot be read"),
-    ],
-)
-def test_what_the_recipe_decides_is_refused(tmp_path: Path, content: str, told: str) -> None:
-    file = tmp_path / "ds.json"
-    file.write_text(content)
-    with pytest.raises(RecipeError, match=told):
-        read_deepspeed(file)
-
-
-@pytest.mark.parametrize(
-    "stage", ['{"zero_optimization": {"stage": 4}}', "{}", '{"zero_optimization": {"stage": "2"}}']
-)
-def test_a_stage_there_is_none_of(tmp_path: Path, stage: str) -> None:
-    with pytest.raises(RecipeError, match="not 0, 1, 2 or 3"):
-        stage_of(json.loads(stage), tmp_path / "ds.json")

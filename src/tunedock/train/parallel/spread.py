@@ -5,34 +5,61 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from tunedock.errors import RecipeError
+from tunedock.errors import ModelError
 from tunedock.model import world
+from tunedock.model.load import find_device, precision, require_config
 from tunedock.model.policy import Policy
+from tunedock.model.session import Base
+from tunedock.plan.memory import plan_memory
+from tunedock.plan.rollout_memory import answering
+from tunedock.plan.rungs import HEADROOM
+from tunedock.recipe.deepspeed import content_of
+from tunedock.recipe.rules_parallel import why_not_by
 from tunedock.recipe.schema import Recipe
+from tunedock.train.memory import memory_of
 from tunedock.train.optimizer import Updater
-from tunedock.train.parallel.deepspeed_config import deepspeed_config, read_deepspeed, stage_of
+from tunedock.train.parallel.deepspeed_config import deepspeed_config
 from tunedock.train.parallel.replicated import ReplicatedUpdater
 from tunedock.train.parallel.sharded import ShardedUpdater, shard
 from tunedock.train.parallel.zero import zeroed
+from tunedock.train.planning import number
 
 Way = Literal["alone", "ddp", "fsdp", "zero1", "zero2", "zero3"]
 
 
-def way_of(recipe: Recipe) -> Way:
-    """How this run is spread. Raises RecipeError for a DeepSpeed file of another stage than the recipe's."""
+def way_of(recipe: Recipe, base: Base, *, longest_path: int) -> Way:
+    """How this run is spread."""
     if not world.together():
         return "alone"
-    if recipe.train.deepspeed is None:
-        return "ddp" if recipe.parallel == "auto" else recipe.parallel
-    path = Path(recipe.train.deepspeed)
-    asked: Way = ("ddp", "zero1", "zero2", "zero3")[stage_of(read_deepspeed(path), path)]
-    if recipe.parallel not in ("auto", asked):
-        raise RecipeError(
-            f"the DeepSpeed file asks for {asked}, and the recipe for {recipe.parallel}",
-            where="parallel",
-            hint="leave `parallel` out, or let both say the same",
+    return _fitting(recipe, base, longest_path) if recipe.parallel == "auto" else recipe.parallel
+
+
+def _fitting(recipe: Recipe, base: Base, longest_path: int) -> Way:
+    """Whole on each device where, by the plan, it fits there with the longest sample; else sharded, if the recipe can be."""
+    if why_not_by(recipe, "fsdp") is not None:
+        return "ddp"
+    device = find_device()
+    numbers = precision(recipe, device)
+    try:
+        plan = plan_memory(
+            require_config(base.located.folder),
+            adapter=recipe.adapter,
+            optim=recipe.train.optim,
+            optim_args=recipe.train.optim_args,
+            weights=number(numbers.weights),
+            compute=number(numbers.compute),
+            quantize=recipe.quantize,
+            gradient_checkpointing=recipe.train.gradient_checkpointing,
+            longest_path=longest_path,
+            device=device.type,
+            scored=base.head == "scores",
+            valued=recipe.objective.kind == "ppo",
+            answering=answering(recipe),
         )
-    return asked
+    except ModelError:
+        return "ddp"  # as one process would try it
+    free = memory_of(device).free_bytes() // (1 if device.type == "cuda" else world.size_here())
+    return "fsdp" if world.agree(plan.needed(longest_path) > HEADROOM * free) else "ddp"
 
 
 def shards_weights(way: Way) -> bool:
@@ -51,7 +78,7 @@ def spread_updater(plain: Updater, policy: Policy, way: Way, recipe: Recipe) -> 
     if way == "alone":
         return plain
     if way.startswith("zero"):
-        given = None if recipe.train.deepspeed is None else read_deepspeed(Path(recipe.train.deepspeed))
+        given = None if recipe.train.deepspeed is None else content_of(Path(recipe.train.deepspeed))
         config = deepspeed_config(
             int(way[-1]),
             ranks=world.size(),
