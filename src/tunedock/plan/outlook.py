@@ -17,7 +17,7 @@ from tunedock.plan.rollout_memory import answering, reference_bytes
 from tunedock.plan.rungs import HEADROOM, LADDER, MOST_TOKENS, at_most
 from tunedock.plan.shapes import Shape
 from tunedock.plan.speed import CHECKPOINTING, EFFICIENCY, operations
-from tunedock.plan.spread import WHOLE, Spread, divided
+from tunedock.plan.spread import STAGES, WHOLE, Spread, divided
 from tunedock.plan.steps import StepPlan, floor_steps, plan_steps, rollouts_of
 from tunedock.plan.trained import trained_size, value_head_size
 from tunedock.recipe.adapters import Lora
