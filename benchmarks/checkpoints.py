@@ -1,5 +1,7 @@
 """What checkpoints cost a training: `python -m benchmarks.checkpoints [--pairs 5] [--steps 50] [--model tiny]`.
 
+With `--parts`, only the two parts of one save: the copy, for which training waits, and the writing beside it.
+
 The same run, a fork of this process each time, turn about in three ways: without checkpoints, with one every 20 steps written
 beside training, and with the same written while training waits (as where a copy of the state does not fit into memory). Whole
 weights, so that a checkpoint is twelve bytes a parameter: an adapter's is a hundredth of that. Seconds are those between the events
@@ -16,6 +18,7 @@ import os
 import shutil
 import statistics
 import tempfile
+import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -104,12 +107,42 @@ def summary(taken: dict[str, list[float]], steps: int) -> dict[str, Any]:
     return found
 
 
+def parts(times: int = 7) -> dict[str, float]:
+    """Seconds of one core for a checkpoint of whole weights of `tiny` with AdamW's moments, the first save left out: its memory is
+    new."""
+    import torch
+
+    from benchmarks.models import SHAPES
+    from tunedock.train.checkpoint import Checkpoints, Snapshot
+    from tunedock.train.random_states import random_states
+
+    torch.set_num_threads(1)
+    each = SHAPES["tiny"].parameters // 100
+    live = {f"{what}{number}": torch.randn(each) for what in ("weight", "first", "second") for number in range(100)}
+    folder = Path(tempfile.mkdtemp(prefix="checkpoints-"))
+    copies, writes = [], []
+    for step in range(times):
+        began = time.thread_time()
+        held = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in live.items()}
+        copied = time.thread_time()
+        Checkpoints(folder, keep=1).save(Snapshot(step, held, {}, {"feed": {}}, random_states()))
+        copies.append(copied - began)
+        writes.append(time.thread_time() - copied)
+    shutil.rmtree(folder)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in live.values())
+    return {"mb": size / 1e6, "copy_s": statistics.median(copies[1:]), "write_s": statistics.median(writes[1:])}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--model", default="tiny")
+    parser.add_argument("--parts", action="store_true")
     arguments = parser.parse_args()
+    if arguments.parts:
+        print(json.dumps(parts(), indent=1))
+        return
     model = _model(arguments.model)
     import_all()
     folder = Path(tempfile.mkdtemp(prefix="checkpoints-"))
