@@ -118,6 +118,7 @@ def test_more_processes_than_gpus_are_refused(run: Run, monkeypatch: pytest.Monk
     assert many.crew_of(JobSpec("eval", run.path)) is None, "other stages are one process"
 
 
+@pytest.mark.long
 def test_two_ranks_train_and_tell_one_result(run: Run, watched: Any) -> None:
     job = watched(steps=3)
     assert job.end() is None

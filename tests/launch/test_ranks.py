@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,16 @@ def test_a_process_whose_pulse_is_not_even_written_is_stopped_however_patient(ru
         beat(run, 1, second)
         found = watchman.hanging(float(second))
     assert found == [0]
+
+
+def test_a_process_that_has_died_does_not_hang(run: Run, watchman: Watchman) -> None:
+    """torchrun ends the others, which may take longer than a short time-out."""
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
+        pass
+    for now in (1.0, 15.0, 30.0):
+        beat(run, 0, 1, waits=True, written=int(now))
+        beat(run, 1, 1, pid=process.pid)
+        assert watchman.hanging(now) == []
 
 
 def test_coming_up_takes_longer(run: Run, watchman: Watchman) -> None:

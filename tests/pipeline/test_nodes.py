@@ -167,8 +167,9 @@ def test_a_resumed_run_may_have_other_processes_and_nothing_else(folder: Path) -
     run = Run(folder / "run")
     with pytest.raises(RecipeError, match="keeps its recipe, but for where it is trained"):
         pipeline.train([], ["train.seed=7"], resume=run)
-    with pytest.raises(TunedockError):  # the worker has no model to train
-        pipeline.train([], ["launch.nodes=1", "launch.processes=1", "parallel=ddp"], resume=run)
+    ends_at_once = LocalLauncher([sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(DataError):
+        pipeline.train([], ["launch.nodes=1", "launch.processes=1", "parallel=ddp"], resume=run, launcher=ends_at_once)
     told = run.resolved()
     assert told["recipe"]["launch"]["nodes"] == 1 and told["recipe"]["parallel"] == "ddp"
     assert told["origins"]["parallel"] == "command line"

@@ -81,7 +81,9 @@ class Watchman:
         at_work = [
             number for number in self._seen if self._is_here(number) and read_end(self._files[number].end) is None
         ]
-        stopped = [number for number in at_work if number in self._crew.own and self._is_dead(number, now)]
+        if any(number in self._crew.own and self._has_died(number) for number in at_work):
+            return []  # torchrun sees that, and gives the others a while to end
+        stopped = [number for number in at_work if number in self._crew.own and self._is_silent(number, now)]
         if stopped:
             return stopped
         beats = [self._seen[number].beat for number in at_work]
@@ -90,7 +92,11 @@ class Watchman:
         still = all(now - self._seen[number].moved >= self._crew.launch.timeout_s for number in at_work)
         return self._behind(at_work) if still else []
 
-    def _is_dead(self, number: int, now: float) -> bool:
+    def _has_died(self, number: int) -> bool:
+        beat = self._seen[number].beat
+        return beat is not None and beat.host == socket.gethostname() and state_of(beat.pid) in ("", "Z", "X")
+
+    def _is_silent(self, number: int, now: float) -> bool:
         """Whether a rank's pulse is not even written any more: the whole process is stopped, or never came up."""
         seen = self._seen[number]
         allowed = self._crew.launch.timeout_s + (COMING_UP_S if seen.beat is None else 0.0)
@@ -259,11 +265,15 @@ def _exit_codes(log: str, crew: Crew) -> dict[int, int]:
 
 def is_stopped(pid: int, proc: Path = Path("/proc")) -> bool:
     """Whether a process of this machine is stopped by a signal or a debugger."""
+    return state_of(pid, proc) in ("T", "t")
+
+
+def state_of(pid: int, proc: Path = Path("/proc")) -> str:
+    """Linux's letter for it, of a process of this machine: `S` sleeps, `Z` has died, "" is no more."""
     try:
-        state = (proc / str(pid) / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
+        return (proc / str(pid) / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
     except (OSError, IndexError):
-        return False
-    return state in ("T", "t")
+        return ""
 
 
 def signal_name(number: int) -> str:
