@@ -94,7 +94,8 @@ class Watchman:
 
     def _has_died(self, number: int) -> bool:
         beat = self._seen[number].beat
-        return beat is not None and beat.host == socket.gethostname() and state_of(beat.pid) in ("", "Z", "X")
+        here = beat is not None and beat.host == socket.gethostname() and bool(state_of(os.getpid()))
+        return here and beat is not None and state_of(beat.pid) in ("", "Z", "X")
 
     def _is_silent(self, number: int, now: float) -> bool:
         """Whether a rank's pulse is not even written any more: the whole process is stopped, or never came up."""
