@@ -172,6 +172,16 @@ def test_a_folder_in_use_says_what_can_be_done_about_the_run_in_it(tmp_path):
     assert "--resume" in hint("damaged")
 
 
+def test_the_newest_checkpoint_is_a_whole_one_by_its_step(tmp_path):
+    run = make(tmp_path, "r")
+    assert run.newest_checkpoint() is None
+    for name in ("step-00000004", "step-00000012", "step-of-my-own", ".step-00000016.part"):
+        (run.checkpoints / name).mkdir()
+        (run.checkpoints / name / "manifest.json").write_text("{}")
+    (run.checkpoints / "step-00000014").mkdir()
+    assert run.newest_checkpoint() == 12
+
+
 def test_an_exported_model_is_no_run(tmp_path):
     (tmp_path / "export.json").write_text("{}")
     with pytest.raises(RunError, match="exported model") as caught:

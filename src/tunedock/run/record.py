@@ -185,8 +185,8 @@ class Run:
 
     def newest_checkpoint(self) -> int | None:
         """The step of the newest checkpoint, by its name; None where there is none."""
-        names = [path.parent.name for path in self.checkpoints.glob("step-*/manifest.json")]
-        return max((int(name.removeprefix("step-")) for name in names), default=None)
+        numbers = [path.parent.name.removeprefix("step-") for path in self.checkpoints.glob("step-*/manifest.json")]
+        return max((int(number) for number in numbers if number.isdecimal()), default=None)
 
     def locked(self) -> bool:
         """Whether a worker is at work in this run."""

@@ -517,4 +517,7 @@ def _plain_schedule(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _steps(numbers: Sequence[int]) -> str:
-    return f"step {numbers[0]}" if len(numbers) == 1 else f"steps {numbers[0]} to {numbers[-1]}"
+    if len(numbers) == 1:
+        return f"step {numbers[0]}"
+    together = numbers[-1] - numbers[0] == len(numbers) - 1
+    return f"steps {numbers[0]} to {numbers[-1]}" if together else f"steps {', '.join(map(str, numbers))}"
