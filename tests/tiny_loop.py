@@ -30,6 +30,7 @@ from tunedock.recipe.adapters import Adapter, Lora
 from tunedock.recipe.schema import Train
 from tunedock.train.budget import Budget
 from tunedock.train.checkpoint import Checkpoints
+from tunedock.train.evaluation import Evaluation
 from tunedock.train.feed import FixedFeed
 from tunedock.train.grace import Grace
 from tunedock.train.loop import Course, Loop
@@ -81,6 +82,7 @@ def build(
     to_compile: bool = False,
     objective: Objective | None = None,
     grace: Grace | None = None,
+    evaluation: Evaluation | None = None,
     **train: Any,
 ) -> tuple[Loop, Policy, io.StringIO]:
     folder.mkdir(exist_ok=True, parents=True)
@@ -113,6 +115,7 @@ def build(
         emit=Emitter(stream),
         stop_requested=stop,
         grace=grace,
+        evaluation=evaluation,
     )
     return loop, policy, stream
 

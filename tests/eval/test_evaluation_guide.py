@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from tunedock.cli.app import app
 from tunedock.events import Emitter
+from tunedock.recipe.rules import check
 from tunedock.recipe.schema import Eval, Recipe
 
 GUIDES = Path(__file__).parents[2] / "docs" / "guides"
@@ -25,7 +27,8 @@ def test_its_tasks_load_with_its_rows(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     from tunedock.eval.task_library import load_tasks
 
-    tasks, (rows,) = blocks(PAGES[0], "yaml"), blocks(PAGES[0], "json")
+    tasks = [text for text in blocks(PAGES[0], "yaml") if text.startswith("task:")]
+    (rows,) = blocks(PAGES[0], "json")
     for number, text in enumerate(tasks):
         (tmp_path / f"{number}.yaml").write_text(text, encoding="utf-8")
     (tmp_path / "team.jsonl").write_text(rows, encoding="utf-8")
@@ -37,6 +40,11 @@ def test_its_tasks_load_with_its_rows(tmp_path: Path) -> None:
     for document in documents:
         choices = team.doc_to_choice(document)
         assert f'"{filed.doc_to_target(document)}"' in choices[team.doc_to_target(document)]
+
+
+def test_its_recipe_keeps_the_rules() -> None:
+    (text,) = (text for text in blocks(PAGES[0], "yaml") if text.startswith("train:"))
+    check(Recipe.model_validate({"model": "some/model", "data": {"train": ["x.jsonl"]}, **yaml.safe_load(text)}))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

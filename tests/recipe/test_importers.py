@@ -430,6 +430,8 @@ ONE_PROBLEM = {
     "a stream without end": ("streaming: true", "`streaming: true`: nobody knows", "set `max_steps`"),
     "evaluates nothing": ("eval_strategy: steps", "`eval_strategy: steps`: there is nothing to evaluate on", "`val_size`"),
     "the best of nothing": ("load_best_model_at_end: true", "`load_best_model_at_end: true`", "`eval_strategy`"),
+    "answers for dpo": ("stage: dpo\ndataset: pairs\npredict_with_generate: on", "`predict_with_generate: on`: it", "take it out"),
+    "the best of no answers": ("metric_for_best_model: rouge-l", "`metric_for_best_model: rouge-l`: it", "predict_with_generate"),
     "too much warm-up": ("warmup_ratio: 1.5", "`warmup_ratio: 1.5`: it is a share", "below 1"),
     "galore under lora": ("use_galore: true\ngalore_rank: 8", "`use_galore: true`: it holds the moments", "finetuning_type: full"),
     "galore by layer": ("finetuning_type: full\nuse_galore: on\ngalore_layerwise: on", "`galore_layerwise: on`", "take it out"),
@@ -738,6 +740,23 @@ def test_evaluation_steps_follow_logging_steps(tmp_path: Path) -> None:
     found = made(tmp_path, HEAD + "val_size: 0.5\neval_strategy: epoch\neval_steps: 5\n")
     assert "eval_steps" not in found.values["train"]
     resolve(load_text(tmp_path, found))
+
+
+def test_answers_at_evaluations(tmp_path: Path) -> None:
+    """LLaMA-Factory wants the word for answers after training too, which are a command's here."""
+    text = "eval_strategy: epoch\npredict_with_generate: true\nmetric_for_best_model: eval_rouge-l\nload_best_model_at_end: true\n"
+    found = made(tmp_path, HEAD + "val_size: 0.5\nmax_new_tokens: 64\n" + text)
+    wanted = {"predict_with_generate": True, "metric_for_best_model": "eval_rougeL", "load_best_model_at_end": True}
+    assert wanted.items() <= found.values["train"].items() and found.values["eval"]["max_new_tokens"] == 64
+    resolve(load_text(tmp_path, found))
+    for text in (
+        HEAD + "predict_with_generate: true\n",
+        "model_name_or_path: a/b\neval_dataset: identity\ndo_predict: true\npredict_with_generate: true\n",
+        HEAD + "predict_with_generate: false\n",
+    ):
+        found = made(tmp_path, text)
+        found.check()
+        assert line(found, "predict_with_generate").outcome == "left out"
 
 
 def load_text(tmp_path: Path, found: Imported) -> Any:

@@ -12,6 +12,7 @@ import torch
 
 from tiny_loop import build, data, losses, weights
 from tunedock.errors import DivergedError, InterruptedRun, RecipeError
+from tunedock.objective.evaluate import Measured
 from tunedock.recipe.adapters import Adapter, Full, Lora
 from tunedock.train.checkpoint import Checkpoints
 from tunedock.train.random_states import random_states
@@ -131,6 +132,44 @@ def test_validation_finds_the_best_and_patience_ends(tmp_path: Path) -> None:
     assert index.best == f"step-{2 * (evaluations.index(min(evaluations)) + 1):08d}"
     assert set(Checkpoints(tmp_path, keep=2).names()) == {index.best, index.last}
     assert "early stopping" in stream.getvalue()
+
+
+def test_of_a_metric_that_is_no_loss_more_is_better(tmp_path: Path) -> None:
+    """Patience too, with its threshold; and a resumed run goes on with what it had."""
+    told = iter([0.2, 0.5, 0.52, 0.4, 0.9])
+    settings: dict[str, Any] = {
+        "validation": data(seed=1)[:2],
+        "evaluation": lambda: Measured(1.0 + progressing(), 2.0, {"rougeL": next(told)}),
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "metric_for_best_model": "eval_rougeL",
+        "early_stopping_patience": 2,
+        "early_stopping_threshold": 0.1,
+        "steps": 30,
+    }
+
+    def progressing() -> float:
+        return float(loop.progress.step)
+
+    loop, _, _ = build(tmp_path, **settings)
+    loop.run()
+    assert (loop.progress.step, loop.progress.stale) == (8, 2), "0.52 is better, and not by enough"
+    assert (loop.progress.best, loop.progress.best_loss, loop.progress.last_eval) == (0.52, 7.0, 9.0)
+    index = Checkpoints(tmp_path, keep=None).index()
+    assert (index.best, index.best_metric) == ("step-00000006", 0.52)
+    loop, _, _ = build(tmp_path, **settings)
+    loop.restore(Checkpoints(tmp_path, keep=None).load_last(pytest.fail))
+    assert (loop.progress.best, loop.progress.best_loss) == (0.52, 7.0)
+
+
+def test_a_checkpoint_of_before_the_metric_could_be_chosen(tmp_path: Path) -> None:
+    loop, _, _ = build(tmp_path, steps=4)
+    loop.progress.best = 2.5
+    loop.run()
+    snapshot = Checkpoints(tmp_path, keep=None).load_last(pytest.fail)
+    del snapshot.state["progress"]["best_loss"]
+    loop.restore(snapshot)
+    assert loop.progress.best_loss == 2.5
 
 
 def test_a_loss_that_is_no_number_names_the_rows(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tiny_loop import build, losses, weights
 from tunedock import pipeline
 from tunedock.data.layout import Row
 from tunedock.data.sample import Sample, Segment
-from tunedock.eval import held_out
+from tunedock.eval.questions import Question, questions_of
 from tunedock.eval.stage import evaluate
 from tunedock.events import Emitter
 from tunedock.export.stage import export
@@ -184,8 +184,8 @@ def test_questions_are_asked_once_and_of_wanted_answers(place: Path, monkeypatch
     for file, rows in (("pairs.jsonl", 40), ("labelled.jsonl", 20)):
         recipe = pipeline.resolve_recipe([place / "recipe.yaml"], [f"data.train={file}"]).recipe
         prepared = prepare.prepare(recipe, find_base(recipe, weights=False).chat, Emitter(None))
-        asked: Sequence[held_out.Question] = []
+        asked: Sequence[Question] = []
         for side in ("train", "validation", "test"):
-            asked = [*asked, *held_out.questions_of(prepared.side(side), None)]
+            asked = [*asked, *questions_of(prepared.side(side), None)]
         assert len({question.row_id for question in asked}) == len(asked) == rows
         assert all(question.reference.startswith("There are") for question in asked)

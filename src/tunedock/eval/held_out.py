@@ -5,25 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from tunedock.data import prepare as preparing
-from tunedock.data.conversation import Conversation, Labelled, Message, Preference, Prompt
 from tunedock.data.split import SIDES, Side
 from tunedock.data.store import SampleStore
 from tunedock.errors import DataError
 from tunedock.eval.budget import EVAL_TOKEN_BUDGET, EvalBudget
 from tunedock.eval.judged import Judged, Prompts
-from tunedock.eval.metrics import exact_match, score
+from tunedock.eval.metrics import exact_match
 from tunedock.eval.page import page
+from tunedock.eval.questions import Question, Questions, answer_text, questions_of
 from tunedock.eval.rewards.completion import Moment
 from tunedock.eval.rewards.scoring import Scorer, make_scorer
 from tunedock.events import Emitter
 from tunedock.model import adapter as adapters
 from tunedock.model.answers import Sampler, Sampling
-from tunedock.model.generate import complete
 from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
 from tunedock.model.session import Base, ChatFacts, continues
@@ -33,16 +31,6 @@ from tunedock.objective.registry import make as make_objective
 from tunedock.recipe.objectives.rollout import Rollout
 from tunedock.recipe.schema import Eval, Recipe
 from tunedock.run.record import Run, write_atomic, write_json
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A held-out row as a question: what stands before its last answer, and that answer."""
-
-    row_id: str
-    prompt: tuple[Message, ...]
-    tools: tuple[dict[str, Any], ...]
-    reference: str
 
 
 class HeldOut:
@@ -58,7 +46,7 @@ class HeldOut:
         self._options = options
         self._side = side
         self._store = held_out_rows(base, recipe, side, emit)
-        self._questions = questions_of(self._store, options.max_samples)
+        self._questions = Questions(base, facts, questions_of(self._store, options.max_samples))
         self._objective = make_objective(recipe.objective)
         self._reference: Reference | None = None
         self._results: dict[str, Any] = {"tuned": None, "base": None}
@@ -117,8 +105,8 @@ class HeldOut:
         figures |= {"loss": -float(reward_PG.mean()), "completions": float(len(asked))}
         texts = [answer_text(text) for (text,) in map(judged.texts, made)]
         self._answers[who] = texts
-        if all(question.reference for question in self._questions):
-            figures |= score(texts, [question.reference for question in self._questions]).to_json()
+        if all(question.reference for question in self._questions.asked):
+            figures |= self._questions.scored(texts).to_json()
         return figures
 
     def _figures(self, policy: Policy, who: str, emit: Emitter) -> dict[str, Any]:
@@ -145,22 +133,10 @@ class HeldOut:
         return {"loss": measured.loss, "perplexity": perplexity, "trained_tokens": measured.count}
 
     def _answer(self, policy: Policy, who: str, emit: Emitter) -> dict[str, Any]:
-        base, options = self._base, self._options
-        prompts = [base.chat.prompt_ids(q.prompt, q.tools, thinking=self._facts.thinking) for q in self._questions]
-        made = complete(
-            policy,
-            prompts,
-            stop_ids=self._facts.stop_ids,
-            pad_id=base.pad_id,
-            max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature,
-            batch_size=options.batch_size,
-            seed=self._recipe.train.seed,
-            on_progress=lambda done: emit.progress(f"answers, {who}", done, len(prompts), "rows"),
-        )
-        texts = [answer_text(text) for text in base.tokenizer.batch_decode(made, skip_special_tokens=True)]
+        tell = partial(emit.progress, f"answers, {who}", total=len(self._questions), unit="rows")
+        texts = self._questions.answered(policy, self._options, seed=self._recipe.train.seed, on_progress=tell)
         self._answers[who] = texts
-        return score(texts, [question.reference for question in self._questions]).to_json()
+        return self._questions.scored(texts).to_json()
 
     def _budget(self, policy: Policy, emit: Emitter) -> EvalBudget:
         return EvalBudget(policy, emit, tokens=max(EVAL_TOKEN_BUDGET, self._recipe.data.max_length))
@@ -173,7 +149,7 @@ class HeldOut:
             "samples": len(self._store),
             "questions": len(self._questions),
             **self._results,
-            "answers": _side_by_side(self._questions, self._answers),
+            "answers": _side_by_side(self._questions.asked, self._answers),
         }
         folder = run.path / "eval"
         folder.mkdir(exist_ok=True)
@@ -205,38 +181,6 @@ def held_out_rows(base: Base, recipe: Recipe, side: str, emit: Emitter) -> Sampl
             hint=f"{here}set `data.split.{side}` or give `data.{side}` files",
         )
     return store
-
-
-def questions_of(store: SampleStore, limit: int | None) -> list[Question]:
-    """The conversations of a side as questions, in the side's order; of a pair, the chosen answer is the one wanted. Documents give
-    none, and completions that are not wanted neither."""
-    questions: list[Question] = []
-    for i in range(len(store)):
-        if limit is not None and len(questions) == limit:
-            break
-        stored = store.stored(i)
-        example = stored.example
-        if stored.sample.wanted is False:
-            continue
-        if isinstance(example, Prompt):
-            questions.append(Question(stored.sample.row_id, example.prompt, example.tools, example.answer or ""))
-            continue
-        if isinstance(example, Preference):
-            messages = (*example.prompt, *example.chosen)
-        elif isinstance(example, Labelled):
-            messages = (*example.prompt, *example.completion)
-        elif isinstance(example, Conversation):
-            messages = example.messages
-        else:
-            continue
-        last = max(n for n, message in enumerate(messages) if message.role == "assistant")
-        questions.append(Question(stored.sample.row_id, messages[:last], example.tools, messages[last].content))
-    return questions
-
-
-def answer_text(text: str) -> str:
-    """A completion without its reasoning."""
-    return text.rpartition("</think>")[2].strip()
 
 
 def _side_by_side(questions: Sequence[Question], answers: dict[str, list[str]]) -> list[dict[str, Any]]:

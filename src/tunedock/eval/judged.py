@@ -149,19 +149,16 @@ def _of_all(
     metrics: Mapping[str, float],
 ) -> tuple[list[list[Sampled]], np.ndarray[Any, np.dtype[np.float64]], Told]:
     """What the ranks have made and scored, in the prompts' order. A collective call."""
-    groups: list[list[Sampled]] = [[] for _ in range(count)]
-    rewards_PG = np.zeros((count, answers))
+    parts = zip(made, reward_PG.tolist(), strict=True)
+    told = [[[astuple(one) for one in group], rewards_G] for group, rewards_G in parts]
+    whole = world.in_order(count, own, told)
+    groups = [[Sampled(tuple(i), s, None if p is None else tuple(p)) for i, s, p in group] for group, _ in whole]
+    rewards_PG = np.asarray([rewards_G for _, rewards_G in whole], np.float64).reshape(count, answers)
     sums: dict[str, tuple[float, float]] = {}
-    told_by_all = world.told_by_all(
-        [list(own), [[astuple(one) for one in group] for group in made], reward_PG.tolist(), metrics]
-    )
-    for places, told, rewards, of in told_by_all:
-        for place, group, reward in zip(places, told, rewards, strict=True):
-            groups[place] = [Sampled(tuple(i), s, None if p is None else tuple(p)) for i, s, p in group]
-            rewards_PG[place] = reward
+    for of, answered in world.told_by_all([metrics, len(own)]):
         for name, value in of.items():
             total, weight = sums.get(name, (0.0, 0.0))
-            sums[name] = (total + value * len(places), weight + len(places))
+            sums[name] = (total + value * answered, weight + answered)
     means = {name: total / weight for name, (total, weight) in sums.items() if weight}
     return groups, rewards_PG, _told(groups, rewards_PG, means)
 

@@ -30,7 +30,7 @@ from tunedock.data import prepare as preparing
 from tunedock.data.conversation import Message
 from tunedock.data.store import SampleStore
 from tunedock.errors import CheckError, DiskError, RecipeError, RunError
-from tunedock.eval.held_out import questions_of
+from tunedock.eval.questions import questions_of
 from tunedock.events import Emitter
 from tunedock.export.card import model_card
 from tunedock.model import adapter as adapters

@@ -33,6 +33,11 @@ def _evaluates(draft: Draft) -> bool:
     return given not in (None, "no", False)
 
 
+def _of_answers(metric: object) -> bool:
+    """Whether LLaMA-Factory has it of generated answers."""
+    return isinstance(metric, str) and metric.removeprefix("eval_").startswith(("rouge-", "bleu-"))
+
+
 CONTRADICTIONS: tuple[Contradiction, ...] = (
     Contradiction(
         ("model_name_or_path",),
@@ -55,6 +60,12 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
     Contradiction(
         ("mask_history", "stage"),
         lambda d: _on(d, "mask_history") and d.words.get("stage") not in (None, "sft"),
+        "it is for `stage: sft` alone",
+        "take it out",
+    ),
+    Contradiction(
+        ("predict_with_generate", "stage"),
+        lambda d: _on(d, "predict_with_generate") and d.words.get("stage") not in (None, "sft"),
         "it is for `stage: sft` alone",
         "take it out",
     ),
@@ -114,6 +125,12 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
         lambda d: _on(d, "load_best_model_at_end") and not _evaluates(d),
         "without evaluations nothing tells the best",
         "set `eval_strategy`",
+    ),
+    Contradiction(
+        ("metric_for_best_model", "predict_with_generate"),
+        lambda d: _of_answers(d.words.get("metric_for_best_model")) and not _on(d, "predict_with_generate"),
+        "it is a figure of answers, and evaluations make none",
+        "set `predict_with_generate: true`",
     ),
 )
 

@@ -36,6 +36,20 @@ def _evaluation(draft: Draft) -> None:
     elif strategy == "steps":
         every = draft.get("logging_steps", "int") or 500
         draft.put("train.eval_steps", every, "eval_steps", f"{DEFAULT}: as `logging_steps`", default=True)
+    _answers(draft, evaluates=strategy not in (None, "no"))
+
+
+def _answers(draft: Draft, *, evaluates: bool) -> None:
+    """`predict_with_generate`, which LLaMA-Factory asks for wherever it generates: after training too."""
+    if not (asked := draft.get("predict_with_generate", "bool")):
+        if asked is not None:
+            draft.leave("predict_with_generate", "off, as it is here")
+    elif draft.training and evaluates:
+        draft.put("train.predict_with_generate", True, "predict_with_generate")
+    else:
+        draft.leave(
+            "predict_with_generate", "nothing is evaluated while training; `tunedock eval` answers held-out rows"
+        )
 
 
 def _warmup(draft: Draft) -> None:

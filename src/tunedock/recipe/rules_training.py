@@ -1,4 +1,4 @@
-"""Rules about optimizers, their schedules and what is done to gradients and embeddings."""
+"""Rules about optimizers, their schedules, what is done to gradients and embeddings, and what evaluations answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,47 @@ def _adam_keys_unused(recipe: Recipe) -> bool:
     return facts is not None and facts.refused is None and not facts.adam and changed
 
 
+def _answers(recipe: Recipe, *kinds: str) -> bool:
+    return recipe.train.predict_with_generate and (not kinds or recipe.objective.kind in kinds)
+
+
 TRAINING_RULES: tuple[Rule, ...] = (
+    Rule(
+        name="answers-to-no-questions",
+        keys=("train.predict_with_generate", "objective.kind"),
+        broken=lambda r: _answers(r, "pretrain", "reward"),
+        message="`train.predict_with_generate` compares answers with those of the rows: documents have none, and a reward model "
+        "makes none",
+        hint="leave it out",
+    ),
+    Rule(
+        name="answers-made-anyway",
+        keys=("train.predict_with_generate", "objective.kind"),
+        broken=lambda r: _answers(r, "ppo", "grpo", "rloo"),
+        message="this objective answers validation prompts at each evaluation anyway, and tells their mean reward",
+        hint="leave `train.predict_with_generate` out; a reward function is given the rows' answers to compare with",
+    ),
+    Rule(
+        name="answers-of-a-stream",
+        keys=("train.predict_with_generate", "data.streaming"),
+        broken=lambda r: _answers(r) and r.data.streaming,
+        message="`train.predict_with_generate` asks stored validation rows, and those of a stream are kept as tokens alone",
+        hint="leave it out, or drop `data.streaming`",
+    ),
+    Rule(
+        name="answers-without-evaluation",
+        keys=("train.predict_with_generate", "train.eval_strategy"),
+        broken=lambda r: _answers(r) and r.train.eval_strategy == "no",
+        message="`train.predict_with_generate` answers at evaluations, and there are none",
+        hint="set `train.eval_strategy: epoch`, with a share in `data.split.validation` or files in `data.validation`",
+    ),
+    Rule(
+        name="metric-of-no-answers",
+        keys=("train.metric_for_best_model", "train.predict_with_generate"),
+        broken=lambda r: r.train.metric_for_best_model != "eval_loss" and not r.train.predict_with_generate,
+        message="this `train.metric_for_best_model` is a figure of answers, and evaluations make none",
+        hint="set `train.predict_with_generate: true`, or use `eval_loss`",
+    ),
     Rule(
         name="schedule-free-with-a-schedule",
         keys=("train.lr_scheduler_type", "train.optim"),

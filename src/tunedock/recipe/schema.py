@@ -171,12 +171,19 @@ class Train(Section):
     """`no` by default where there is no validation data."""
     eval_steps: PositiveInt | None = None
     """As `save_steps`, by default."""
+    predict_with_generate: bool = False
+    """Answer validation rows at each evaluation too, as the `eval` section says, and tell exact match, ROUGE and BLEU beside the
+    loss. For objectives whose rows have answers: sft, dpo, orpo, simpo, kto."""
     save_strategy: Literal["no", "steps", "epoch"] = "steps"
     save_steps: PositiveInt = 500
     save_total_limit: PositiveInt | None = 3
     load_best_model_at_end: bool = False
     """Keep the best checkpoint's weights as the run's result, not the last."""
-    metric_for_best_model: Literal["eval_loss"] = "eval_loss"
+    metric_for_best_model: Literal[
+        "eval_loss", "eval_exact_match", "eval_rouge1", "eval_rouge2", "eval_rougeL", "eval_bleu"
+    ] = "eval_loss"
+    """What tells the best, here and for `early_stopping_patience`: the least loss, or the most of a figure that
+    `predict_with_generate` tells."""
     early_stopping_patience: PositiveInt | None = None
     """Stop after this many evaluations without improvement."""
     early_stopping_threshold: NonNegativeFloat = 0.0
@@ -195,7 +202,7 @@ class Train(Section):
 
 class Eval(Section):
     max_samples: PositiveInt | None = 200
-    """Rows of the test split answers are generated for; null for all."""
+    """Rows that answers are generated for, of the test split or, while training, of the validation rows; null for all."""
     max_new_tokens: PositiveInt = 256
     temperature: NonNegativeFloat = 0.0
     """0 is greedy."""

@@ -28,16 +28,18 @@ from tunedock.model import world
 from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
 from tunedock.objective.base import Objective
-from tunedock.objective.evaluate import Measured, StepSums, measure
+from tunedock.objective.evaluate import StepSums
 from tunedock.recipe.schema import Train
 from tunedock.run.pulse import Pulse
 from tunedock.train.budget import Budget, Layout
 from tunedock.train.checkpoint import Checkpoints, Snapshot
 from tunedock.train.checkpoint_writer import CheckpointWriter, spare_bytes
 from tunedock.train.divergence import Blame, Divergence, LeftOut
+from tunedock.train.evaluation import Evaluation, objective_on, stopping
 from tunedock.train.feed import Ahead, Feed
 from tunedock.train.grace import Grace
 from tunedock.train.machine import usage
+from tunedock.train.metric_names import greater_is_better
 from tunedock.train.optimizer import Updater
 from tunedock.train.parallel.shared import shared
 from tunedock.train.random_states import random_states, random_states_of_all, restore_random_states
@@ -68,6 +70,9 @@ class Progress:
     tokens: int = 0
     trained_tokens: float = 0.0
     best: float | None = None
+    """The best that `metric_for_best_model` has been."""
+    best_loss: float | None = None
+    """The validation loss there."""
     stale: int = 0
     """Evaluations since one that was better by `early_stopping_threshold`."""
     last_eval: float | None = None
@@ -119,14 +124,16 @@ class Loop:
         train: Train,
         emit: Emitter,
         stop_requested: Callable[[], bool],
-        measure: Callable[[], Measured] | None = None,
+        evaluation: Evaluation | None = None,
         pulse: Pulse | None = None,
         grace: Grace | None = None,
     ) -> None:
-        """`measure`: what an evaluation is; the objective on the validation samples, by default. `pulse` hears where it is.
+        """`evaluation`: what one measures; the objective on the validation samples, by default. `pulse` hears where it is.
         `grace`: how long a stop may take; as long as it does, by default."""
         self._pulse = pulse or Pulse()
-        self._measure = measure
+        self._evaluation = evaluation or objective_on(
+            validation, objective, policy, reference, layout, budget, emit, stopping(stop_requested)
+        )
         self._policy = policy
         policy.weighted_sum = objective.weighted_sum
         self._objective = objective
@@ -318,7 +325,7 @@ class Loop:
         self._policy.model.eval()
         self.updater.to_evaluation()
         try:
-            measured = self._measure() if self._measure is not None else self._measure_objective()
+            measured = self._evaluation()
         except (EngineError, RewardError, Stopped) as error:
             self.updater.to_training()
             restore_random_states(drawn)
@@ -338,31 +345,22 @@ class Loop:
         }
         self._emit.metrics(self.progress.step, self._course.epoch(self.progress.step), values)
         self.progress.last_eval = loss
-        before = self.progress.best
-        better = math.isfinite(loss) and (before is None or loss < before)
-        enough = better and (before is None or loss < before - self._train.early_stopping_threshold)
-        self.progress.stale = 0 if enough else self.progress.stale + 1
-        if better:
-            self.progress.best = loss
-            if self._train.save_strategy != "no":
-                self.save(metric=loss, better=True)
+        self._keep_the_best(values[self._train.metric_for_best_model], loss)
         self._window.since = time.perf_counter()
 
-    def _measure_objective(self) -> Measured:
-        return measure(
-            self._policy,
-            self._objective,
-            self._validation,
-            partial(self._layout, budget_tokens=self._budget.tokens),
-            reference=self.reference,
-            on_progress=lambda done: self._emit.progress("validation", done, len(self._validation), "samples"),
-            check=self._check,
-        )
-
-    def _check(self) -> None:
-        """Between two rows of an evaluation, of which each rank has as many as the others."""
-        if world.agree(self._gradients.stop_requested()):
-            raise Stopped
+    def _keep_the_best(self, metric: float, loss: float) -> None:
+        """Saves an evaluation's weights where its metric is better than every one before."""
+        gain = math.inf
+        if self.progress.best is not None:
+            gain = metric - self.progress.best
+            gain = gain if greater_is_better(self._train.metric_for_best_model) else -gain
+        better = math.isfinite(metric) and gain > 0
+        enough = better and gain > self._train.early_stopping_threshold
+        self.progress.stale = 0 if enough else self.progress.stale + 1
+        if better:
+            self.progress.best, self.progress.best_loss = metric, loss
+            if self._train.save_strategy != "no":
+                self.save(metric=metric, better=True)
 
     def _diverged(self, what: str, value: float, samples: Sequence[Sample], before: Mapping[str, Tensor]) -> bool:
         """What `train.on_divergence` says is done about it; returns as `_step` does. Raises DivergedError where training ends."""
@@ -506,7 +504,10 @@ class Loop:
         self.updater.scaler.load_state_dict(state["scaler"])
         self._feed.restore(state["feed"], snapshot.feed)
         self._budget.restore(state.get("budget", ()))
-        progress = dict(state["progress"])
+        progress = {
+            "best_loss": state["progress"]["best"],
+            **state["progress"],
+        }  # before it was kept, the loss was the metric
         self.progress = Progress(**progress | {"left_out": LeftOut.of(progress.get("left_out", {}))})
         restore_random_states(snapshot.random, seed=self._train.seed)
 

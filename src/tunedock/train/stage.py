@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -27,7 +27,6 @@ from tunedock.model.quantize import quantised
 from tunedock.model.reference import Reference, starts_at_zero
 from tunedock.model.session import Base, ChatFacts, find_base, trainable_policy, write_beneath
 from tunedock.model.sharding import is_sharded
-from tunedock.objective.evaluate import Measured
 from tunedock.objective.registry import make as make_objective
 from tunedock.plan.memory import readable
 from tunedock.plan.optimizer_memory import optimizer_bytes
@@ -44,6 +43,7 @@ from tunedock.train.beginning import beginning, keep_beginning
 from tunedock.train.budget import Budget
 from tunedock.train.checkpoint import Checkpoints, Snapshot
 from tunedock.train.estimate import estimate_seconds
+from tunedock.train.evaluation import Evaluation, objective_on, stopping
 from tunedock.train.feed import Feed, StoreFeed
 from tunedock.train.grace import Grace, require_time_to_save
 from tunedock.train.loop import Course, Loop, Progress
@@ -150,19 +150,21 @@ def _train(
     # Before the budget, which counts what is held already.
     reference = Reference.of(policy, at_zero=at_zero) if needed else None
     budget = make_budget(run, recipe, policy, way=way, longest_path=longest, resume=resume, emit=emit)
-    measure, rollouts = None, None
+    evaluation, rollouts = None, None
     if values and (updater is None or policy.head != "chosen"):
         policy.add_value_head()
     if section is not None and isinstance(feed, StoreFeed):
         rollouts = make_rollouts(run, recipe, section, base, policy, reference, budget, emit, stop)
-        feed, measure = rollouts.feed(feed.samples), rollouts.evaluation(validation)
+        feed, evaluation = rollouts.feed(feed.samples), rollouts.evaluation(validation)
+    if recipe.train.predict_with_generate:
+        evaluation = _answered_too(recipe, base, policy, reference, validation, budget, about, emit, stop, pulse)
     updater = updater or _updater(recipe, policy, course, way)
     _announce(recipe, policy, course, about, budget.record[-1].tokens, counts, emit)
     if rank.world > 1:
         emit.note(f"{rank.world} processes train together: {way}", parallel=way, ranks=rank.world)
         seed_rank(recipe.train.seed)
     loop = _loop(
-        recipe, policy, reference, feed, validation, course, budget, updater, checkpoints, emit, stop, measure, pulse
+        recipe, policy, reference, feed, validation, course, budget, updater, checkpoints, emit, stop, evaluation, pulse
     )
     snapshot = shared(_last(checkpoints, emit) if resume and rank.leads else None)
     if reference is not None:
@@ -343,7 +345,7 @@ def _loop(
     checkpoints: Checkpoints,
     emit: Emitter,
     stop: StopRequest,
-    measure: Callable[[], Measured] | None,
+    evaluation: Evaluation | None,
     pulse: Pulse | None,
 ) -> Loop:
     return Loop(
@@ -360,10 +362,31 @@ def _loop(
         train=recipe.train,
         emit=emit,
         stop_requested=stop.asked,
-        measure=measure,
+        evaluation=evaluation,
         pulse=pulse,
         grace=Grace(recipe.launch.grace_s, partial(stop.left_s, recipe.launch.grace_s), emit),
     )
+
+
+def _answered_too(
+    recipe: Recipe,
+    base: Base,
+    policy: Policy,
+    reference: Reference | None,
+    validation: Sequence[Sample],
+    budget: Budget,
+    about: dict[str, Any],
+    emit: Emitter,
+    stop: StopRequest,
+    pulse: Pulse | None,
+) -> Evaluation:
+    """The usual evaluation, and answers to its questions."""
+    from tunedock.train.predictions import with_answers  # what scores them takes a second to load, and few runs do
+
+    objective, check = make_objective(recipe.objective), stopping(stop.asked)
+    usual = objective_on(validation, objective, policy, reference, policy.rows, budget, emit, check)
+    facts = ChatFacts(about["stop_ids"], about["thinking"], recipe.data.system)
+    return with_answers(usual, recipe, base, facts, policy, validation, emit, pulse or Pulse(), check)
 
 
 def _require_time_to_save(run: Run, recipe: Recipe, policy: Policy, resume: bool, emit: Emitter) -> None:
@@ -539,8 +562,8 @@ def _finish(
         "run": str(run.path),
         "steps": progress.step,
         "tokens": progress.tokens,
-        "eval_loss": progress.best if used == "best" else progress.last_eval,
-        "best_eval_loss": progress.best,
+        "eval_loss": progress.best_loss if used == "best" else progress.last_eval,
+        f"best_{recipe.train.metric_for_best_model}": progress.best,
         "weights": used,
         "model": str(run.model),
         "skipped_steps": progress.skipped + progress.left_out.steps,
