@@ -120,7 +120,7 @@ def test_the_best_is_told_by_a_figure_of_the_answers(tmp_path: Path) -> None:
 
 
 def test_without_an_answer_that_is_wanted_there_is_nothing_to_compare_with(tmp_path: Path) -> None:
-    own = ("data.validation=unwanted.jsonl", "data.split={validation: 0.0, test: 0.0}")
+    own = (f"data.validation={tmp_path}/unwanted.jsonl", "data.split={validation: 0.0, test: 0.0}")
     with pytest.raises(DataError, match="no validation row has a question") as caught:
         run_of(tmp_path, "unwanted", *own, objective="kto")
     assert caught.value.where == "train.predict_with_generate"

@@ -59,14 +59,14 @@ def test_together_as_alone(one_process, objective: str, adapter: str, way: str, 
 @pytest.mark.parametrize("way", ["ddp", "fsdp", "zero3"])
 def test_answers_at_evaluations_are_those_of_one_process(tmp_path: Path, way: str) -> None:
     """Drawn ones, of five questions in batches of two: one process has a batch more than the other, which waits with it."""
-    folder = workplace(tmp_path, "sft", "full", predict_with_generate=True, max_steps=8)
-    shape = [f"eval.{key}" for key in ("max_samples=5", "batch_size=2", "max_new_tokens=10", "temperature=0.7")]
+    folder = workplace(tmp_path, "sft", "full", predict_with_generate=True, max_steps=8, eval_steps=4)
+    shape = [f"eval.{key}" for key in ("max_samples=5", "batch_size=2", "max_new_tokens=10", "temperature=0.3")]
     wanted = metrics(alone(begin(folder, "alone", *shape)))
     got = metrics(together(begin(folder, way, f"parallel={way}", *shape), 2))
     for ours, theirs in zip(got, wanted, strict=True):
         assert ours == pytest.approx(theirs, rel=2e-4, abs=2e-5)
     told = [one["eval_rouge1"] for one in wanted if "eval_loss" in one]
-    assert len(told) == 4 and max(told) > 0
+    assert len(told) == 2 and max(told) > 0
 
 
 RESUMED = [
