@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from families import save_tiny
 from tunedock import pipeline
-from tunedock.errors import DataError
+from tunedock.errors import DataError, InterruptedRun
 from tunedock.eval.stage import evaluate
 from tunedock.events import Emitter
 from tunedock.recipe.schema import Recipe
@@ -39,7 +39,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 
 
 def run_of(
-    folder: Path, name: str, *settings: str, objective: str = "sft", rows: str = ""
+    folder: Path, name: str, *settings: str, objective: str = "sft", trains: bool = True
 ) -> tuple[Run, dict[str, Any]]:
     if not (folder / "base").exists():
         save_tiny("qwen3", folder / "base")
@@ -56,7 +56,11 @@ def run_of(
         [folder / "recipe.yaml"], [f"train.output_dir={folder / f'{objective}-{name}'}", *settings]
     )
     run = pipeline.create_run(resolved)
-    return run, train(run, resolved.recipe, Emitter.to_file(run.events), resume=False, stop=StopRequest())
+    return run, trained(run) if trains else {}
+
+
+def trained(run: Run, *, resume: bool = False, stop: StopRequest | None = None) -> dict[str, Any]:
+    return train(run, recipe_of(run), Emitter.to_file(run.events), resume=resume, stop=stop or StopRequest())
 
 
 def told(run: Run) -> list[dict[str, Any]]:
@@ -124,6 +128,23 @@ def test_without_an_answer_that_is_wanted_there_is_nothing_to_compare_with(tmp_p
     with pytest.raises(DataError, match="no validation row has a question") as caught:
         run_of(tmp_path, "unwanted", *own, objective="kto")
     assert caught.value.where == "train.predict_with_generate"
+
+
+@pytest.mark.long
+def test_stopped_while_answers_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evaluation is done again when the run goes on, as if it had not been begun."""
+    straight, _ = run_of(tmp_path, "straight")
+    cut, _ = run_of(tmp_path, "cut", trains=False)
+    stop = StopRequest()
+    monkeypatch.setattr(
+        stop, "asked", lambda: any(e.get("task") == "validation answers" and e["done"] for e in told(cut))
+    )
+    with pytest.raises(InterruptedRun, match="stopped after step 4; a checkpoint is saved"):
+        trained(cut, stop=stop)
+    assert not evaluations(cut)
+    trained(cut, resume=True)
+    figures = [[{name: one[f"eval_{name}"] for name in FIGURES} for one in evaluations(run)] for run in (cut, straight)]
+    assert figures[0] == figures[1] and losses(cut) == losses(straight)
 
 
 @pytest.mark.long
