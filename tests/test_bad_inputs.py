@@ -537,7 +537,7 @@ def test_a_run_does_not_go_on_with_another_recipe(tunedock, halfway):
     answer = tunedock("train", "r.yaml", "data.train=own.jsonl", "train.learning_rate=0.5", "--resume", "halfway")
     assert_refused(answer, 2, "`train.learning_rate` was 0.0001, is 0.5", "start a new run without --resume")
     answer = tunedock("train", "--resume", "halfway", "train.learning_rate=0.5")
-    assert_refused(answer, 2, "--resume: a resumed run keeps its recipe", "start a new run")
+    assert_refused(answer, 2, "a resumed run keeps its recipe", "start a new run")
 
 
 def test_a_damaged_checkpoint_is_not_resumed_from(tunedock, halfway):
