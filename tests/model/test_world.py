@@ -25,6 +25,7 @@ def test_alone_nothing_is_asked_of_anybody() -> None:
     tensor = torch.ones(2)
     assert world.add_up(tensor) is tensor and world.joined_up(tensor) is tensor
     assert list(world.own_of(3)) == [0, 1, 2]
+    assert world.in_order(3, [0, 1, 2], ["a", None, "c"]) == ["a", None, "c"]
     assert world.after_the_first_here(lambda: 3, name="n", leads=False) == 3
     world.wait_for_all("n")
     rows = lay_out([single("a", [1, 2], [0.0, 1.0])], "tree", budget_tokens=9)
@@ -55,6 +56,7 @@ def test_three_ranks_hear_the_same(tmp_path: Path) -> None:
         "joined": [[1.0, 1.0], [2.0, 2.0], [2.0, 2.0]],
         "all": [{"你好": n, "text": "x" * n} for n in range(3)],
         "first": ["first", 0],
+        "order": [[0, 0], [1, 1], [2, 2], [3, 0], [4, 1]],
         "tensors": {
             "a": ["torch.int64", [2, 3], [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]],
             "none": ["torch.float32", [0, 4], []],

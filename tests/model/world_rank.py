@@ -31,6 +31,7 @@ def main(folder: Path) -> None:
             "all": world.told_by_all({"你好": own.number, "text": "x" * own.number}),
             "first": world.told_by_first(["first", own.number]),
             "own": list(world.own_of(5)),
+            "order": world.in_order(5, world.own_of(5), [[i, own.number] for i in world.own_of(5)]),
             "tensors": {k: [str(v.dtype), list(v.shape), v.float().tolist()] for k, v in received.items()},
             "work": work,
         }
