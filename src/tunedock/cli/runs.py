@@ -53,7 +53,7 @@ def list_(runs_dir: RunsDir = RUNS_DIR, as_json: Json = False) -> None:
 
 @app.command("show")
 def show(run: RunName, runs_dir: RunsDir = RUNS_DIR, as_json: Json = False) -> None:
-    """Show one run: its state, its newest metrics, its error; while it trains, where each of its processes is."""
+    """Show one run: state, newest metrics, error, processes at work."""
     from tunedock.cli.results import add_row, number, table
     from tunedock.cli.show import console
     from tunedock.cli.text import print_json

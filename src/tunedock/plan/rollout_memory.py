@@ -1,7 +1,7 @@
 """Bytes that making answers takes while training (ppo, grpo, rloo), and a frozen reference, by arithmetic on the model's shape.
 
 Answers are made between steps, when there are no gradients and no activations: what they need comes in the place of those, not on
-top. Caches are exact; logits are those of transformers' sampling, counted operation by operation (a test holds both to the real
+top. Caches are exact; logits are those of sampling, counted operation by operation (a test holds both to the real
 tensors).
 """
 
@@ -19,9 +19,10 @@ from tunedock.recipe.schema import Recipe
 
 CACHE, LOGITS, WORKING = "generation cache", "generation logits", "generation working"
 
-SAMPLED_BYTES = 12
-"""Of each logit, beside itself: a float32 copy, and the probabilities of this token and of the last one."""
-SCALED_BYTES, TOP_K_BYTES, TOP_P_BYTES = 4, 5, 22
+DRAWN_BYTES = 20
+"""Of each logit, beside itself: a float32 copy, its probability, the float64 sum up to it, and what is left of it once the token is
+drawn (`model.answers`)."""
+SCALED_BYTES, TOP_K_BYTES, TOP_P_BYTES = 4, 4, 10
 """More where a temperature divides them; where the rest is masked; where they are sorted, with their places and sums."""
 
 READ_WIDTHS = 5
@@ -66,7 +67,7 @@ def answering_parts(
     longest_prompt = max(longest_path - how.max_new_tokens, 1)
     cache = how.at_once * layer * sum(_cached(config, shape.layers, longest_path - 1))
     of_prompts = how.prompts * layer * sum(_cached(config, shape.layers, longest_prompt))
-    each = c + SAMPLED_BYTES + (SCALED_BYTES if how.temperature != 1.0 else 0)
+    each = c + DRAWN_BYTES + (SCALED_BYTES if how.temperature != 1.0 else 0)
     each += TOP_P_BYTES if how.top_p < 1.0 else TOP_K_BYTES if how.top_k else 0
     logits = how.at_once * shape.vocabulary * each
     reading = how.prompts * longest_prompt * c * (3 * max(shape.mlp_widths) + READ_WIDTHS * shape.hidden)

@@ -8,6 +8,7 @@ points.
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -116,7 +117,17 @@ class TensorBoard:
         self._close_writer()
         if purge_step is not None:
             self._last = {tag: last for tag, last in self._last.items() if last < purge_step}
+            self._wait_for_a_later_name()
         self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
+
+    def _wait_for_a_later_name(self) -> None:
+        """Files are read in the order of their names, which begin with the second: what replaces points must come after them. No
+        longer than two seconds, should the clock have been set back."""
+        stamps = [int(file.name.split(".")[3]) for file in self._folder.glob("events.out.tfevents.*")]
+        for _ in range(40):
+            if int(time.time()) > max(stamps, default=0):
+                return
+            time.sleep(0.05)
 
     def _close_writer(self) -> None:
         if self._writer is not None:
