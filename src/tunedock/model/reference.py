@@ -58,7 +58,7 @@ class Reference:
         if policy.has_base and (starts_at_zero(policy) if at_zero is None else at_zero):
             return cls(policy, policy.base, limit=limit)
         kept = [(parameter, _copy(parameter)) for _, parameter in policy.trainable]
-        made = cls(policy, partial(_swapped, kept), limit=limit)
+        made = cls(policy, partial(_swapped, kept, policy), limit=limit)
         made.kept_bytes = sum(copy.numel() * copy.element_size() for _, copy in kept)
         return made
 
@@ -205,7 +205,7 @@ def _copy(parameter: nn.Parameter) -> Tensor:
 
 
 @contextmanager
-def _swapped(kept: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
+def _swapped(kept: Sequence[tuple[nn.Parameter, Tensor]], policy: Policy) -> Iterator[None]:
     """The parameters with the kept values; the trained ones are put back whatever happens.
 
     A sharded part stays where it is, for what gathers it knows it by its place: there the values are exchanged.
@@ -219,12 +219,20 @@ def _swapped(kept: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
             parameter.data = copy.to(parameter.dtype)
         for part, copy in parts:
             part.copy_(copy)
+        _gather_anew(policy)
         yield
     finally:
         for (parameter, _), data in zip(whole, trained, strict=True):
             parameter.data = data
         for (part, _), value in zip(parts, values, strict=True):
             part.copy_(value)
+        _gather_anew(policy)
+
+
+def _gather_anew(policy: Policy) -> None:
+    """DeepSpeed keeps gathered weights for the next call; what they were gathered from has changed."""
+    if hasattr(policy.called, "empty_partition_cache"):
+        policy.called.empty_partition_cache()  # type: ignore[operator]
 
 
 @contextmanager
