@@ -44,7 +44,7 @@ def few_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     stage = sys.modules.get("tunedock.train.stage")
     quick = request.config.option.markexpr == "not long"
     if stage is not None and quick and not request.node.get_closest_marker("drawn"):
-        monkeypatch.setattr(stage, "_draw", lambda run: None)
+        monkeypatch.setattr(stage, "draw", lambda run: None)
 
 
 @pytest.fixture(autouse=True)

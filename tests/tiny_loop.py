@@ -33,9 +33,10 @@ from tunedock.train.checkpoint import Checkpoints
 from tunedock.train.evaluation import Evaluation
 from tunedock.train.feed import FixedFeed
 from tunedock.train.grace import Grace
-from tunedock.train.loop import Course, Loop
+from tunedock.train.loop import Loop
 from tunedock.train.memory import HostMemory
 from tunedock.train.optimizer import make_updater
+from tunedock.train.progress import Course
 
 CPU = torch.device("cpu")
 EXAMPLES = 22

@@ -139,7 +139,7 @@ def test_resuming_draws_the_same(tmp_path: Path) -> None:
     with pytest.raises(InterruptedRun):
         stopped.run()
     resumed, again, _ = build(tmp_path / "b", **recipe)
-    resumed.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
+    resumed.state.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
     assert 0 < resumed.progress.step < 7
     resumed.run()
     for name, tensor in weights(policy).items():

@@ -379,7 +379,7 @@ def test_resuming_replays_the_record_bit_by_bit(tmp_path: Path) -> None:
     assert [change["step"] for change in record] == [0, 6]
     resumed, again, stream_again = made(tmp_path)
     pinned(resumed).restore(record)  # as the run directory has it
-    resumed.restore(Checkpoints(tmp_path, keep=None).load("step-00000004"))
+    resumed.state.restore(Checkpoints(tmp_path, keep=None).load("step-00000004"))
     resumed.run()
     assert failed == [6]
     assert losses(stream)[4:] == losses(stream_again)

@@ -47,7 +47,7 @@ def test_steps_that_follow_change_nothing_of_what_is_written(tmp_path: Path) -> 
     """With momentum, a step count and whole weights, all of which a step changes in place."""
     loop, policy, _ = build(tmp_path, steps=9, save_steps=4, optim="adamw_torch")
     slow = Gated(tmp_path)
-    loop._writer = CheckpointWriter(slow, spare_bytes=lambda: 1 << 30, emit=Emitter(None))
+    loop.saver.writer = CheckpointWriter(slow, spare_bytes=lambda: 1 << 30, emit=Emitter(None))
     kept: dict[str, torch.Tensor] = {}
     states: dict[str, torch.Tensor] = {}
 
@@ -56,7 +56,7 @@ def test_steps_that_follow_change_nothing_of_what_is_written(tmp_path: Path) -> 
         kept.update(weights(policy))
         states.update(tensors)
 
-    saved = loop._writer.save
+    saved = loop.saver.writer.save
 
     def save(step: int, *arguments: Any, **how: Any) -> None:
         if step == 4:
@@ -65,7 +65,7 @@ def test_steps_that_follow_change_nothing_of_what_is_written(tmp_path: Path) -> 
             slow.gate.set()
         saved(step, *arguments, **how)
 
-    loop._writer.save = save  # type: ignore[method-assign]
+    loop.saver.writer.save = save  # type: ignore[method-assign]
     loop.run()
     read = Checkpoints(tmp_path, keep=None).load("step-00000004")
     for name, tensor in kept.items():

@@ -22,9 +22,10 @@ from tunedock.errors import DivergedError
 from tunedock.model.policy import Policy
 from tunedock.objective.registry import make
 from tunedock.recipe.objectives.preference import Dpo, Kto, Simpo
-from tunedock.train.checkpoint import Checkpoints
+from tunedock.train.checkpoint import Checkpoints, Snapshot
 from tunedock.train.divergence import IN_A_ROW, ROLL_BACKS, Blame, LeftOut
 from tunedock.train.loop import Loop
+from tunedock.train.saving import State
 
 BAD = 95
 """A token of no other row."""
@@ -149,7 +150,7 @@ def test_what_was_skipped_is_skipped_when_resumed(tmp_path: Path) -> None:
     for name in ("step-00000008", "step-00000012"):
         shutil.rmtree(tmp_path / "b" / name)
     resumed, again, _ = made(tmp_path / "b", 3, on_divergence="skip", steps=12)
-    resumed.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
+    resumed.state.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
     resumed.run()
     assert resumed.progress.left_out == straight.progress.left_out
     assert same(policy, again)
@@ -197,7 +198,7 @@ def test_a_run_resumed_after_a_roll_back_passes_over_the_same_steps(tmp_path: Pa
             if place.name > keep:
                 shutil.rmtree(place)
         resumed, again, _ = made(tmp_path / keep, bad, on_divergence="roll_back", steps=16)
-        resumed.restore(Checkpoints(tmp_path / keep, keep=None).load_last(pytest.fail))
+        resumed.state.restore(Checkpoints(tmp_path / keep, keep=None).load_last(pytest.fail))
         resumed.run()
         assert same(policy, again)
         assert resumed.progress.left_out == straight.progress.left_out
@@ -214,20 +215,22 @@ def test_diverging_again_before_the_next_checkpoint_passes_over_all_since_the_la
     assert LeftOut.of(json.loads(json.dumps({"to_pass": [3], "roll_backs": 1}))) == LeftOut(to_pass=(3,), roll_backs=1)
 
 
-def test_weights_saved_as_no_numbers_are_no_place_to_go_back_to(tmp_path: Path) -> None:
+def test_weights_saved_as_no_numbers_are_no_place_to_go_back_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The state of step 4 was poisoned after its step: the run goes back to the one before and saves step 4 anew."""
     loop, policy, stream = build(tmp_path, save_steps=2, on_divergence="roll_back")
     poison = [True]
-    snapshot = loop._snapshot
+    snapshot = State.snapshot
 
-    def poisoning(copy: bool = False) -> Any:
+    def poisoning(state: State, copy: bool = False) -> Snapshot:
         if loop.progress.step == 4 and poison:
             poison.clear()
             with torch.no_grad():
                 policy.trainable[0][1].fill_(float("nan"))
-        return snapshot(copy)
+        return snapshot(state, copy)
 
-    loop._snapshot = poisoning  # type: ignore[method-assign]
+    monkeypatch.setattr(State, "snapshot", poisoning)
     loop.run()
     told = [event["message"] for event in warnings(stream)]
     assert "step-00000004 is damaged and passed over" in told[0] and "no numbers" in told[0]
@@ -238,6 +241,6 @@ def test_weights_saved_as_no_numbers_are_no_place_to_go_back_to(tmp_path: Path) 
 def test_roll_backs_end_some_day(tmp_path: Path) -> None:
     loop, _, _ = made(tmp_path, *range(22), on_divergence="roll_back", save_steps=1, steps=40)
     loop.progress.left_out.roll_backs = ROLL_BACKS
-    loop.save(beside=False)
+    loop.saver.save(beside=False)
     with pytest.raises(DivergedError, match=f"went back {ROLL_BACKS} times"):
         loop.run()

@@ -34,9 +34,10 @@ from tunedock.run.stop import StopRequest
 from tunedock.train.budget import Budget
 from tunedock.train.checkpoint import Checkpoints
 from tunedock.train.feed import FixedFeed
-from tunedock.train.loop import Course, Loop
+from tunedock.train.loop import Loop
 from tunedock.train.memory import HostMemory
 from tunedock.train.optimizer import make_updater
+from tunedock.train.progress import Course
 from tunedock.train.stage import train
 
 CPU = torch.device("cpu")
@@ -115,9 +116,9 @@ def test_resuming_is_bit_identical(tmp_path: Path, kind: str, limit: int) -> Non
     for name in ("step-00000006", "step-00000008"):
         shutil.rmtree(tmp_path / "b" / name)
     resumed, again, stream_again = build(tmp_path / "b", ADAPTERS[kind], limit=limit)
-    resumed.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
+    resumed.state.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
     assert resumed.progress.step == 4
-    assert resumed.reference is not None and resumed.reference.remembered == min(limit, 13)
+    assert resumed.state.reference is not None and resumed.state.reference.remembered == min(limit, 13)
     resumed.run()
     told = [entry for entry in metrics(stream) if entry["step"] > 4]
     assert told == metrics(stream_again)

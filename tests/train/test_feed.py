@@ -134,7 +134,7 @@ def test_a_loop_stopped_in_a_step_resumes_with_that_steps_samples(tmp_path: Path
     with pytest.raises(InterruptedRun):
         stopped.run()
     resumed, again, stream_again = build(tmp_path / "b", budget=30, steps=6)
-    resumed.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
+    resumed.state.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
     first = resumed.progress.step
     resumed.run()
     assert losses(stream)[first:] == losses(stream_again)

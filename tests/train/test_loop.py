@@ -27,7 +27,7 @@ def test_resuming_is_bit_identical(tmp_path: Path, optim: str) -> None:
     for name in ("step-00000008", "step-00000009"):
         shutil.rmtree(tmp_path / "b" / name)
     resumed, again, stream_again = build(tmp_path / "b", optim=optim)
-    resumed.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
+    resumed.state.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
     assert resumed.progress.step == 4
     resumed.run()
     for name, tensor in weights(policy).items():
@@ -44,7 +44,7 @@ def test_stopped_in_the_middle_of_a_step_it_goes_on_exactly(tmp_path: Path) -> N
         stopped.run()
     assert 0 < stopped.progress.step < 9
     resumed, again, _ = build(tmp_path / "b", budget=30)
-    resumed.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
+    resumed.state.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
     resumed.run()
     for name, tensor in weights(policy).items():
         assert torch.equal(tensor, weights(again)[name]), name
@@ -69,7 +69,7 @@ def test_stopped_in_the_middle_of_an_evaluation_it_goes_on_with_it(tmp_path: Pat
     with pytest.raises(InterruptedRun, match="stopped after step 6; a checkpoint is saved"):
         stopped.run()
     resumed, again, second = build(tmp_path / "b", **settings)
-    resumed.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
+    resumed.state.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
     resumed.run()
     assert losses(first, "eval_loss") + losses(second, "eval_loss") == losses(stream, "eval_loss")
     assert resumed.progress == straight.progress
@@ -158,7 +158,7 @@ def test_of_a_metric_that_is_no_loss_more_is_better(tmp_path: Path) -> None:
     index = Checkpoints(tmp_path, keep=None).index()
     assert (index.best, index.best_metric) == ("step-00000006", 0.52)
     loop, _, _ = build(tmp_path, **settings)
-    loop.restore(Checkpoints(tmp_path, keep=None).load_last(pytest.fail))
+    loop.state.restore(Checkpoints(tmp_path, keep=None).load_last(pytest.fail))
     assert (loop.progress.best, loop.progress.best_loss) == (0.52, 7.0)
 
 
@@ -168,7 +168,7 @@ def test_a_checkpoint_of_before_the_metric_could_be_chosen(tmp_path: Path) -> No
     loop.run()
     snapshot = Checkpoints(tmp_path, keep=None).load_last(pytest.fail)
     del snapshot.state["progress"]["best_loss"]
-    loop.restore(snapshot)
+    loop.state.restore(snapshot)
     assert loop.progress.best_loss == 2.5
 
 

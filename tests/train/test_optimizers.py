@@ -119,7 +119,7 @@ def test_resuming_is_bit_identical(tmp_path: Path, optim: str) -> None:
     straight.run()
     shutil.copytree(tmp_path / "a" / "step-00000003", tmp_path / "b" / "step-00000003")
     resumed, again, stream_again = build(tmp_path / "b", **settings)
-    resumed.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
+    resumed.state.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
     assert resumed.progress.step == 3
     resumed.run()
     for name, tensor in weights(policy).items():
@@ -278,7 +278,7 @@ def test_schedule_free_is_validated_and_kept_with_its_average(tmp_path: Path) ->
     said = losses(stream, "eval_loss")[-1]
     loop._evaluate()
     assert losses(stream, "eval_loss")[-1] == pytest.approx(said, rel=1e-5)
-    loop.take_weights(Checkpoints(tmp_path, keep=None).load("step-00000008"))
+    loop.state.take_weights(Checkpoints(tmp_path, keep=None).load("step-00000008"))
     for name, tensor in kept.items():
         torch.testing.assert_close(weights(policy)[name], tensor, rtol=1e-5, atol=1e-7)
     rates = losses(stream, "learning_rate")

@@ -63,9 +63,11 @@ def test_resuming_kto_is_bit_identical(tmp_path: Path, adapter: Any) -> None:
     for name in ("step-00000008", "step-00000009"):
         shutil.rmtree(tmp_path / "b" / name, ignore_errors=True)
     resumed, again, stream_again = build(tmp_path / "b", **settings)
-    resumed.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
+    resumed.state.restore(Checkpoints(tmp_path / "b", keep=None).load_last(pytest.fail))
     assert resumed.progress.step < 8
-    assert resumed.reference is not None and resumed.reference.remembered <= 28, "mismatched ones are not remembered"
+    assert resumed.state.reference is not None and resumed.state.reference.remembered <= 28, (
+        "mismatched ones are not remembered"
+    )
     resumed.run()
     for key in ("loss", "kl", "rewards/margins", "eval_loss", "eval_kl"):
         told, told_again = losses(stream, key), losses(stream_again, key)

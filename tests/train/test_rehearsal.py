@@ -15,6 +15,7 @@ from tunedock.errors import OutOfMemoryError, RowTooLargeError
 from tunedock.events import Emitter
 from tunedock.run.record import Run
 from tunedock.train import step
+from tunedock.train.checkpoint import Checkpoints
 from tunedock.train.loop import Rehearsed
 from tunedock.train.rehearsal import LEAST_STEPS, RECORD, judge, rehearse_largest_row, settle_compiling
 
@@ -72,7 +73,8 @@ def test_compiled_layers_train_to_the_same_weights_and_resume_to_the_same_bits(
     for name, a in weights(policy_a).items():
         assert torch.allclose(weights(policy_b)[name], a, atol=2e-4), name
     resumed, policy_c, events_c = build(tmp_path / "b", **real)
-    resumed.restore(resumed._checkpoints.load(sorted(resumed._checkpoints.names())[0]))
+    kept = Checkpoints(tmp_path / "b", keep=None)
+    resumed.state.restore(kept.load(kept.names()[0]))
     settle("auto", run, policy_c, resumed, resume=True)
     resumed.run()
     assert losses(events_c) == losses(events_b)[2:]

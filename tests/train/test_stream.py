@@ -95,7 +95,7 @@ def test_validation_is_the_other_side_of_the_same_hash(tmp_path: Path) -> None:
     assert validation
     trained = {s.row_id for n in range(30) for s in feed.step(n)}
     assert not trained & {s.row_id for s in validation}
-    assert about["samples"] is None
+    assert about.samples is None
     assert feed.account.read == feed.account.kept == ROWS  # each row once, however many rounds
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
@@ -111,9 +113,11 @@ def load_weights(
     seed: int = 0,
     quantization: Any = None,
     head: Head = "logprobs",
+    empty: bool = False,
 ) -> nn.Module:
     """The causal language model of a folder, in eval mode. Safetensors only: other weight files can run code.
 
+    `empty`: only the model's shape, its parameters on the meta device and its buffers on the CPU.
     `head: scores` makes it a reward model: with a new score layer drawn by `seed` where the folder's is not one already.
     `quantization`: transformers' configuration of it, for weights that are to be held in fewer bits. A checkpoint that holds them
     so itself is read by the library its config names; DependencyError where that is not installed.
@@ -124,15 +128,17 @@ def load_weights(
     if head == "scores":
         made_up = not _is_classifier(folder, model)
         auto, labels = AutoModelForSequenceClassification, {"num_labels": 1}
-    if model.init != "random":
+    if model.init != "random" and not empty:
         _require_whole_weights(folder)
     try:
-        if model.init == "random":
+        if model.init == "random" or empty:
             torch.manual_seed(seed)
             config = AutoConfig.from_pretrained(
                 folder, trust_remote_code=model.trust_remote_code, **labels, **model.config_overrides
             )
-            made = auto.from_config(config, dtype=dtype, trust_remote_code=model.trust_remote_code)
+            with init_empty_weights(include_buffers=False) if empty else nullcontext():
+                made = auto.from_config(config, dtype=dtype, trust_remote_code=model.trust_remote_code)
+            made.tie_weights()
         else:
             made, report = auto.from_pretrained(
                 folder,
@@ -146,7 +152,7 @@ def load_weights(
                 **({} if quantization is None and held is None else {"device_map": {"": device}}),
             )
             _require_all_loaded(folder, report, but=f"{LAYER}." if made_up else None)
-        if head == "scores":
+        if head == "scores" and not empty:
             begin_score(made, seed=seed, made_up=made_up)
     except (torch.OutOfMemoryError, ModelError):
         raise
@@ -164,7 +170,7 @@ def load_weights(
             if held is None
             else f"not every machine reads {held}; the model's own weights with `quantize: nf4` are read by all",
         ) from error
-    moved: nn.Module = made if quantization is not None or held is not None else made.to(device)
+    moved: nn.Module = made if empty or quantization is not None or held is not None else made.to(device)
     return moved.eval()
 
 

@@ -47,12 +47,15 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, model: Model) -> NewTokens:
     return NewTokens(tuple(sorted(ids)), known)
 
 
-def make_room(model: nn.Module, ids: Sequence[int], *, seed: int) -> int:
-    """Rows for these tokens in the embedding and the output layer, in place. Returns how many were added."""
+def make_room(model: nn.Module, ids: Sequence[int], *, seed: int, empty: bool = False) -> int:
+    """Rows for these tokens in the embedding and the output layer, in place. Returns how many were added.
+
+    `empty`: of a model on the meta device, which has no rows to draw new ones around.
+    """
     rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     needed = max(ids, default=-1) + 1
     if needed <= rows:
         return 0
     torch.manual_seed(seed)
-    model.resize_token_embeddings(needed, mean_resizing=True)  # type: ignore[operator]
+    model.resize_token_embeddings(needed, mean_resizing=not empty)  # type: ignore[operator]
     return needed - rows

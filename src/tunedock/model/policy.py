@@ -24,7 +24,7 @@ from tunedock.errors import ModelError
 from tunedock.model import attention, world
 from tunedock.model.blocks import width_of
 from tunedock.model.fp8 import widened_products
-from tunedock.model.fused import fuse, fuse_with_liger
+from tunedock.model.fused import Parts, fuse, fuse_with_liger
 from tunedock.model.head import ChosenHead, PlainHead
 from tunedock.model.noise import EmbeddingNoise
 from tunedock.model.rope import regime_of
@@ -56,9 +56,16 @@ class Policy:
     """A causal language model, or a reward model, and the way it is called. N chosen tokens of a row."""
 
     def __init__(
-        self, model: nn.Module, device: torch.device, precision: Precision, *, to_compile: bool = False
+        self,
+        model: nn.Module,
+        device: torch.device,
+        precision: Precision,
+        *,
+        to_compile: bool = False,
+        parts: Parts | None = None,
     ) -> None:
-        """`to_compile`: the layers will go through PyTorch's compiler, which on the CPU cannot look into our own parts."""
+        """`to_compile`: the layers will go through PyTorch's compiler, which on the CPU cannot look into our own parts.
+        `parts`: what can be fused, for a model whose weights are yet to come (`model.fused`)."""
         self.model = model
         self.called: nn.Module = model
         """What is called for a row: the model, or what stands around it and gathers its weights (DeepSpeed's engine)."""
@@ -67,7 +74,7 @@ class Policy:
         self.fused: list[str] = []
         """Parts of the model that are computed in one operation each."""
         if device.type != "cpu" or not to_compile:
-            self.fuse()
+            self.fuse(parts)
         self._unit = 1.0
         self.layout: Kind = "padded"
         """How samples become rows; `probe` finds the leanest that is exact."""
@@ -126,9 +133,10 @@ class Policy:
         """Whether it is a reward model: it gives scores, and no log-probabilities."""
         return self._score is not None
 
-    def fuse(self) -> None:
+    def fuse(self, parts: Parts | None = None) -> None:
         """Replaces parts of the model by what computes them in one operation each."""
-        self.fused = fuse(self.model) if self.device.type == "cpu" else fuse_with_liger(self.model)
+        on_cpu = self.device.type == "cpu"
+        self.fused = fuse(self.model, parts) if on_cpu else fuse_with_liger(self.model, self.device)
 
     def rows(self, samples: Sequence[Sample], budget_tokens: int) -> list[Row]:
         """The step's samples as rows of at most `budget_tokens` slots; a single path may be longer. All ranks' rows, the same on

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from tunedock.data.chat import Chat
 from tunedock.data.conversation import Message
 from tunedock.errors import ModelError
 from tunedock.model import adapter as adapters
-from tunedock.model import load
+from tunedock.model import load, world
+from tunedock.model.fused import find_parts
 from tunedock.model.hub import Located
 from tunedock.model.new_tokens import NewTokens, add_tokens, make_room
 from tunedock.model.noise import EmbeddingNoise
@@ -122,32 +125,50 @@ def base_policy(base: Base, *, precision: Precision | None = None) -> Policy:
 def trainable_policy(base: Base, *, began: Mapping[str, Tensor] | None = None, spread: bool = False) -> Policy:
     """The model with the recipe's adapter, ready to train; with `began`, beginning as exactly that (`model.adapter.attach`).
 
-    `spread`: its weights are loaded into host memory, to be sharded over the devices.
+    `spread`: its weights are to be sharded over the devices. The first rank loads them into host memory; the others have
+    the model's shape alone (`train.parallel.filling`). A collective call then.
     """
     recipe = base.recipe
     device = load.find_device()
     precision = load.precision(recipe, device)
     if precision.compute == torch.float32:
         use_fast_float32(device)
-    model = trainable_model(base, precision, load.CPU if spread else device, began=began)
+    empty = spread and world.rank() > 0
+    model = trainable_model(base, precision, load.CPU if spread else device, began=began, empty=empty)
     if recipe.train.gradient_checkpointing:
         given = recipe.train.gradient_checkpointing
         adapters.checkpoint_activations(model, None if given is True else given)
-    policy = Policy(model, device, precision, to_compile=recipe.train.torch_compile is True)
+    parts = world.told_by_first(None if empty else find_parts(model)) if spread and device.type == "cpu" else None
+    policy = Policy(model, device, precision, to_compile=recipe.train.torch_compile is True, parts=parts)
     if recipe.train.neftune_noise_alpha is not None:
         policy.noise = EmbeddingNoise(model, recipe.train.neftune_noise_alpha)
     return policy
 
 
 def trainable_model(
-    base: Base, precision: Precision, device: torch.device, *, began: Mapping[str, Tensor] | None = None
+    base: Base,
+    precision: Precision,
+    device: torch.device,
+    *,
+    began: Mapping[str, Tensor] | None = None,
+    empty: bool = False,
 ) -> torch.nn.Module:
-    """The base's weights on a device, with exactly what the recipe's adapter trains trainable."""
+    """The base's weights on a device, with exactly what the recipe's adapter trains trainable. `empty`: as `load.load_weights`
+    takes it; what the adapter adds is on the meta device too."""
     recipe = base.recipe
-    model = base_weights(base, precision, device, quantise=True)
-    model = adapters.attach(model, recipe.adapter, seed=recipe.train.seed, new_ids=base.new_ids, began=began)
+    model = base_weights(base, precision, device, quantise=True, empty=empty)
+    with _on_meta() if empty else nullcontext():
+        model = adapters.attach(model, recipe.adapter, seed=recipe.train.seed, new_ids=base.new_ids, began=began)
     _require_rows_trained(model, base)
     return model
+
+
+@contextmanager
+def _on_meta() -> Iterator[None]:
+    """What is made is on the meta device; that values copied there are lost, is meant."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
+        yield
 
 
 def tuned_policy(base: Base, folder: Path, *, precision: Precision | None = None) -> Policy:
@@ -195,9 +216,11 @@ def _require_same_beneath(base: Base, folder: Path) -> None:
         )
 
 
-def base_weights(base: Base, precision: Precision, device: torch.device, *, quantise: bool) -> torch.nn.Module:
+def base_weights(
+    base: Base, precision: Precision, device: torch.device, *, quantise: bool, empty: bool = False
+) -> torch.nn.Module:
     """The base's weights with the recipe's adapters merged into them, in the bits the recipe says before they are on the device,
-    with room for new tokens."""
+    with room for new tokens. `empty`: as `load.load_weights` takes it."""
     recipe = base.recipe
     kind = recipe.quantize if quantise else "none"
     held = load.held_in(load.require_config(base.located.folder))
@@ -212,10 +235,11 @@ def base_weights(base: Base, precision: Precision, device: torch.device, *, quan
         seed=recipe.train.seed,
         quantization=quantization,
         head=base.head,
+        empty=empty,
     )
     _agree(base, model)
-    make_room(model, base.new_ids, seed=recipe.train.seed)
-    if recipe.model.adapters:
+    make_room(model, base.new_ids, seed=recipe.train.seed, empty=empty)
+    if recipe.model.adapters and not empty:
         model = merge_into(model, recipe.model.adapters).eval()
         for parameter in model.parameters():  # not the buffers, some of which stay float32
             parameter.data = parameter.data.to(precision.weights)

@@ -12,10 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
-from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,56 +29,19 @@ from tunedock.objective.evaluate import StepSums
 from tunedock.recipe.schema import Train
 from tunedock.run.pulse import Pulse
 from tunedock.train.budget import Budget, Layout
-from tunedock.train.checkpoint import Checkpoints, Snapshot
-from tunedock.train.checkpoint_writer import CheckpointWriter, spare_bytes
-from tunedock.train.divergence import Blame, Divergence, LeftOut
+from tunedock.train.checkpoint import Checkpoints
+from tunedock.train.divergence import Blame, Divergence
 from tunedock.train.evaluation import Evaluation, objective_on, stopping
 from tunedock.train.feed import Ahead, Feed
 from tunedock.train.grace import Grace
 from tunedock.train.machine import usage
 from tunedock.train.metric_names import greater_is_better
 from tunedock.train.optimizer import Updater
-from tunedock.train.parallel.shared import shared
-from tunedock.train.random_states import random_states, random_states_of_all, restore_random_states
+from tunedock.train.progress import Course, Progress
+from tunedock.train.random_states import random_states, restore_random_states
+from tunedock.train.saving import Saver, State
 from tunedock.train.step import Gradients, Stopped
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Course:
-    """How far the loop goes."""
-
-    total_steps: int
-    steps_per_epoch: int | None
-    """None for a stream, which has no epochs."""
-    examples: int
-    """Samples seen by the end, each time anew."""
-
-    def epoch(self, step: int) -> float:
-        return step / self.steps_per_epoch if self.steps_per_epoch else 0.0
-
-
-@dataclass(slots=True)
-class Progress:
-    """What the loop carries from step to step, and a checkpoint keeps."""
-
-    step: int = 0
-    tokens: int = 0
-    trained_tokens: float = 0.0
-    best: float | None = None
-    """The best that `metric_for_best_model` has been."""
-    best_loss: float | None = None
-    """The validation loss there."""
-    stale: int = 0
-    """Evaluations since one that was better by `early_stopping_threshold`."""
-    last_eval: float | None = None
-    to_evaluate: bool = False
-    """The evaluation of this step was begun and not finished: a run that goes on from here begins with it."""
-    skipped: int = 0
-    """Steps left out because float16 gradients overflowed."""
-    left_out: LeftOut = field(default_factory=LeftOut)
-    """Steps left out because their loss or gradients were no numbers."""
+from tunedock.train.window import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +51,6 @@ class Rehearsed:
     seconds: float
     loss: float
     grad_norm: float
-
-
-@dataclass(slots=True)
-class _Window:
-    """Sums since the last metrics event."""
-
-    loss: float = 0.0
-    count: float = 0.0
-    tokens: int = 0
-    steps: int = 0
-    grad_norm: float = 0.0
-    metrics: dict[str, list[float]] = field(default_factory=dict)
-    extremes: dict[str, float] = field(default_factory=dict)
-    since: float = field(default_factory=time.perf_counter)
 
 
 class Loop:
@@ -137,32 +83,34 @@ class Loop:
         self._policy = policy
         policy.weighted_sum = objective.weighted_sum
         self._objective = objective
-        self.reference = reference
         self._feed = Ahead(feed, layout, course.total_steps)
+        self.state = State(Progress(), updater, reference, self._feed, budget, train.seed)
         self._validation = validation
         self._layout = layout
         self._budget = budget
         self._gradients = Gradients(policy, objective, reference, updater, budget, stop_requested, layout, self._pulse)
         self.updater = updater
-        self._checkpoints = checkpoints
-        self._writer = CheckpointWriter(checkpoints, spare_bytes=partial(spare_bytes, budget), emit=emit, grace=grace)
+        self.saver = Saver(self.state, checkpoints, pulse=self._pulse, emit=emit, grace=grace)
         self._course = course
         self._train = train
         self._emit = emit
-        self._window = _Window()
-        self.progress = Progress()
+        self._window = Window()
+
+    @property
+    def progress(self) -> Progress:
+        return self.state.progress
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def run(self) -> Progress:
         """Runs to the end of the course. Raises InterruptedRun, its state saved, when asked to stop; DivergedError on a loss
         that is no number; OutOfMemoryError when a single sample does not fit."""
-        with closing(self._feed), self._writer:
+        with closing(self._feed), self.saver:
             return self._run()
 
     def _run(self) -> Progress:
         self._emit.progress("training", self.progress.step, self._course.total_steps, "steps")
-        self._window = _Window()
+        self._window = Window()
         self.updater.to_training()
         if self.progress.to_evaluate:
             self._evaluate()
@@ -177,14 +125,14 @@ class Loop:
                 self._throw_away(before)
                 self._save_what_is_done()
                 raise
-            self._writer.check()
+            self.saver.check()
             if not went_on:
                 continue
             self._log()
             if self._due(self._train.eval_strategy, self._train.eval_steps or self._train.save_steps):
                 self._evaluate()
             if self._due(self._train.save_strategy, self._train.save_steps):
-                self.save()
+                self.saver.save()
             self._emit.progress("training", self.progress.step, self._course.total_steps, "steps")
         if self._out_of_patience():
             self._emit.note(
@@ -192,7 +140,7 @@ class Loop:
                 step=self.progress.step,
             )
         if self._train.save_strategy != "no":
-            self.save(beside=False)
+            self.saver.save(beside=False)
         self.updater.to_evaluation()
         return self.progress
 
@@ -225,25 +173,13 @@ class Loop:
         if not math.isfinite(norm) and not self.updater.scaler.is_enabled():
             return self._diverged("norm of the gradients", norm, samples, before)
         taken = self.updater.update()
-        for name, (total, of) in (*sums.metrics.items(), *self._feed.told(step).items()):
-            seen = self._window.metrics.setdefault(name, [0.0, 0.0])
-            seen[0] += total
-            seen[1] += of
-        extremes = self._window.extremes
-        extremes |= {name: min(value, extremes.get(name, value)) for name, value in sums.least.items()}
-        extremes |= {name: max(value, extremes.get(name, value)) for name, value in sums.most.items()}
         tokens = sum(row.tokens for row in rows)
+        self._window.add(sums, self._feed.told(step), count=count, tokens=tokens, grad_norm=norm)
         self.progress.step += 1
         self.progress.left_out.in_a_row = 0
         self.progress.tokens += tokens
         self.progress.trained_tokens += sum(sample.weight for sample in samples)
         self.progress.skipped += not taken
-        window = self._window
-        window.loss += loss * count
-        window.count += count
-        window.tokens += tokens
-        window.steps += 1
-        window.grad_norm = norm
         return True
 
     def _throw_away(self, before: Mapping[str, Tensor]) -> None:
@@ -256,9 +192,7 @@ class Loop:
         step = self.progress.step
         if strategy == "steps":
             return step % every == 0
-        per_epoch = self._course.steps_per_epoch
-        last = step == self._course.total_steps
-        return strategy == "epoch" and (last or (per_epoch is not None and step % per_epoch == 0))
+        return strategy == "epoch" and self._course.ends_epoch(step)
 
     def _out_of_patience(self) -> bool:
         patience = self._train.early_stopping_patience
@@ -280,7 +214,7 @@ class Loop:
         self._policy.model.train()
         # Without the scale of float16, which may be too large at first.
         unscaled = replace(self.updater, scaler=torch.amp.GradScaler(enabled=False))
-        forgetting = nullcontext() if self.reference is None else self.reference.forgetting()
+        forgetting = nullcontext() if self.state.reference is None else self.state.reference.forgetting()
         started = time.perf_counter()
         try:
             with forgetting:
@@ -302,19 +236,17 @@ class Loop:
             return
         if window.steps < self._train.logging_steps and self.progress.step < self._course.total_steps:
             return
-        seconds = time.perf_counter() - window.since
         values = {
-            "loss": window.loss / max(window.count, 1e-12),
+            "loss": window.loss,
             "learning_rate": self.updater.learning_rate,
             "grad_norm": window.grad_norm,
-            "tokens_per_second": window.tokens / max(seconds, 1e-9),
+            "tokens_per_second": window.tokens_per_second,
             "tokens": float(self.progress.tokens),
-            **{name: total / of for name, (total, of) in window.metrics.items() if of},
-            **window.extremes,
+            **window.metrics,
             **usage(),
         }
         self._emit.metrics(self.progress.step, self._course.epoch(self.progress.step), values)
-        self._window = _Window()
+        self._window = Window()
 
     def _evaluate(self) -> None:
         if not len(self._validation):
@@ -344,34 +276,26 @@ class Loop:
             **{f"eval_{name}": value for name, value in measured.metrics.items()},
         }
         self._emit.metrics(self.progress.step, self._course.epoch(self.progress.step), values)
-        self.progress.last_eval = loss
-        self._keep_the_best(values[self._train.metric_for_best_model], loss)
+        metric = values[self._train.metric_for_best_model]
+        better = self.progress.evaluated(
+            metric,
+            loss,
+            greater_is_better=greater_is_better(self._train.metric_for_best_model),
+            threshold=self._train.early_stopping_threshold,
+        )
+        if better and self._train.save_strategy != "no":
+            self.saver.save(metric=metric, better=True)
         self._window.since = time.perf_counter()
-
-    def _keep_the_best(self, metric: float, loss: float) -> None:
-        """Saves an evaluation's weights where its metric is better than every one before."""
-        gain = math.inf
-        if self.progress.best is not None:
-            gain = metric - self.progress.best
-            gain = gain if greater_is_better(self._train.metric_for_best_model) else -gain
-        better = math.isfinite(metric) and gain > 0
-        enough = better and gain > self._train.early_stopping_threshold
-        self.progress.stale = 0 if enough else self.progress.stale + 1
-        if better:
-            self.progress.best, self.progress.best_loss = metric, loss
-            if self._train.save_strategy != "no":
-                self.save(metric=metric, better=True)
 
     def _diverged(self, what: str, value: float, samples: Sequence[Sample], before: Mapping[str, Tensor]) -> bool:
         """What `train.on_divergence` says is done about it; returns as `_step` does. Raises DivergedError where training ends."""
-        self._writer.wait()
+        last = self.saver.last()
         self.updater.drop()
         step, left_out = self.progress.step, self.progress.left_out
-        blame = Blame(self._policy, self._objective, self.reference, self._layout)
+        blame = Blame(self._policy, self._objective, self.state.reference, self._layout)
         by = blame.by_loss if what == "loss" or world.together() else blame.by_gradients
         found = Divergence(what, value, step + 1, by(samples, self._budget.tokens), len(samples))
         self._throw_away(before)
-        last = world.told_by_first(self._checkpoints.index().last)
         then = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
         policy = self._train.on_divergence
         if policy == "roll_back" and last and left_out.may_roll_back():
@@ -390,20 +314,12 @@ class Loop:
     def _roll_back(self, found: Divergence) -> bool:
         """Goes back to the last good checkpoint. The step that was bad is passed over when its turn comes again."""
         bad, before = self.progress.step, self.progress.left_out
-        found_last: Snapshot | None = None
-        if world.rank() == 0:
-            found_last = self._checkpoints.load_last(
-                lambda name, why: self._emit.warning(f"{name} is damaged and passed over: {why}"), finite=True
-            )
-        snapshot = shared(found_last)
-        assert snapshot is not None  # noqa: S101 - the first rank has one, or has raised
-        self._writer.start_over()
-        self.restore(snapshot)
-        self._window = _Window()
-        self.progress.left_out = before.after_roll_back(self.progress.left_out, snapshot.step, bad)
-        passed = [one + 1 for one in self.progress.left_out.to_pass if one >= snapshot.step]
+        step = self.saver.go_back()
+        self._window = Window()
+        self.progress.left_out = before.after_roll_back(self.progress.left_out, step, bad)
+        passed = [one + 1 for one in self.progress.left_out.to_pass if one >= step]
         self._emit.warning(
-            found.told(f"training goes back to step {snapshot.step} and passes over {_steps(passed)}"),
+            found.told(f"training goes back to step {step} and passes over {_steps(passed)}"),
             where=found.where,
         )
         return False
@@ -411,7 +327,7 @@ class Loop:
     def _interrupted(self) -> None:
         if self._train.save_strategy != "no":
             step = self.progress.step
-            saved = self._with_snapshots(lambda take: self._writer.save_at_the_end(step, self.state_bytes, take))
+            saved = self.saver.save_at_the_end()
             if saved < step:
                 raise InterruptedRun(
                     f"stopped after step {step}; saved is step {saved}, for another checkpoint takes longer than a stop may",
@@ -423,98 +339,13 @@ class Loop:
             hint="`--resume` begins this run anew; with `train.save_strategy: steps` a run can be stopped and gone on with",
         )
 
-    # -- state ---------------------------------------------------------------------------------------------------------
-
     def _save_what_is_done(self) -> None:
         """For another try, when what training depends on elsewhere is there again."""
         if self._train.save_strategy != "no" and self.progress.step:
-            self.save(beside=False)
+            self.saver.save(beside=False)
             self._emit.note(
                 f"a checkpoint of step {self.progress.step} is saved; `tunedock train --resume` goes on from it"
             )
-
-    def save(self, *, metric: float | None = None, better: bool = False, beside: bool = True) -> None:
-        """Saves a checkpoint, `beside` the steps that follow or before this returns."""
-        step = self.progress.step
-        self._pulse.at(step, "checkpoint", patient=True)
-        self._with_snapshots(
-            lambda take: self._writer.save(step, self.state_bytes, take, metric=metric, better=better, beside=beside)
-        )
-
-    def _with_snapshots(self, work: Callable[[Callable[[bool], Snapshot]], T]) -> T:
-        """What the first rank's `work` gives, on all. It may take snapshots, which the others help to put together."""
-        if not world.together():
-            return work(self._snapshot)
-
-        def take(copy: bool) -> Snapshot:
-            world.told_by_first("take")
-            return self._snapshot(copy)
-
-        if world.rank() == 0:
-            made = work(take)
-            world.told_by_first([made])
-            return made
-        while (told := world.told_by_first(None)) == "take":
-            self._snapshot()
-        value: T = told[0]
-        return value
-
-    @property
-    def state_bytes(self) -> int:
-        """Of a checkpoint, but for what is small."""
-        return self.updater.state_bytes
-
-    def _snapshot(self, copy: bool = False) -> Snapshot:
-        """All of it on the first rank; the others help to put it together. With `copy`, one that no later step changes."""
-        tensors, numbers = self.updater.optimizer_state(copy=copy)
-        progress = asdict(self.progress)
-        state = {
-            "progress": progress,
-            "optimizer": numbers,
-            "schedule": _plain_schedule(self.updater.schedule.state_dict()),
-            "scaler": self.updater.scaler.state_dict(),
-            "feed": self._feed.state(self.progress.step),
-            "budget": self._budget.state(),
-        }
-        return Snapshot(
-            step=self.progress.step,
-            trained=self.updater.trained_state(copy=copy),
-            optimizer_tensors=tensors,
-            state=deepcopy(state) if copy else state,
-            random=random_states_of_all(),
-            reference={} if self.reference is None else self.reference.state(),
-            feed=self._feed.tensors(self.progress.step),
-        )
-
-    def take_weights(self, snapshot: Snapshot) -> None:
-        """The weights a snapshot was evaluated with, and nothing else of it: the run's result."""
-        self.updater.load_trained(snapshot.trained)
-        if self.updater.averages:
-            self.updater.restore(snapshot.optimizer_tensors, snapshot.state["optimizer"])
-            self.updater.to_evaluation()
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Goes on exactly where the snapshot was taken."""
-        if self.reference is not None:
-            self.reference.restore(snapshot.reference)
-        self.updater.load_trained(snapshot.trained)
-        state = snapshot.state
-        self.updater.restore(snapshot.optimizer_tensors, state["optimizer"])
-        self.updater.schedule.load_state_dict(state["schedule"])
-        self.updater.scaler.load_state_dict(state["scaler"])
-        self._feed.restore(state["feed"], snapshot.feed)
-        self._budget.restore(state.get("budget", ()))
-        progress = {
-            "best_loss": state["progress"]["best"],
-            **state["progress"],
-        }  # before it was kept, the loss was the metric
-        self.progress = Progress(**progress | {"left_out": LeftOut.of(progress.get("left_out", {}))})
-        restore_random_states(snapshot.random, seed=self._train.seed)
-
-
-def _plain_schedule(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A schedule's numbers; its functions are made again from the recipe."""
-    return {name: value for name, value in state.items() if isinstance(value, int | float | str | list | dict | None)}
 
 
 def _steps(numbers: Sequence[int]) -> str:

@@ -18,21 +18,21 @@ from tunedock.plan.rollout_memory import answering
 from tunedock.plan.rungs import MOST_TOKENS
 from tunedock.plan.spread import Spread, divided
 from tunedock.recipe.schema import Recipe
-from tunedock.run.record import Run, read_json, write_json
+from tunedock.run.record import read_json, write_json
 from tunedock.train.budget import Budget
 from tunedock.train.memory import memory_of
+from tunedock.train.training import Training
 
 RECORD = "budget.json"
 """In the run directory: every change of the budget with its step, those since the last checkpoint too."""
 
 
-def make_budget(
-    run: Run, recipe: Recipe, policy: Policy, *, way: str, longest_path: int, resume: bool, emit: Emitter
-) -> Budget:
+def make_budget(training: Training, policy: Policy, *, way: str, longest_path: int) -> Budget:
     """The budget of a run whose model is loaded and has not begun to train. A resumed one takes over what is recorded.
 
     `way`: how the run is spread over ranks (`train.parallel`).
     """
+    run, recipe, emit = training.run, training.recipe, training.emit
     device = policy.device.type
     layers = len(adapters.checkpointable(policy.model))
     given = recipe.train.gradient_checkpointing
@@ -74,7 +74,7 @@ def make_budget(
         emit=emit,
         keep=keep,
     )
-    record = read_json(run.path / RECORD) if resume and (run.path / RECORD).is_file() else None
+    record = read_json(run.path / RECORD) if training.resume and (run.path / RECORD).is_file() else None
     if (record := world.told_by_first(record)) is not None:
         budget.restore(record)
     else:

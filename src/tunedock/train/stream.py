@@ -26,6 +26,7 @@ from tunedock.errors import DataError
 from tunedock.events import Emitter
 from tunedock.model.session import Base
 from tunedock.recipe.schema import Recipe, Source
+from tunedock.train.data_record import DataRecord
 from tunedock.train.feed import FixedFeed
 
 VALIDATION_SAMPLES = 256
@@ -201,8 +202,8 @@ class StreamFeed(FixedFeed):
 
 def streamed_data(
     base: Base, recipe: Recipe, batch_size: int, emit: Emitter
-) -> tuple[StreamFeed, list[Sample], dict[str, Any]]:
-    """A stream's feed, its validation samples, and what `data.json` can say before all is read."""
+) -> tuple[StreamFeed, list[Sample], DataRecord]:
+    """A stream's feed, its validation samples, and what can be recorded of it before all is read."""
     data = recipe.data
     validation = _validation(base, recipe)
     account = Account()
@@ -216,21 +217,21 @@ def streamed_data(
         f"{len(validation)} samples for validation",
         formats=account.formats,
     )
-    about = {
-        "fingerprint": "stream",
-        "files": {
+    record = DataRecord(
+        fingerprint="stream",
+        files={
             source.path: sources.outline(source, sources.list_files(source, hub=recipe.hub, offline=recipe.offline))
             for source in (*data.train, *data.validation)
         },
-        "account": account.to_json(),
-        "sides": {},
-        "stop_ids": sorted(base.chat.stop_ids),
-        "thinking": stream.thinking,
-        "samples": None,
-        "mean_tokens": mean_tokens,
-        "mean_trained": mean_trained,
-    }
-    return feed, validation, about
+        account=account.to_json(),
+        sides={},
+        stop_ids=sorted(base.chat.stop_ids),
+        thinking=stream.thinking,
+        samples=None,
+        mean_tokens=mean_tokens,
+        mean_trained=mean_trained,
+    )
+    return feed, validation, record
 
 
 def _validation(base: Base, recipe: Recipe) -> list[Sample]:

@@ -12,39 +12,60 @@ import inspect
 import sys
 from typing import Any
 
+import torch
 from torch import nn
 
-from tunedock.model.fused.gates import fuse_gate
-from tunedock.model.fused.lora import fuse_lora
-from tunedock.model.fused.norms import fuse_norm
+from tunedock.model.fused.gates import fuse_gate, gate_act
+from tunedock.model.fused.lora import fuse_lora, is_plain_lora
+from tunedock.model.fused.norms import fuse_norm, norm_offset
 from tunedock.model.fused.rotary import fuse_rotary
 from tunedock.model.kernels import kernels
 
+Parts = dict[str, dict[str, Any]]
+"""Kind of a part -> names of the modules that are such parts, each with what was found of it; plain JSON."""
 
-def fuse(model: nn.Module) -> list[str]:
-    """Replaces what can be replaced, for calls on the CPU. Returns what was, by kind, with counts."""
+
+def find_parts(model: nn.Module) -> Parts:
+    """What `fuse` can replace, for calls on the CPU. The weights must be there."""
     compiled = kernels()
-    counts: dict[str, int] = {}
-
-    def count(kind: str, done: bool) -> None:
-        counts[kind] = counts.get(kind, 0) + done
-
-    for module in list(model.modules()):
+    parts: Parts = {"lora": {}, "norm": {}, "gate": {}}
+    for name, module in model.named_modules():
         if "forward" in vars(module):  # replaced already, by us or by somebody who had a reason
             continue
-        count("lora", fuse_lora(module))
-        if compiled is not None:
-            count("norm", fuse_norm(module, compiled))
-            count("gate", fuse_gate(module, compiled))
+        if is_plain_lora(module):
+            parts["lora"][name] = True
+        elif compiled is None:
+            continue
+        elif (offset := norm_offset(module, compiled)) is not None:
+            parts["norm"][name] = offset
+        elif (act := gate_act(module)) is not None:
+            parts["gate"][name] = act
+    return parts
+
+
+def fuse(model: nn.Module, parts: Parts | None = None) -> list[str]:
+    """Replaces what can be replaced, for calls on the CPU. Returns what was, by kind, with counts.
+
+    `parts`: what `find_parts` found of the same model elsewhere, for one whose weights are not there yet.
+    """
+    parts = find_parts(model) if parts is None else parts
+    compiled = kernels()
+    counts = {"lora": len(parts["lora"])}
+    for name in parts["lora"]:
+        fuse_lora(model.get_submodule(name))
     if compiled is not None:
-        for source in {type(module).__module__ for module in model.modules() if hasattr(module, "q_proj")}:
-            count("rotary", fuse_rotary(sys.modules[source], compiled))
+        for name, offset in parts["norm"].items():
+            fuse_norm(model.get_submodule(name), compiled, offset)
+        for name, act in parts["gate"].items():
+            fuse_gate(model.get_submodule(name), compiled, act)
+        sources = {type(module).__module__ for module in model.modules() if hasattr(module, "q_proj")}
+        rotary = sum(fuse_rotary(sys.modules[source], compiled) for source in sources)
+        counts |= {"norm": len(parts["norm"]), "gate": len(parts["gate"]), "rotary": rotary}
     return [f"{number} {kind}" for kind, number in counts.items() if number]
 
 
-def fuse_with_liger(model: Any) -> list[str]:
+def fuse_with_liger(model: Any, device: torch.device) -> list[str]:
     """Liger's kernels for norms, rotary embeddings and gated activations on CUDA, where installed and where they know the model."""
-    device = next(model.parameters()).device
     if device.type != "cuda" or importlib.util.find_spec("liger_kernel") is None:
         return []
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN  # type: ignore[import-not-found]

@@ -44,14 +44,18 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def fuse_gate(module: Any, compiled: Kernels) -> bool:
+def gate_act(module: Any) -> str | None:
+    """The activation of a module that computes down(act(gate(x)) * up(x)); None for another, or with an activation not known."""
     children = dict(module.named_children())
     if not {"gate_proj", "up_proj", "down_proj", "act_fn"} <= children.keys():
-        return False
+        return None
     x = made_up(64)
     act = next((name for name, own in _ACTIVATIONS.items() if close(own(x), children["act_fn"](x))), None)
-    if act is None or not _is_gated(module):
-        return False
+    return act if act is not None and _is_gated(module) else None
+
+
+def fuse_gate(module: Any, compiled: Kernels, act: str) -> None:
+    """`act`: what `gate_act` found."""
     own: Callable[..., Tensor] = module.forward
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -65,7 +69,6 @@ def fuse_gate(module: Any, compiled: Kernels) -> bool:
         return made
 
     module.forward = forward
-    return True
 
 
 def _is_gated(module: Any) -> bool:

@@ -51,11 +51,15 @@ class _LoraProduct(torch.autograd.Function):
 _lora_product: Callable[..., Tensor] = _LoraProduct.apply
 
 
-def fuse_lora(module: Any) -> bool:
+def is_plain_lora(module: Any) -> bool:
+    """Whether it is PEFT's linear layer without what changes the product (DoRA and others)."""
     if type(module) is not LoraLinear or type(module.base_layer) is not nn.Linear:
         return False
-    if module.lora_variant or module.lora_bias.get("default") or module.fan_in_fan_out:
-        return False
+    return not (module.lora_variant or module.lora_bias.get("default") or module.fan_in_fan_out)
+
+
+def fuse_lora(module: Any) -> None:
+    """Of a module that `is_plain_lora`."""
     own: Callable[..., Tensor] = module.forward
     base = module.base_layer
 
@@ -83,4 +87,3 @@ def fuse_lora(module: Any) -> bool:
         return made.view(*x.shape[:-1], -1)
 
     module.forward = forward
-    return True

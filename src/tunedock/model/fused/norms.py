@@ -47,15 +47,19 @@ class _Norm(torch.autograd.Function):
 _norm: Callable[..., Tensor] = _Norm.apply
 
 
-def fuse_norm(module: Any, compiled: Kernels) -> bool:
-    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+def norm_offset(module: Any, compiled: Kernels) -> float | None:
+    """0 where the module is a norm that multiplies by its weight, 1 where by one more (Gemma); None where it is something else."""
+    eps = _eps(module)
     parameters = dict(module.named_parameters())
-    if not isinstance(eps, float) or parameters.keys() != {"weight"} or parameters["weight"].ndim != 1:
-        return False
+    if eps is None or parameters.keys() != {"weight"} or parameters["weight"].ndim != 1:
+        return None
+    return _offset_of(module, eps, compiled)
+
+
+def fuse_norm(module: Any, compiled: Kernels, offset: float) -> None:
+    """`offset`: what `norm_offset` found."""
     own: Callable[..., Tensor] = module.forward
-    offset = _offset_of(module, eps, compiled)
-    if offset is None:
-        return False
+    eps = _eps(module)
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         weight_D = module.weight
@@ -65,11 +69,14 @@ def fuse_norm(module: Any, compiled: Kernels) -> bool:
         return made
 
     module.forward = forward
-    return True
+
+
+def _eps(module: Any) -> float | None:
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    return eps if isinstance(eps, float) else None
 
 
 def _offset_of(module: Any, eps: float, compiled: Kernels) -> float | None:
-    """0 where the module multiplies by its weight, 1 where by one more (Gemma); None where it does something else."""
     weight_D: Tensor = module.weight.detach()
     x = made_up(3, len(weight_D))
     try:

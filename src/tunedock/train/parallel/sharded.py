@@ -21,15 +21,20 @@ from tunedock.model import world
 from tunedock.model.policy import Policy
 from tunedock.train.optimizer import Updater, require_same_names
 from tunedock.train.optimizer_state import on_the_cpu, optimizer_state, restore_optimizer
+from tunedock.train.parallel.filling import Filling
 
 
 def shard(policy: Policy, *, offload: bool) -> None:
-    """Spreads the policy's weights over the ranks. `offload`: they wait in host memory, and so do the optimizer's states."""
+    """Spreads the policy's weights over the ranks, layer by layer as they come from the first. `offload`: they wait in host memory,
+    and so do the optimizer's states."""
     model = policy.model
     mesh = init_device_mesh(policy.device.type, (world.size(),))
     waits: OffloadPolicy = CPUOffloadPolicy() if offload and policy.device.type != "cpu" else OffloadPolicy()
+    filling = Filling(model, policy.device)
     for layer in adapters.checkpointable(model):
+        filling.fill(layer)
         fully_shard(layer, mesh=mesh, offload_policy=waits)
+    filling.fill(model)
     fully_shard(model, mesh=mesh, offload_policy=waits)
     if hasattr(model, "generate"):
         register_fsdp_forward_method(model, "generate")

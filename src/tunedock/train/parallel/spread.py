@@ -19,6 +19,7 @@ from tunedock.recipe.schema import Recipe
 from tunedock.train.memory import memory_of
 from tunedock.train.optimizer import Updater
 from tunedock.train.parallel.deepspeed_config import deepspeed_config
+from tunedock.train.parallel.filling import Filling
 from tunedock.train.parallel.replicated import ReplicatedUpdater
 from tunedock.train.parallel.sharded import ShardedUpdater, shard
 from tunedock.train.parallel.zero import zeroed
@@ -68,9 +69,12 @@ def shards_weights(way: Way) -> bool:
 
 
 def shard_weights(policy: Policy, way: Way, recipe: Recipe) -> None:
-    """Before the updater is made, whose parameters are the sharded ones. DeepSpeed does it with the updater."""
+    """Before the updater is made, whose parameters are the sharded ones. DeepSpeed does it with the updater, and hands the first
+    rank's weights out as it does."""
     if way == "fsdp":
         shard(policy, offload=recipe.offload != "none")
+    elif way == "zero3":
+        Filling(policy.model, policy.device).make_room()
 
 
 def spread_updater(plain: Updater, policy: Policy, way: Way, recipe: Recipe) -> Updater:
