@@ -44,6 +44,10 @@ def test_the_plan_as_json(here, tunedock):
         ([str(EXAMPLE), "ppo.objective.rewards=[exact]"], "there is no function `exact` of tunedock's own"),
         ([str(EXAMPLE), "ppo.objective.rewards.1.weigth=1"], "`objective.rewards.1.weigth` is not a key"),
         ([str(EXAMPLE), "ppo.objective.rewards.1.kind=oracle"], "should be function, model or judge"),
+        (
+            [str(EXAMPLE), "defaults.launch.nodes=2", "defaults.launch.rendezvous=host:29500"],
+            "a chain trains many runs",
+        ),
         ([str(EXAMPLE), "--from", "nowhere"], "there is no stage `nowhere`"),
     ],
 )

@@ -111,6 +111,15 @@ def test_long_prompts_and_long_answers(prompt: int, new: int, group: int, weight
     assert 0.8 * sum(planned.values()) < peak < 1.1 * sum(planned.values()), (peak, planned)
 
 
+def test_answers_at_evaluations_may_be_longer_than_any_sample() -> None:
+    """As many tokens as the recipe allows, after the longest question there may be."""
+    model = tiny_model("qwen3", hidden_size=128, intermediate_size=512, max_position_embeddings=512)
+    config, shape = model.config.to_dict(), decoder(model.config.to_dict())
+    within = answering_parts(shape, config, Answering(8, 8, 50), w=4, c=4, longest_path=250)
+    beyond = answering_parts(shape, config, Answering(8, 8, 50, beyond=50), w=4, c=4, longest_path=200)
+    assert within == beyond
+
+
 def test_answers_take_the_place_of_gradients_and_activations() -> None:
     config = find_shape_config()
     without = plan_memory(config, adapter=Full())
@@ -142,6 +151,7 @@ REWARDED = {"rewards": ["exact_match"], "max_new_tokens": 64}
     [
         ("sft", {}, None),
         ("dpo", {}, None),
+        ("sft", {"predict_with_generate": True}, (16, 16)),  # at evaluations, as many as `eval.batch_size`
         ({"kind": "grpo", **REWARDED}, {}, (16, 2)),
         ({"kind": "grpo", **REWARDED, "steps_per_generation": 8}, {}, (64, 8)),
         ({"kind": "grpo", **REWARDED}, {"eval_strategy": "epoch"}, (64, 64)),  # a prompt each, in a validation

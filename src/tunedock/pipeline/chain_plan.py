@@ -52,6 +52,7 @@ def check_chain(chain: Chain) -> Checked:
         try:
             if isinstance(stage, TrainStage):
                 recipes[stage.name] = _resolved(stage)
+                _require_one_machine(recipes[stage.name])
                 _check_uses(stage, chain, recipes)
             elif isinstance(stage, EvalStage):
                 evals[stage.name] = _eval_section(stage, chain)
@@ -68,6 +69,15 @@ def _resolved(stage: TrainStage) -> Resolved:
     return resolve(
         load.checked(stage.merged(as_written)), to_come={f"stage:{name}" for name in needs(stage)}, gpus=gpus_here
     )
+
+
+def _require_one_machine(resolved: Resolved) -> None:
+    if resolved.recipe.launch.nodes > 1:
+        raise RecipeError(
+            "a chain trains many runs, and a machine beside the first joins one",
+            where="launch.nodes",
+            hint="run the stages one by one, each by `tunedock train` on every machine",
+        )
 
 
 def _eval_section(stage: EvalStage, chain: Chain) -> Eval:

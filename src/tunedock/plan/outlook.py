@@ -272,10 +272,12 @@ def _fewer_answers(
 ) -> Iterator[tuple[dict[str, Any], str]]:
     """As many answers made at once as fit, by halves; one where not even that does."""
     how = answering(recipe)
-    at_once = 0 if how is None else how.at_once
+    if how is None:
+        return
+    at_once = how.at_once
     while at_once > 1:
         at_once //= 2
-        keys = {"objective.engine.max_num_seqs": at_once}
+        keys = {how.key: at_once}
         if at_once == 1 or _need(_with(recipe, keys), shape, model, target, spread).answering_bytes <= _room(target):
             yield keys, "answers are made in more batches, which is slower"
             return

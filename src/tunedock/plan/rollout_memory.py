@@ -1,4 +1,5 @@
-"""Bytes that making answers takes while training (ppo, grpo, rloo), and a frozen reference, by arithmetic on the model's shape.
+"""Bytes that making answers takes while training (ppo, grpo, rloo, evaluations), and a frozen reference, by arithmetic on the
+model's shape.
 
 Answers are made between steps, when there are no gradients and no activations: what they need comes in the place of those, not on
 top. Caches are exact; logits are those of sampling, counted operation by operation (a test holds both to the real
@@ -41,11 +42,18 @@ class Answering:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    key: str = "objective.engine.max_num_seqs"
+    """What the recipe says `at_once` by."""
+    beyond: int = 0
+    """Tokens that prompt and answer may be longer than the longest path of the run's own samples."""
 
 
 def answering(recipe: Recipe) -> Answering | None:
     """How the recipe's run makes answers in its own process; None where it makes none there."""
-    section = recipe.objective
+    section, options = recipe.objective, recipe.eval
+    if recipe.train.predict_with_generate:
+        at_once, new = min(options.batch_size, options.max_samples or options.batch_size), options.max_new_tokens
+        return Answering(at_once, at_once, new, options.temperature, key="eval.batch_size", beyond=new)
     if not isinstance(section, Rollout) or not isinstance(section.engine, Local):
         return None
     at_once, group = section.engine.max_num_seqs, section.num_generations
@@ -63,6 +71,7 @@ def answering_parts(
 
     Keys and values have the weights' type, whatever products are computed in. The last token of an answer is never read.
     """
+    longest_path += how.beyond
     layer = 2 * shape.kv_width * w
     longest_prompt = max(longest_path - how.max_new_tokens, 1)
     cache = how.at_once * layer * sum(_cached(config, shape.layers, longest_path - 1))
