@@ -55,6 +55,8 @@ class Shortage:
     needed_bytes: int | None = None
     """On top of what is held; None where the device only said that it failed."""
     free_bytes: int | None = None
+    elsewhere: bool = False
+    """Told by another rank: what it needs there is not known here."""
 
 
 class Need:
@@ -188,7 +190,7 @@ class Budget:
     def smaller(
         self, step: int, samples: Sequence[Sample], rows: Sequence[Row], layout: Layout, shortage: Shortage | None
     ) -> list[Row]:
-        """Rows for a step that did not fit, here or (None) on another rank.
+        """Rows for a step that did not fit, here or on another rank (`elsewhere`, or None).
 
         Raises OutOfMemoryError naming the sample when a single path is too much.
         """
@@ -236,7 +238,7 @@ class Budget:
 
     def _certain(self, shortage: Shortage | None) -> bool:
         """Whether the row is sure not to fit: it failed, or what it needs was measured, or is more than a plan can be wrong by."""
-        if shortage is None:
+        if shortage is None or shortage.elsewhere:
             return False
         if shortage.needed_bytes is None or shortage.free_bytes is None or self.need.measured_slots:
             return True

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import partial
 
 import torch
@@ -30,6 +31,14 @@ class Stopped(Exception):  # noqa: N818 - a way out of the rows of a step, not a
     pass
 
 
+class Word(IntEnum):
+    """What a rank has to say before a row; of all ranks' words the gravest counts."""
+
+    GO_ON = 0
+    NO_MEMORY = 1
+    STOP = 2
+
+
 @dataclass(slots=True)
 class _Running:
     """Sums that stay on the device until the step's end: to read one is to wait for its row."""
@@ -39,11 +48,12 @@ class _Running:
     least: dict[str, Tensor] = field(default_factory=dict)
     most: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, name: str, total: Tensor, of: Tensor | float) -> None:
-        before = self.metrics.get(name, (0.0, 0.0))
-        self.metrics[name] = (before[0] + _exact(total), before[1] + _exact(of))
-
-    def add_extremes(self, terms: Terms) -> None:
+    def add(self, terms: Terms, share: Tensor) -> None:
+        """`share`: of the step's loss."""
+        self.loss = self.loss + _exact(share)
+        for name, (total, of) in terms.metrics.items():
+            before = self.metrics.get(name, (0.0, 0.0))
+            self.metrics[name] = (before[0] + _exact(total), before[1] + _exact(of))
         for name, value in terms.least.items():
             self.least[name] = torch.minimum(self.least.get(name, value), value)
         for name, value in terms.most.items():
@@ -75,58 +85,55 @@ class Gradients:
         """Adds the gradients of this rank's share of the step's `rows` up in the parameters; or, when a row does not fit, leaves
         them in a state to be thrown away.
 
-        Raises Stopped, likewise, when any rank is asked to stop between two rows; RowTooLargeError where memory ran out while the
-        other ranks wait in the middle of the step, and cannot be asked to do it again.
+        Before each row the ranks tell each other whether to go on, so all of them leave at the same one. Only what runs out in the
+        last row is told by one rank alone. Raises Stopped, likewise, when any rank is asked to stop; RowTooLargeError where memory
+        ran out while the other ranks wait in the middle of a row, and cannot be asked to do the step again.
         """
-        try:
-            return self._accumulate(samples, rows, count)
-        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-            if not is_out_of_memory(error):
-                raise
-        largest = max(row.slots for row in rows)
-        if self.in_step:
-            raise RowTooLargeError(f"a row of {largest} tokens does not fit", hint=SMALLER_ROWS)
-        return Shortage(largest)
-
-    @property
-    def in_step(self) -> bool:
-        """Whether ranks wait for each other within a step, and not only at its end."""
-        objective = self.objective
-        asks = objective.needs_reference or objective.whole_samples or objective.needs_logprobs
-        return is_sharded(self.policy.model) or (world.together() and (asks or isinstance(objective, ReadsOthers)))
-
-    def _accumulate(self, samples: Sequence[Sample], rows: Sequence[Row], count: float) -> StepSums | Shortage:
         running = _Running()
         if not rows:  # nothing of these samples counts (answers that were all cut off)
             return running.read()
         largest = max(rows, key=lambda row: row.slots)
-        # Rows may go through the policy before the first terms.
-        if (shortage := self._shortage(largest)) is not None:
-            return shortage
         beside = partial(self.layout, budget_tokens=largest.slots)
         step = step_terms(self.policy, self.objective, samples, rows, self.reference, beside)
-        own = world.share(rows)
-        for done, terms in enumerate(step, start=1):
-            if world.agree(self.stop_requested()):
-                raise Stopped
+        short = self.budget.shortage(largest)  # rows may go through the policy before the first terms
+        for number, row in enumerate(world.share(rows)):
+            short = short or self.budget.shortage(row)
+            match self._gravest(short):
+                case Word.STOP:
+                    raise Stopped
+                case Word.NO_MEMORY:
+                    return short or Shortage(row.slots, elsewhere=True)
             self.pulse.doing("row")
+            if not self._add(step, running, count):
+                if is_sharded(self.policy.model) or (number == 0 and self._asks_before_rows):
+                    raise RowTooLargeError(f"a row of {largest.slots} tokens does not fit", hint=SMALLER_ROWS)
+                short = Shortage(largest.slots)
+        return short or running.read()
+
+    def _gravest(self, short: Shortage | None) -> Word:
+        """Of what the ranks have to say. A collective call."""
+        own = Word.STOP if self.stop_requested() else Word.GO_ON if short is None else Word.NO_MEMORY
+        return Word(-world.least(-own))
+
+    @property
+    def _asks_before_rows(self) -> bool:
+        """Whether ranks wait for each other's answers before a step's first terms."""
+        objective = self.objective
+        asks = objective.needs_reference or objective.whole_samples or objective.needs_logprobs
+        return world.together() and (asks or isinstance(objective, ReadsOthers))
+
+    def _add(self, step: Iterator[Terms], running: _Running, count: float) -> bool:
+        """Computes the next row, forward and backward. Returns whether there was memory for it."""
+        try:
+            terms = next(step)
             share = terms.loss / count
             self.updater.backward(share)
-            running.loss = running.loss + _exact(share)
-            for name, (total, of) in terms.metrics.items():
-                running.add(name, total, of)
-            running.add_extremes(terms)
-            del terms, share  # the row's graph, before the next row is looked at
-            if done < len(own) and (shortage := self._shortage(own[done])) is not None:
-                return shortage
-        return running.read()
-
-    def _shortage(self, row: Row) -> Shortage | None:
-        """As `Budget.shortage`, of this rank or of another one. A collective call where memory is looked at before each row."""
-        found = self.budget.shortage(row)
-        if self.budget.memory.looks_ahead and world.agree(found is not None):
-            return found or Shortage(row.slots)
-        return found
+            running.add(terms, share)
+        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
 
 
 def _exact(value: Tensor | float) -> Tensor | float:
