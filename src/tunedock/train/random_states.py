@@ -48,12 +48,11 @@ def random_states() -> dict[str, Tensor]:
     return states
 
 
-def restore_random_states(states: Mapping[str, Tensor], *, seed: int = 0) -> None:
-    """This rank's. `seed`: what a rank the states do not name begins with."""
-    by_rank = states if "0/torch" in states else {f"0/{name}": state for name, state in states.items()}
-    mine = f"{world.rank()}/"
-    own = {name.removeprefix(mine): state for name, state in by_rank.items() if name.startswith(mine)}
-    if not own:
+def restore_random_states(states: Mapping[str, Tensor], *, seed: int | None = None) -> None:
+    """Puts back what `random_states` gave here; with a `seed`, this rank's of a checkpoint's, or what the seed makes of one that
+    the checkpoint does not know."""
+    own = states if seed is None else _of_this_rank(states)
+    if seed is not None and not own:
         seed_rank(seed)
         return
     torch.set_rng_state(own["torch"])
@@ -64,3 +63,10 @@ def restore_random_states(states: Mapping[str, Tensor], *, seed: int = 0) -> Non
     np.random.set_state(("MT19937", keys, int(position), int(has_cached), cached))
     if "cuda" in own and torch.cuda.is_available():
         torch.cuda.set_rng_state(own["cuda"])
+
+
+def _of_this_rank(states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a checkpoint's; one process's are the first rank's."""
+    by_rank = states if "0/torch" in states else {f"0/{name}": state for name, state in states.items()}
+    mine = f"{world.rank()}/"
+    return {name.removeprefix(mine): state for name, state in by_rank.items() if name.startswith(mine)}

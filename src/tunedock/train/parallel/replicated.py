@@ -34,7 +34,7 @@ class ReplicatedUpdater(Updater):
 
     def _gradients(self) -> Iterator[Tensor]:
         """Of each parameter that has one on any rank, in one order: a rank whose rows did not reach it adds zeros."""
-        reached = torch.tensor([p.grad is not None for p in self.parameters], dtype=torch.uint8)
+        reached = torch.tensor([p.grad is not None for p in self.parameters], dtype=torch.int32)
         for parameter, anywhere in zip(self.parameters, world.add_up(reached).tolist(), strict=True):
             if anywhere and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
