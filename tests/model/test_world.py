@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
+from many_ranks import said_by_ranks
 from tunedock.data.layout import lay_out
 from tunedock.data.sample import single
 from tunedock.model import world
@@ -27,24 +24,14 @@ def test_alone_nothing_is_asked_of_anybody() -> None:
     assert list(world.own_of(3)) == [0, 1, 2]
     assert world.in_order(3, [0, 1, 2], ["a", None, "c"]) == ["a", None, "c"]
     assert world.after_the_first_here(lambda: 3, name="n", leads=False) == 3
-    world.wait_for_all("n")
+    world.wait_for_all()
+    world.raise_together(None)
     rows = lay_out([single("a", [1, 2], [0.0, 1.0])], "tree", budget_tokens=9)
     assert world.share(rows) is rows
 
 
 def test_three_ranks_hear_the_same(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("world_rank.py")
-    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    ended = subprocess.run(
-        [*torchrun, str(script), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr[-4000:]
-    said = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
+    said = said_by_ranks(Path(__file__).with_name("world_rank.py"), tmp_path, 3)
     for rank, one in enumerate(said):
         assert one.pop("rank") == [rank, 3, rank, 3]
         assert one.pop("own") == [[0, 3], [1, 4], [2]][rank]
@@ -64,3 +51,10 @@ def test_three_ranks_hear_the_same(tmp_path: Path) -> None:
         },
         "work": 0,
     }
+
+
+def test_what_takes_long_is_waited_for_and_an_error_of_one_is_everybodys(tmp_path: Path) -> None:
+    """Longer than a collective call may be: another machine prepares its data, the first rank reads a checkpoint."""
+    first, second = said_by_ranks(Path(__file__).with_name("patient_rank.py"), tmp_path, 2)
+    assert first == {"work": 0, "told": "read", "raised": ["RewardError", "no score", "row 3"], "in step": [0, 1]}
+    assert second == {**first, "work": 1}

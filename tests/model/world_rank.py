@@ -17,8 +17,8 @@ def main(folder: Path) -> None:
     with world.joined(timeout_s=60) as own:
         work = world.after_the_first_here(lambda: _work(folder, own.number), name="work", leads=own.local == 0)
         time.sleep(0.3 * own.number)
-        world.wait_for_all("answers")
-        world.wait_for_all("answers")
+        world.wait_for_all()
+        world.wait_for_all()
         done.append(own.number)
         tensors = {"a": torch.arange(6).reshape(2, 3), "none": torch.zeros(0, 4), "b": torch.tensor(0.1).bfloat16()}
         received = dict(world.tensors_of_first(tensors if own.leads else {}))

@@ -5,7 +5,7 @@ Shapes: P prompts, G answers to each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, Protocol
 
@@ -16,10 +16,14 @@ from tunedock.data.conversation import Prompt
 from tunedock.data.layout import Ints
 from tunedock.data.sample import Sample
 from tunedock.data.store import SampleStore
-from tunedock.eval.rewards.completion import Completion, Moment
+from tunedock.errors import EngineError, RewardError, TunedockError
+from tunedock.eval.rewards.completion import Completion, Moment, means_of
 from tunedock.eval.rewards.scoring import Scorer
 from tunedock.model import world
 from tunedock.model.answers import Sampled, Sampling
+
+Sums = dict[str, tuple[float, int]]
+"""As `eval.rewards.completion.Scores` has them."""
 
 Told = dict[str, tuple[float, float]]
 """Metrics: name -> (sum, what it is divided by)."""
@@ -86,18 +90,26 @@ class Judged:
         between: Callable[[int], None],
         moment: Moment,
     ) -> tuple[list[list[Sampled]], np.ndarray[Any, np.dtype[np.float64]], Told]:
-        """Answers to each, their rewards [P, G], and metrics; where several processes train together, on each of them."""
+        """Answers to each, their rewards [P, G], and metrics; where several processes train together, on each of them.
+
+        Raises RewardError and EngineError on all of them where one of them met it: they save together what is done.
+        """
         if not world.together():
-            made, reward_PG, metrics = self._judged(asked, None, answers, sampling, seed, between, moment)
-            return made, reward_PG, _told(made, reward_PG, metrics)
+            made, reward_PG, sums = self._judged(asked, None, answers, sampling, seed, between, moment)
+            return made, reward_PG, _told(made, reward_PG, sums)
         count = len(asked)
         own = world.own_of(count) if self._answer.shared_out else range(count if world.rank() == 0 else 0)
         part = [asked[i] for i in own]
         numbers = own if self._answer.shared_out else None
         found: tuple[Any, ...] = ([], np.zeros((0, answers)), {})
+        failure: TunedockError | None = None
         if part or numbers is not None:
-            found = self._judged(part, numbers, answers, sampling, seed, between, moment)
-        world.wait_for_all("answers")
+            try:
+                found = self._judged(part, numbers, answers, sampling, seed, between, moment)
+            except (RewardError, EngineError) as error:
+                failure = error
+        world.wait_for_all()
+        world.raise_together(failure)
         return _of_all(count, answers, own, *found)
 
     def _judged(
@@ -109,7 +121,7 @@ class Judged:
         seed: int,
         between: Callable[[int], None],
         moment: Moment,
-    ) -> tuple[list[list[Sampled]], np.ndarray[Any, np.dtype[np.float64]], dict[str, float]]:
+    ) -> tuple[list[list[Sampled]], np.ndarray[Any, np.dtype[np.float64]], Sums]:
         """`numbers`: as `model.answers.Sampler` takes them."""
         prompts = [one.sample.segments[0].tokens_T.tolist() for one in asked]
         made = self._answer(prompts, answers, sampling, seed=seed, between=between, numbers=numbers)
@@ -132,7 +144,7 @@ class Judged:
         scores = self._score(completions, moment)
         reward_PG = np.asarray(scores.total, np.float64).reshape(len(asked), answers)
         cut_PG = np.asarray([[not sampled.stopped for sampled in group] for group in made])
-        return made, reward_PG - self._penalty * cut_PG, scores.metrics
+        return made, reward_PG - self._penalty * cut_PG, scores.sums
 
     def texts(self, group: Sequence[Sampled]) -> list[str]:
         """Without the stop token, which scorers do not expect, and other special ones."""
@@ -146,7 +158,7 @@ def _of_all(
     own: Sequence[int],
     made: Sequence[Sequence[Sampled]],
     reward_PG: np.ndarray[Any, np.dtype[np.float64]],
-    metrics: Mapping[str, float],
+    sums: Sums,
 ) -> tuple[list[list[Sampled]], np.ndarray[Any, np.dtype[np.float64]], Told]:
     """What the ranks have made and scored, in the prompts' order. A collective call."""
     parts = zip(made, reward_PG.tolist(), strict=True)
@@ -154,19 +166,18 @@ def _of_all(
     whole = world.in_order(count, own, told)
     groups = [[Sampled(tuple(i), s, None if p is None else tuple(p)) for i, s, p in group] for group, _ in whole]
     rewards_PG = np.asarray([rewards_G for _, rewards_G in whole], np.float64).reshape(count, answers)
-    sums: dict[str, tuple[float, float]] = {}
-    for of, answered in world.told_by_all([metrics, len(own)]):
-        for name, value in of.items():
-            total, weight = sums.get(name, (0.0, 0.0))
-            sums[name] = (total + value * answered, weight + answered)
-    means = {name: total / weight for name, (total, weight) in sums.items() if weight}
-    return groups, rewards_PG, _told(groups, rewards_PG, means)
+    of_all: Sums = {}
+    for of_one in world.told_by_all(sums):
+        for name, (total, scored) in of_one.items():
+            before = of_all.get(name, (0.0, 0))
+            of_all[name] = (before[0] + total, before[1] + scored)
+    return groups, rewards_PG, _told(groups, rewards_PG, of_all)
 
 
 def _told(
     made: Sequence[Sequence[Sampled]],
     reward_PG: np.ndarray[Any, np.dtype[np.float64]],
-    metrics: Mapping[str, float],
+    sums: Sums,
 ) -> Told:
     """Metrics by TRL's names."""
     flat = [sampled for group in made for sampled in group]
@@ -180,4 +191,4 @@ def _told(
     if reward_PG.shape[1] > 1:
         same = (reward_PG.max(axis=1) - reward_PG.min(axis=1)) < 1e-12
         told["frac_reward_zero_std"] = (float(same.sum()), float(len(reward_PG)))
-    return told | {name: (value, 1.0) for name, value in metrics.items()}
+    return told | {name: (value, 1.0) for name, value in means_of(sums).items()}

@@ -59,7 +59,7 @@ class Questions:
             numbers=own,
         )
         texts = self._base.tokenizer.batch_decode([_said(one) for (one,) in made], skip_special_tokens=True)
-        world.wait_for_all("answers")
+        world.wait_for_all()
         return world.in_order(len(self), own, [answer_text(text) for text in texts])
 
     def scored(self, answers: Sequence[str]) -> GenerationScores:

@@ -20,20 +20,27 @@ from torch import Tensor
 from torch import distributed as dist
 
 from tunedock.data.layout import Row, over_ranks
+from tunedock.errors import TunedockError
 from tunedock.run.pulse import Pulse
 from tunedock.run.ranks import Rank
 
 POLL_S = 0.2
 """How often a rank looks whether another one is done."""
 
+AS_LONG_AS_IT_TAKES = timedelta(days=30)
+
 _pulse = Pulse()
 """Hears when this rank waits for the others, so that who hangs is told from those that wait for it."""
+
+_patient: dist.ProcessGroup | None = None
+"""All ranks over gloo, with that time-out, for what may be waited for longer than a collective call: a large checkpoint is read or
+written, data prepared. A rank that has died ends such a call at once, as any other."""
 
 
 @contextmanager
 def joined(*, timeout_s: float, pulse: Pulse | None = None) -> Iterator[Rank]:
     """Joins the other ranks for as long as it lasts, on this rank's device. `timeout_s`: how long one waits for another."""
-    global _pulse
+    global _pulse, _patient
     _pulse = pulse or Pulse()
     own = Rank.of(os.environ)
     if own.world == 1:
@@ -47,7 +54,9 @@ def joined(*, timeout_s: float, pulse: Pulse | None = None) -> Iterator[Rank]:
         timeout=timedelta(seconds=timeout_s),
         device_id=torch.device("cuda", own.local) if cuda else None,
     )
+    _patient = dist.new_group(backend="gloo", timeout=AS_LONG_AS_IT_TAKES)
     yield own
+    _patient = None
     dist.destroy_process_group()  # not after an error: it may wait for others that are gone
 
 
@@ -126,13 +135,13 @@ def told_by_all(value: Any) -> list[Any]:
 
 
 def told_by_first(value: Any) -> Any:
-    """The first rank's JSON value, on all; what the others give is not looked at."""
+    """The first rank's JSON value, on all, however long it takes it to come here; what the others give is not looked at."""
     if not together():
         return value
     content = json.dumps(value).encode() if rank() == 0 else b""
     length = torch.tensor(len(content))
     with _pulse.waiting():
-        dist.broadcast(length, 0)
+        dist.broadcast(length, 0, _patient)
     tensor = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.zeros(0, dtype=torch.uint8)
     if rank():
         tensor = torch.zeros(int(length), dtype=torch.uint8)
@@ -153,6 +162,13 @@ def tensors_of_first(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tenso
         with _pulse.waiting():
             dist.broadcast(flat, 0)
         yield name, tensor
+
+
+def raise_together(error: TunedockError | None) -> None:
+    """Raises the first of the ranks' errors on all of them, so that none goes its own way while the others wait for it."""
+    for told in told_by_all(None if error is None else error.to_json()):
+        if told is not None:
+            raise TunedockError.from_json(told) from error
 
 
 # -- work: who does what -------------------------------------------------------------------------------------------------
@@ -177,22 +193,20 @@ def in_order(count: int, own: Sequence[int], made: Sequence[Any]) -> list[Any]:
     return whole
 
 
-def wait_for_all(name: str) -> None:
-    """Returns when every rank has come here; unlike in a collective call it may take them as long as it takes."""
+def wait_for_all() -> None:
+    """Returns when every rank has come here; unlike in other collective calls it may take them as long as it takes."""
     if not together():
         return
-    store = dist.distributed_c10d._get_default_store()
-    key = f"tunedock/meeting/{name}"
-    round_ = (int(store.add(key, 1)) - 1) // size()
     with _pulse.waiting(patient=True):
-        while int(store.add(key, 0)) < (round_ + 1) * size():
-            time.sleep(POLL_S)
+        dist.all_reduce(torch.zeros(()), group=_patient)
 
 
 def after_the_first_here(work: Callable[[], Any], *, name: str, leads: bool) -> Any:
     """What `work` gives, done first where it `leads` (the first process of each machine), and elsewhere once it is done there.
+    Returns when it is done everywhere.
 
-    For work that leaves files the others then read, and may take longer than a collective call may be waited for.
+    For work that leaves files the others then read, and may take longer than a collective call may be waited for: on one machine
+    too, where another has the files already.
     """
     if not together():
         return work()
@@ -201,8 +215,10 @@ def after_the_first_here(work: Callable[[], Any], *, name: str, leads: bool) -> 
     if leads:
         value = work()
         store.set(key, "done")
-        return value
-    with _pulse.waiting(patient=True):
-        while not store.check([key]):
-            time.sleep(POLL_S)
-    return work()
+    else:
+        with _pulse.waiting(patient=True):
+            while not store.check([key]):
+                time.sleep(POLL_S)
+        value = work()
+    wait_for_all()
+    return value

@@ -8,6 +8,9 @@ from typing import Any, Protocol
 
 from tunedock.data.conversation import Message
 
+SKIPPED = "/skipped"
+"""Ends the name of the metric of what a source has no say about."""
+
 Values = list[float | None]
 """A score for each completion; None where a source has no say."""
 
@@ -52,11 +55,21 @@ class Scores:
     """The weighted sum for each [N]."""
     parts: dict[str, Values]
     """By source, as each of them scored, without its weight [N]."""
-    metrics: dict[str, float]
-    """`rewards/<name>`: the mean over the completions it scored; `rewards/<name>/skipped`: the share it did not score, where there
-    is any; and what reward functions logged by TRL's `log_metric`, its mean."""
+    sums: dict[str, tuple[float, int]]
+    """By metric: a sum, and what it is divided by. Those of parts of the completions add up to those of all."""
     extra: dict[str, list[Any]]
     """Columns [N] that reward functions logged by TRL's `log_extra`."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """`rewards/<name>`: the mean over the completions it scored; `rewards/<name>/skipped`: the share it did not score, where
+        there is any; and what reward functions logged by TRL's `log_metric`, its mean."""
+        return means_of(self.sums)
+
+
+def means_of(sums: Mapping[str, tuple[float, int]]) -> dict[str, float]:
+    """Metrics of `Scores.sums`."""
+    return {name: total / of for name, (total, of) in sums.items() if of and (total or not name.endswith(SKIPPED))}
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunedock.errors import RewardError
-from tunedock.eval.rewards.completion import Completion, Log, Moment, Scores, Source, Values
+from tunedock.eval.rewards.completion import SKIPPED, Completion, Log, Moment, Scores, Source, Values
 from tunedock.eval.rewards.functions import open_function
 from tunedock.eval.rewards.judge import Judge
 from tunedock.eval.rewards.model import open_model
@@ -44,10 +44,10 @@ class Scorer:
             _total(completion, weights, [values[n] for values in parts.values()])
             for n, completion in enumerate(completions)
         ]
-        metrics = {f"{name}": math.fsum(found) / len(found) for name, found in log.metrics.items()}
+        sums = {name: (math.fsum(found), len(found)) for name, found in log.metrics.items()}
         for name, values in parts.items():
-            metrics |= _means(name, values)
-        return Scores(total, parts, metrics, log.extra)
+            sums |= _sums(name, values)
+        return Scores(total, parts, sums, log.extra)
 
     def lineage(self) -> list[dict[str, Any]]:
         """What the sources are: for the run's record."""
@@ -106,9 +106,10 @@ def _total(completion: Completion, weights: Sequence[float], values: Sequence[fl
     return math.fsum(found)
 
 
-def _means(name: str, values: Values) -> dict[str, float]:
+def _sums(name: str, values: Values) -> dict[str, tuple[float, int]]:
     found = [value for value in values if value is not None]
-    metrics = {f"rewards/{name}": math.fsum(found) / len(found)} if found else {}
-    if len(found) < len(values):
-        metrics[f"rewards/{name}/skipped"] = 1 - len(found) / len(values)
-    return metrics
+    skipped = len(values) - len(found)
+    return {
+        f"rewards/{name}": (math.fsum(found), len(found)),
+        f"rewards/{name}{SKIPPED}": (float(skipped), len(values)),
+    }
