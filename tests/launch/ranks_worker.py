@@ -1,7 +1,8 @@
 """A worker whose training is a sum over all ranks a step: what goes wrong in it is told by its request.
 
 The worker is the real one, as are torchrun, the process group and its collective calls; only what it trains is put in the place of
-training. The request: `steps`, `step_s`, and `fault`: {"rank", "step", "how"} with `how` one of raise, kill, stop, hang, exit.
+training. The request: `steps`, `step_s`, `save_s` (of a stop), and `fault`: {"rank", "step", "how"} with `how` one of raise, kill,
+stop, hang, exit.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ def train(call: worker.Call) -> None:
             if asked:
                 if call.rank.leads:
                     done.write_text(str(step))
+                    time.sleep(float(call.request.get("save_s", 0.0)))
+                    (done.parent / "saved").touch()
+                dist.barrier()
                 raise call.stop.named(InterruptedRun(f"stopped at step {step}"))
             total += call.rank.number + 1
             dist.all_reduce(total)

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -14,13 +15,22 @@ from typing import Any
 
 import pytest
 
-from tunedock.errors import DataError, InterruptedRun, LostPeerError, PreemptedRun, RecipeError, TunedockError
+from tunedock.errors import (
+    DataError,
+    InterruptedRun,
+    LostPeerError,
+    PreemptedRun,
+    RecipeError,
+    RunError,
+    TunedockError,
+)
 from tunedock.events import Event, EventReader
 from tunedock.launch import many
 from tunedock.launch.job import JobSpec
 from tunedock.launch.local import LocalLauncher
 from tunedock.launch.many import RanksJob
 from tunedock.launch.watch import watch
+from tunedock.recipe.launch import Launch
 from tunedock.run.pulse import read_beat
 from tunedock.run.ranks import RankFiles
 from tunedock.run.record import Run, RunState
@@ -187,6 +197,37 @@ def test_a_request_to_stop_reaches_every_rank_once(
     error = job.end()
     assert type(error) is kind and "stopped at step" in error.message
     assert run.state().status == "interrupted"
+
+
+@pytest.mark.long
+def test_ctrl_c_has_no_deadline_and_nothing_is_left_behind(tmp_path: Path, watched: Any) -> None:
+    """What is saved takes longer than `launch.grace_s`."""
+    before = set(Path(tempfile.gettempdir()).glob("torchelastic_*"))
+    run = made(tmp_path / "r2", grace_s=1.0)
+    job = Watched(run, steps=5000, step_s=0.01, save_s=4.0)
+    try:
+        at_step(run, 5, rank=1)
+        job.job.signal(signal.SIGINT)
+        error = job.end()
+    finally:
+        job.job.kill()
+    assert type(error) is InterruptedRun and "stopped at step" in error.message
+    assert (run.path / "saved").is_file()
+    assert set(Path(tempfile.gettempdir()).glob("torchelastic_*")) <= before
+
+
+def test_what_ends_the_meeting_ends_the_start(run: Run) -> None:
+    """Whatever it is: nobody else looks at the thread in which machines meet."""
+    launch = Launch(nodes=2, processes=1, node_rank=1, rendezvous="127.0.0.1:9")
+    (run.path / "resolved.json").unlink()
+    job = LocalLauncher(WORKER).start(JobSpec("train", run.path, launch=launch))
+    until = time.monotonic() + 20
+    while job.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    with pytest.raises(RunError, match="file is missing"):
+        watch(job, lambda event: None)
+    job.close()
 
 
 @pytest.mark.long

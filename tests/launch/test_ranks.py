@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -149,6 +150,27 @@ def test_a_machine_that_is_gone_is_named_with_its_ranks(run: Run) -> None:
     error = Watchman(run, crew).node_lost(1, "node-b")
     assert error.message == "node 1 (node-b) is gone, with ranks 4 to 7"
     assert "start it again there by the same command" in str(error.hint)
+
+
+ASKED = """
+import signal, sys
+signal.signal(signal.SIGINT, lambda *_: sys.exit(5))
+print("ready", flush=True)
+signal.pause()
+"""
+
+
+def test_ranks_are_asked_past_torchrun_once_all_have_come_up(run: Run, watchman: Watchman) -> None:
+    """torchrun would kill them after a while."""
+    with subprocess.Popen([sys.executable, "-c", ASKED], stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None and first.stdout.readline() == b"ready\n"
+        beat(run, 0, 1, pid=first.pid)
+        assert not watchman.ask(signal.SIGINT) and first.poll() is None, "rank 1 is still coming up"
+        End(1, 0).write(run.ranks)
+        assert watchman.ask(signal.SIGINT)
+        assert first.wait(20) == 5
+    End(0, 0).write(run.ranks)
+    assert not watchman.ask(signal.SIGINT), "nobody is left"
 
 
 def test_this_process_is_not_stopped(tmp_path: Path) -> None:

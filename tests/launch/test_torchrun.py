@@ -25,7 +25,7 @@ def test_the_command_of_one_machine() -> None:
     assert given == [
         sys.executable, "-P", "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "4", "--node-rank", "0",
         "--rdzv-backend", "static", "--rdzv-endpoint", "127.0.0.1:5", "--rdzv-id", "n", "--rdzv-conf", "timeout=600",
-        "--max-restarts", "0", "--monitor-interval", "0.2", "--shutdown-timeout", "12",
+        "--log-dir", "/dev/null", "--max-restarts", "0", "--monitor-interval", "0.2", "--shutdown-timeout", "12",
         "--no-python", "python", "w.py", "train", "/runs/r1", "--request", "/runs/r1/ranks/node-0.request.json",
     ]  # fmt: skip
 

@@ -47,3 +47,21 @@ def test_outside_deferred_work_both_end_it_at_once(stop: StopRequest) -> None:
     assert type(stop.named(InterruptedRun("stopped"))) is PreemptedRun
     stop.clear()
     assert not stop.asked() and stop.left_s(30) is None
+
+
+def test_a_second_sigterm_ends_nothing_sooner_and_a_second_ctrl_c_does(stop: StopRequest) -> None:
+    with stop.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)  # what has been asked for is under way
+    with stop.deferred(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_who_asked_first_gives_the_ending_its_name(stop: StopRequest) -> None:
+    """torchrun sends a SIGTERM to the ranks that are left when the first of them has ended, after Ctrl-C too."""
+    with stop.deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.left_s(30) is not None
+    assert type(stop.named(InterruptedRun("stopped"))) is InterruptedRun

@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from typing import Any
 from tunedock import __version__
 from tunedock.errors import (
     BugError,
+    DiskError,
     InterruptedRun,
     LostPeerError,
     OutOfMemoryError,
@@ -86,6 +88,8 @@ class RanksJob:
         self._told: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._said: set[str] = set()
         self._job: LocalJob | None = None
+        self._reader: EventReader | None = None
+        """Of this machine's first rank's events; none on node 0, where they are the run's."""
         self._meeting: Meeting | None = None
         self._asked: int | None = None
         self._error: TunedockError | None = None
@@ -104,29 +108,31 @@ class RanksJob:
     # -- its start -----------------------------------------------------------------------------------------------------
 
     def _meet(self) -> None:
+        """In a thread of its own."""
+        try:
+            self._meet_and_start()
+        except BaseException as raised:  # noqa: BLE001 - policy: nobody watches this thread, so what ends it ends the start
+            self._error = _understood(raised)
+
+    def _meet_and_start(self) -> None:
         launch, rendezvous = self._crew.launch, str(self._crew.launch.rendezvous)
         own = Hello(
             self._crew.node, socket.gethostname(), self._crew.processes, str(self._run.resolved()["hash"]), __version__
         )
-        try:
-            if self._crew.node == 0:
-                meeting = host_meeting(
-                    rendezvous, own, launch.nodes, self._described, timeout_s=launch.timeout_s, on_wait=self._wait
-                )
-            else:
-                meeting = join_meeting(rendezvous, own, timeout_s=launch.timeout_s, on_wait=self._wait)
-        except TunedockError as error:
-            self._error = error
-            return
+        if self._crew.node == 0:
+            meeting = host_meeting(
+                rendezvous, own, launch.nodes, self._described, timeout_s=launch.timeout_s, on_wait=self._wait
+            )
+        else:
+            meeting = join_meeting(rendezvous, own, timeout_s=launch.timeout_s, on_wait=self._wait)
         meeting.listen()
         start = meeting.start
         self._say(f"{self._crew.world} processes on {launch.nodes} nodes: {', '.join(start.hosts)}")
         try:
             self._start(start.name, address_of(rendezvous)[0], start.port, start.request)
-        except TunedockError as error:
-            self._error = error
-            meeting.close(error.to_json())
-            return
+        except BaseException as raised:
+            meeting.close(_understood(raised).to_json())
+            raise
         self._meeting = meeting
         if self._asked is not None:  # while it was starting
             self.signal(self._asked)
@@ -155,9 +161,9 @@ class RanksJob:
         command = torchrun_command(
             self._crew, self._command, address=address, port=port, name=name, run=self._run.path, request=file
         )
-        self._job = start_process(self._spec, command, settings.environment)
-        first = RankFiles(self._run.ranks, self._crew.own[0])
-        self._reader = None if self._crew.node == 0 else EventReader(first.events)
+        if self._crew.node:
+            self._reader = EventReader(RankFiles(self._run.ranks, self._crew.own[0]).events)
+        self._job = start_process(self._spec, command, settings.environment)  # the last: who looks on goes by it
 
     def _say(self, message: str) -> None:
         if message not in self._said:
@@ -210,7 +216,7 @@ class RanksJob:
         if self._meeting is not None:
             self._meeting.tell({"signal": number})
         if self._job is not None:
-            self._job.signal(number)
+            self._ask(self._job, number)
 
     def kill(self) -> None:
         """torchrun at once; its ranks end with it (`worker.end_with_parent`)."""
@@ -279,11 +285,22 @@ class RanksJob:
             self._end_by(job, self._watchman.node_lost(meeting.lost, meeting.host_of(meeting.lost)))
         elif any(error is not None for error in meeting.ended.values()):
             self._since = self._since or time.monotonic()
-            if time.monotonic() - self._since > LAST_WORDS_S:
+            if time.monotonic() - self._since > self._last_words_s(meeting):
                 job.kill()
         elif meeting.asked is not None and self._asked is None:
             self._asked = meeting.asked
-            job.signal(meeting.asked)
+            self._ask(job, meeting.asked)
+
+    def _ask(self, job: LocalJob, number: int) -> None:
+        """torchrun gives its ranks `launch.grace_s` and kills them then, which is what a SIGTERM means; Ctrl-C has no deadline."""
+        if number != signal.SIGINT or not self._watchman.ask(number):
+            job.signal(number)
+
+    def _last_words_s(self, meeting: Meeting) -> float:
+        """How long this machine's ranks may still run after another's ended: after a stop that is no fault, and rank 0 may have
+        more to write than the others."""
+        stopped = self._asked is not None or meeting.asked is not None
+        return max(LAST_WORDS_S, self._crew.launch.grace_s) if stopped else LAST_WORDS_S
 
     def _end_by(self, job: LocalJob, error: TunedockError) -> None:
         if job.poll() is None:
@@ -327,6 +344,20 @@ class RanksJob:
         if code != 0 and error is None:
             error = LostPeerError(f"node {self._crew.node} ended with exit code {code}")
         self._meeting.close(None if error is None else error.to_json())
+
+
+def _understood(raised: BaseException) -> TunedockError:
+    """What ended a start before there was a process."""
+    if isinstance(raised, TunedockError):
+        return raised
+    if isinstance(raised, OSError) and raised.filename is not None:
+        return DiskError(
+            f"cannot write: {raised.strerror}",
+            where=str(raised.filename),
+            hint="free disk space, or let it be written to",
+        )
+    traceback.print_exception(raised)
+    return BugError(f"{type(raised).__name__}: {raised}", where="launch.rendezvous")
 
 
 def shared_run(start: Start) -> Path | None:

@@ -69,7 +69,7 @@ class Line:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._read = b""
-        self._writing = threading.Lock()
+        self._writing = threading.RLock()  # a signal's handler may write while the thread it interrupts does
         with suppress(OSError):  # no TCP
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for name, value in (("TCP_KEEPIDLE", KEEPALIVE_S), ("TCP_KEEPINTVL", KEEPALIVE_S), ("TCP_KEEPCNT", 3)):

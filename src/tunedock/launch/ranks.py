@@ -128,6 +128,18 @@ class Watchman:
         least = min(places.values(), default=(0, 0))
         return [number for number in at_work if places.get(number, (0, 0)) == least]
 
+    def ask(self, number: int) -> bool:
+        """Sends every rank of this machine a signal, past torchrun. False where one has not come up: then nothing is sent."""
+        at_work = [files for rank in self._crew.own if read_end((files := self._files[rank]).end) is None]
+        beats = [read_beat(files.pulse) for files in at_work]
+        pids = [beat.pid for beat in beats if beat is not None and beat.host == socket.gethostname()]
+        if len(pids) < len(at_work):
+            return False
+        for pid in pids:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+        return bool(pids)
+
     def stacks(self) -> None:
         """Asks every rank of this machine for its stacks, and waits until they are written."""
         asked: dict[int, int] = {}

@@ -52,6 +52,7 @@ def torchrun_command(
         *("--nnodes", str(launch.nodes), "--nproc-per-node", str(crew.processes), "--node-rank", str(crew.node)),
         *("--rdzv-backend", "static", "--rdzv-endpoint", f"{where}:{port}", "--rdzv-id", name),
         *("--rdzv-conf", f"timeout={max(1, round(launch.timeout_s))}"),
+        *("--log-dir", os.devnull),  # else each start leaves folders in /tmp, for logs that we keep ourselves
         *("--max-restarts", "0", "--monitor-interval", "0.2", "--shutdown-timeout", str(max(1, round(launch.grace_s)))),
         *("--no-python", *worker, "train", str(run), "--request", str(request)),
     ]

@@ -1,8 +1,8 @@
 """How a worker hears that it should stop.
 
 SIGINT and SIGTERM end most work at once (KeyboardInterrupt); inside `deferred()` they only set a flag, and the work ends itself
-where its state is whole. A second SIGINT ends it at once even there. After a SIGTERM a SIGKILL follows when the grace is over, so
-the work can ask how much of it is left.
+where its state is whole. A second SIGINT ends it at once even there; a second SIGTERM, which schedulers and torchrun may send, ends
+nothing sooner. After a SIGTERM a SIGKILL follows when the grace is over, so the work can ask how much of it is left.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ class StopRequest:
         self._asked = threading.Event()
         self._deferred = False
         self._preempted_at: float | None = None
+        self._by: int | None = None
+        """The signal that asked first."""
 
     def listen(self) -> None:
         """Takes SIGINT and SIGTERM of this process. To be called on the main thread."""
@@ -29,17 +31,19 @@ class StopRequest:
         signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        again = self._asked.is_set() and number == signal.SIGINT
+        again = self._asked.is_set()
         if number == signal.SIGTERM and self._preempted_at is None:
             self._preempted_at = time.monotonic()
+        if not again:
+            self._by = number
         self._asked.set()
-        if again or not self._deferred:
+        if number == signal.SIGINT if again else not self._deferred:
             raise KeyboardInterrupt
 
     def clear(self) -> None:
         """The request has been answered; the next one counts anew."""
         self._asked.clear()
-        self._preempted_at = None
+        self._preempted_at = self._by = None
 
     def asked(self) -> bool:
         return self._asked.is_set()
@@ -50,7 +54,7 @@ class StopRequest:
 
     def named(self, error: InterruptedRun) -> InterruptedRun:
         """The same ending by the name of who asked for it."""
-        if self._preempted_at is None or isinstance(error, PreemptedRun):
+        if self._by != signal.SIGTERM or isinstance(error, PreemptedRun):
             return error
         return PreemptedRun(error.message, where=error.where, hint=error.hint)
 
