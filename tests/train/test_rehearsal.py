@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 from tiny_loop import build, data, losses, weights
 from tunedock.errors import OutOfMemoryError, RowTooLargeError
 from tunedock.events import Emitter
+from tunedock.model import world
 from tunedock.run.record import Run
 from tunedock.train import step
 from tunedock.train.checkpoint import Checkpoints
@@ -103,6 +104,15 @@ def test_a_compiler_that_fails_is_done_without(tmp_path, run, monkeypatch):
     assert loop.progress.step == 2
 
 
+def test_a_machine_that_does_not_see_the_record_does_as_the_others(tmp_path, run, monkeypatch):
+    """The first rank's word comes over the network; here it is put in its place."""
+    loop, policy, _ = build(tmp_path / "a", steps=2)
+    monkeypatch.setattr(world, "told_by_first", lambda own: {"compiled": False})
+    monkeypatch.setattr(loop, "rehearse", lambda: pytest.fail("nothing is tried again"))
+    settle(True, run, policy, loop, resume=True)
+    assert not (run.path / RECORD).exists()
+
+
 def test_auto_leaves_a_cpu_alone(tmp_path, run):
     loop, policy, _ = build(tmp_path / "a")
     settle("auto", run, policy, loop)
@@ -182,9 +192,12 @@ def test_the_largest_row_is_rehearsed_and_leaves_nothing(tmp_path):
     assert all(p.grad is None for _, p in policy.trainable)
 
 
+@pytest.mark.parametrize("sharded", [True, False])
 @pytest.mark.parametrize(("slots", "error"), [(300, RowTooLargeError), (LONGEST.tokens, OutOfMemoryError)])
-def test_what_does_not_fit_starts_anew_or_names_the_sample(tmp_path, monkeypatch, slots, error):
+def test_what_does_not_fit_starts_anew_or_names_the_sample(tmp_path, monkeypatch, slots, error, sharded):
+    """No start with smaller rows makes room for a sample that is alone in its row."""
     loop, policy, _ = build(tmp_path / "a", steps=2, probed=True)
+    monkeypatch.setattr(step, "is_sharded", lambda model: sharded)
 
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -67,8 +67,9 @@ class Verdict:
 
 def settle_compiling(asked: Switch, run: Run, policy: Policy, loop: Rehearses, *, resume: bool, emit: Emitter) -> None:
     """Compiles the layers where the recipe or a trial says so, and records it."""
-    if resume and (run.path / RECORD).is_file():
-        _follow(bool(read_json(run.path / RECORD)["compiled"]), policy, loop, emit)
+    kept = read_json(run.path / RECORD) if resume and (run.path / RECORD).is_file() else None
+    if (record := world.told_by_first(kept)) is not None:  # another machine may not see the file
+        _follow(bool(record["compiled"]), policy, loop, emit)
         return
     if asked is False or (asked == "auto" and policy.device.type != "cuda"):
         return
@@ -177,7 +178,7 @@ def rehearse_largest_row(
     try:
         held = torch.empty(to_come_bytes, dtype=torch.uint8, device=policy.device)
         done = loop.rehearse(rows)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, RowTooLargeError):
         done = None
     except Stopped:
         return  # the loop stops at once
