@@ -37,7 +37,7 @@ from tunedock.errors import (
 from tunedock.events import Emitter
 from tunedock.recipe.schema import Recipe
 from tunedock.run.pulse import Pulse
-from tunedock.run.ranks import ALONE, End, Rank, RankFiles
+from tunedock.run.ranks import ALONE, End, Rank, RankFiles, forget_beyond
 from tunedock.run.record import Run
 from tunedock.run.stop import StopRequest
 
@@ -216,6 +216,7 @@ def _guarded(stage: str, call: Call) -> int:
             if call.run is not None and stage == "train":
                 if call.rank.leads:
                     around.enter_context(_recorded(call.run, stage, call.stop))
+                    forget_beyond(call.run.ranks, call.rank.world)
                 around.enter_context(call.pulse.beating(call.run.ranks))
             STAGES[stage](call)
     except BaseException as raised:  # noqa: BLE001 - policy: the last line of defence; nothing ends without a failure event

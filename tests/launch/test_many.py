@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -200,9 +199,11 @@ def test_a_request_to_stop_reaches_every_rank_once(
 
 
 @pytest.mark.long
-def test_ctrl_c_has_no_deadline_and_nothing_is_left_behind(tmp_path: Path, watched: Any) -> None:
+def test_ctrl_c_has_no_deadline_and_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is saved takes longer than `launch.grace_s`."""
-    before = set(Path(tempfile.gettempdir()).glob("torchelastic_*"))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     run = made(tmp_path / "r2", grace_s=1.0)
     job = Watched(run, steps=5000, step_s=0.01, save_s=4.0)
     try:
@@ -213,7 +214,7 @@ def test_ctrl_c_has_no_deadline_and_nothing_is_left_behind(tmp_path: Path, watch
         job.job.kill()
     assert type(error) is InterruptedRun and "stopped at step" in error.message
     assert (run.path / "saved").is_file()
-    assert set(Path(tempfile.gettempdir()).glob("torchelastic_*")) <= before
+    assert not list(temporary.glob("torchelastic_*"))
 
 
 def test_what_ends_the_meeting_ends_the_start(run: Run) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from tunedock.run import pulse as pulses
 from tunedock.run.pulse import Beat, Pulse, read_beat
-from tunedock.run.ranks import End, Rank, RankFiles, put, ranks_in, read_end
+from tunedock.run.ranks import End, Rank, RankFiles, forget_beyond, put, ranks_in, read_end
 
 WORK = """
 import sys, time
@@ -163,3 +163,11 @@ def test_an_end_is_kept_and_read_and_an_earlier_starts_files_are_taken_away(tmp_
     for each in files:
         each.clear()
     assert not list((tmp_path / "ranks").iterdir())
+
+
+def test_what_more_ranks_left_at_an_earlier_start_is_forgotten(tmp_path: Path) -> None:
+    for number in range(4):
+        put(RankFiles(tmp_path, number).pulse, {"rank": number})
+    End(3, 0).write(tmp_path)
+    forget_beyond(tmp_path, 2)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["rank-00000.json", "rank-00001.json"]

@@ -1,7 +1,8 @@
 """Prompts -> several sampled answers to each, for rollouts. Generation is transformers' own.
 
 What is drawn for a token of an answer is a number that seed, prompt, answer and place alone decide; the token is the one whose
-share XX
+share of the probabilities it falls on. So answers are the same by one process or many, in batches of any size, and where a batch is
+done again in halves.
 
 A prompt goes through the model once: its keys and values are then repeated for its answers, which is what generation would have
 computed for each of them. A model whose cache cannot be repeated has each answer's prompt computed; which it was, `Sampler.shares`

@@ -86,6 +86,13 @@ def ranks_in(folder: Path) -> list[RankFiles]:
     return [RankFiles(folder, number) for number in sorted({int(found.group(1)) for found in names})]
 
 
+def forget_beyond(folder: Path, world: int) -> None:
+    """Takes away what ranks left that are none of these `world`: those of an earlier start that had more of them."""
+    for files in ranks_in(folder):
+        if files.number >= world:
+            files.clear()
+
+
 @dataclass(frozen=True, slots=True)
 class End:
     """How a rank ended, by its own word."""
