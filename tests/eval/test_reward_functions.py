@@ -307,6 +307,14 @@ def test_two_sources_of_one_name_have_two_metrics():
     assert scorer(completions("4")).parts == {"regex_match": [1.0], "regex_match-2": [0.0]}
 
 
+def test_what_a_function_logs_takes_the_place_of_no_figure_of_the_run(tmp_path):
+    (tmp_path / "one.py").write_text(
+        "def one(completions, log_metric, **rest):\n    log_metric('loss', 9.0)\n    return [1.0 for _ in completions]\n"
+    )
+    scores = scorer_of({"name": "one", "path": str(tmp_path / "one.py")})(completions("4"))
+    assert scores.metrics == {"logged/loss": 9.0, "rewards/one": 1.0}
+
+
 def test_an_answer_nobody_scores_is_an_error():
     with pytest.raises(RewardError, match="no source of rewards has a say") as raised:
         scorer_of({"name": "exact_match"})([Completion("rows.jsonl:9", PROMPT, "4", (1,))])

@@ -44,7 +44,8 @@ class Scorer:
             _total(completion, weights, [values[n] for values in parts.values()])
             for n, completion in enumerate(completions)
         ]
-        sums = {name: (math.fsum(found), len(found)) for name, found in log.metrics.items()}
+        # Under a word of their own: a function that logs `loss` must not take the place of the run's.
+        sums = {f"logged/{name}": (math.fsum(found), len(found)) for name, found in log.metrics.items()}
         for name, values in parts.items():
             sums |= _sums(name, values)
         return Scores(total, parts, sums, log.extra)
