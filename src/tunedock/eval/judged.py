@@ -80,6 +80,11 @@ class Judged:
         self._tokenizer = tokenizer
         self._penalty = penalty
 
+    @property
+    def shared_out(self) -> bool:
+        """Whether each rank makes its own part of the answers."""
+        return self._answer.shared_out
+
     def __call__(
         self,
         asked: Sequence[Asked],

@@ -68,13 +68,14 @@ class RolloutFeed(FixedFeed):
         seed: int,
         batch_size: int,
         always_read: bool,
-        on_progress: Callable[[int, int], None],
+        between: Callable[[int, int], None],
         check: Callable[[], None],
         on_warning: Callable[[str], None] = lambda text: None,
     ) -> None:
         """`always_read`: the policy that makes the answers is not the one that is trained, to the last digit (another engine).
 
-        `on_progress(answers made, answers of the rollout)`; `check` may raise to stop, between batches of answers.
+        `between(answers made, answers of the rollout)` is called before each batch of answers, equally often on each rank that
+        makes some, `check` while they are scored; both may raise to stop.
         """
         self._prompts = prompts
         self._judged = judged
@@ -88,7 +89,7 @@ class RolloutFeed(FixedFeed):
         self._groups = batch_size // section.num_generations
         """Prompts of a step."""
         self._reads_old = always_read or plan.steps > 1 or _rewards_need_old(section)
-        self._on_progress = on_progress
+        self._between = between
         self._check = check
         self._agreement = Agreement(self._said_at, section.temperature, on_warning)
         self._kl_coef = section.kl_coef if isinstance(section, Ppo) else 0.0
@@ -119,16 +120,12 @@ class RolloutFeed(FixedFeed):
         asked = self._prompts.take(rollout_indices(len(self._prompts), self._plan, rollout, seed=self._seed))
         total = len(asked) * section.num_generations
 
-        def between(done: int) -> None:
-            self._on_progress(done, total)
-            self._check()
-
         made, reward_PG, told = self._judged(
             asked,
             section.num_generations,
             sampling_of(section),
             seed=_seed(self._seed, rollout),
-            between=between,
+            between=lambda done: self._between(done, total),
             moment=Moment(step, self._plan.total_steps, self._check),
         )
         counts = [[one.stopped or not section.mask_truncated_completions for one in group] for group in made]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tunedock.data.sample import Sample
@@ -66,7 +67,7 @@ class Rollouts:
             seed=recipe.train.seed,
             batch_size=self.training.batch_size,
             always_read=not isinstance(self.section.engine, Local),
-            on_progress=lambda done, total: emit.progress("answers", done, total, "answers"),
+            between=partial(self._between, "answers"),
             check=self._check,
             on_warning=lambda text: emit.warning(text, where="objective.engine"),
         )
@@ -85,7 +86,7 @@ class Rollouts:
                 1,
                 Sampling(self.section.max_new_tokens, options.temperature),
                 seed=self.training.recipe.train.seed,
-                between=self._evaluating(len(asked)),
+                between=partial(self._between, "validation", total=len(asked)),
                 moment=Moment(),
             )
             metrics = {name: total / max(of, 1e-12) for name, (total, of) in told.items()}
@@ -93,17 +94,16 @@ class Rollouts:
 
         return measure
 
-    def _evaluating(self, total: int) -> Callable[[int], None]:
-        def between(done: int) -> None:
-            self.training.emit.progress("validation", done, total, "answers")
-            self._check()
-
-        return between
+    def _between(self, name: str, done: int, total: int) -> None:
+        """Before each batch of answers. Where several ranks make them, one that is asked to stop takes the others with it."""
+        self.training.emit.progress(name, done, total, "answers")
+        if world.together() and self.judged.shared_out and world.agree(self.training.stop.asked()):
+            raise Stopped
+        self._check()
 
     def _check(self) -> None:
-        if (
-            not world.together() and self.training.stop.asked()
-        ):  # of several ranks one cannot leave alone: it is asked at the next row
+        """While answers are scored, or made elsewhere: of several ranks none can leave alone there."""
+        if not world.together() and self.training.stop.asked():
             raise Stopped
 
 

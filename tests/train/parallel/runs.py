@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,15 +97,28 @@ def alone(run: Run, *, resume: bool = False) -> Run:
     return run
 
 
-def together(run: Run, ranks: int, *, resume: bool = False) -> Run:
-    """By torchrun, as the launcher does. Raises AssertionError with what the processes printed."""
+def together(
+    run: Run, ranks: int, *, resume: bool = False, stop_when: Callable[[], bool] | None = None, code: int = 0
+) -> Run:
+    """By torchrun, as the launcher does. Raises AssertionError with what the processes printed, unless they end with `code`.
+
+    `stop_when`: once it holds, torchrun gets a SIGTERM, which it hands on.
+    """
     torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     script = [str(Path(__file__).with_name("train_rank.py")), str(run.path), *(["resume"] if resume else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "2000"}
-    ended = subprocess.run(
-        [*torchrun, str(ranks), *script], capture_output=True, text=True, timeout=LIMIT_S, env=environment, check=False
-    )
-    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-8000:]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen([*torchrun, str(ranks), *script], text=True, env=environment, **pipes)  # type: ignore[call-overload]
+    try:
+        until = time.monotonic() + LIMIT_S
+        while stop_when is not None and process.poll() is None and not stop_when() and time.monotonic() < until:
+            time.sleep(0.02)
+        if stop_when is not None:
+            process.send_signal(signal.SIGTERM)
+        printed, _ = process.communicate(timeout=LIMIT_S)
+    finally:
+        process.kill()
+    assert process.returncode == code, printed[-9000:]
     return run
 
 
@@ -118,12 +134,17 @@ def resumable_at(run: Run, step: int, folder: Path) -> Run:
     return Run.open(folder)
 
 
+def events(run: Run) -> list[dict[str, Any]]:
+    """Those that are whole."""
+    content = run.events.read_text() if run.events.exists() else ""
+    return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith("\n")]
+
+
 def metrics(run: Run) -> list[dict[str, float]]:
     """What each step and evaluation measured, without what a clock measured."""
-    events = [json.loads(line) for line in run.events.read_text().splitlines()]
     return [
         {"step": e["step"], **{k: v for k, v in e["values"].items() if not any(word in k for word in CLOCKED)}}
-        for e in events
+        for e in events(run)
         if e["kind"] == "metrics"
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import alone, assert_same_weights, begin, metrics, resumable_at, together, weights, workplace
+from runs import alone, assert_same_weights, begin, events, metrics, resumable_at, together, weights, workplace
 
 LONG = pytest.mark.long
 EVERY_WAY = ("ddp", "fsdp", "zero1", "zero2", "zero3")
@@ -92,6 +92,26 @@ def test_resumed_with_as_many_it_is_the_run_that_never_stopped(
     for ours, theirs in zip(metrics(again), after, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)
     assert_same_weights(weights(again), weights(whole), within=0.0 if way == "ddp" else 1e-6)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_stopped_in_the_middle_of_answers_all_leave_together(tmp_path: Path, way: str) -> None:
+    """Each rank has four batches of a rollout to make."""
+    folder = workplace(tmp_path, "grpo", save_steps=1, max_steps=16)
+    small = ["objective.engine.max_num_seqs=4", "objective.steps_per_generation=4", f"parallel={way}"]
+    whole = together(begin(folder, "whole", *small), 2)
+    run = begin(folder, "stopped", *small)
+
+    def in_the_second_rollout() -> bool:
+        told = [event for event in events(run) if event["kind"] == "progress" and event["task"] == "answers"]
+        return sum(event["done"] == 0 for event in told) == 2 and told[-1]["done"] > 0
+
+    together(run, 2, stop_when=in_the_second_rollout, code=1)  # torchrun's own for workers that a signal stopped
+    last = [event for event in events(run) if event["kind"] == "progress"][-1]
+    assert last["task"] == "answers" and 0 < last["done"] < 16
+    together(run, 2, resume=True)
+    assert_same_weights(weights(run), weights(whole), within=0.0 if way == "ddp" else 1e-6)
 
 
 @pytest.mark.long
