@@ -13,7 +13,7 @@
     ├── DivergedError    9   the loss is not a number
     ├── DependencyError 10   an optional package is missing
     ├── RewardError     11   a reward function, a reward model or a judge gave no score for an answer
-    ├── EngineError     12   an engine behind an endpoint does not answer, or not as it should
+    ├── EngineError     12   an engine (behind an endpoint, or of containers) does not answer, or not as it should
     ├── LostPeerError   13   a process of several that train together died, or answers no more
     ├── BugError        70   tunedock's own mistake; its traceback is in the log
     └── InterruptedRun 130   stopped by the user (Ctrl-C), its state saved
