@@ -266,3 +266,19 @@ def test_the_command(
         assert [trial["state"] for trial in json.loads(out)["trials"]] == ["complete"] * 2
     else:
         assert "complete" in out and "s/best.yaml" in out and "s/index.html" in out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_a_search_none_of_whose_trials_ended_well_has_failed(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    from tunedock.cli.app import main
+
+    monkeypatch.setattr("tunedock.search.trials.default_launcher", quick)
+    write(place, space("train.learning_rate: {choice: [0.5, 1.0]}", trials=2, sampler="grid"))
+    with pytest.raises(SystemExit) as ended:
+        main(["search", "r.yaml", "--to", "s", *arguments])
+    out, error = capsys.readouterr()
+    assert ended.value.code == 6
+    told = json.loads(out)["error"]["message"] if arguments else error
+    assert "none of the 2 trials came to its end; the first: the loss is nan at step 1" in told

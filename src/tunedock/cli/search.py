@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tunedock.cli.options import RUNS_DIR, Json, Recipe, RunsDir, recipe_files
+from tunedock.errors import CheckError, TunedockError
 
 if TYPE_CHECKING:
     from tunedock.search.trials import Found
@@ -44,10 +45,24 @@ def search(
     folder = Path(resume or to or Path(runs_dir) / f"search-{datetime.now():%Y%m%d-%H%M%S}")
     with display() as tell:
         found = run_search(files, overrides, folder=folder, resume=resume is not None, on_event=tell)
-    if as_json:
-        print_json(found.to_json())
-    else:
+    failed = None if found.best is not None else _none_of(found)
+    if not as_json:
         _show(found)
+        if failed is not None:
+            raise failed
+        return
+    print_json(found.to_json() | ({} if failed is None else {"error": failed.to_json()}))
+    if failed is not None:
+        raise typer.Exit(failed.exit_code)
+
+
+def _none_of(found: Found) -> TunedockError:
+    why = next((row.why for row in found.rows if row.why), None)
+    return CheckError(
+        f"none of the {len(found.rows)} trials came to its end" + (f"; the first: {why}" if why else ""),
+        where=str(found.folder),
+        hint="widen the ranges of `search.space`, or leave out values that cannot train",
+    )
 
 
 def _show(found: Found) -> None:
