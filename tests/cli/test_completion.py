@@ -49,7 +49,7 @@ def words(*typed: str) -> list[str]:
     [
         (["tr"], ["train"]),
         (["data", "s"], ["show"]),
-        (["runs", ""], ["list", "show", "compare", "delete"]),
+        (["runs", ""], ["list", "show", "compare", "metrics", "delete"]),
         (["data", "check", "--"], ["--to", "--json", "--help"]),
         (["data", "check", "--json", "--"], ["--to", "--help"]),
         (["--v"], ["--version"]),

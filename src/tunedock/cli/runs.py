@@ -1,4 +1,4 @@
-"""`tunedock runs list`, `show`, `compare`, `delete`."""
+"""`tunedock runs list`, `show`, `compare`, `metrics`, `delete`."""
 
 from __future__ import annotations
 
@@ -118,6 +118,36 @@ def compare(
         for key, figures in comparison.metrics.items():
             add_row(made, key, *(number(figure) for figure in figures))
         out.print(made)
+
+
+@app.command("metrics", short_help="Answer Prometheus with what runs tell.")
+def metrics(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Which runs; all of the folder by default.", show_default=False),
+    ] = None,
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Where to answer; nobody is asked who they are.")
+    ] = "127.0.0.1:9400",
+    runs_dir: RunsDir = RUNS_DIR,
+) -> None:
+    """Answer Prometheus at `/metrics` with what runs tell, until Ctrl-C.
+
+    Status, steps, the newest of every figure, warnings and failures, read from the run directories: a run is never waited for.
+    """
+    from tunedock.run import exporter, store
+
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise RecipeError(f"`{listen}` is no address", where="--listen", hint="write for example 127.0.0.1:9400")
+    folder = Path(runs_dir)
+    named = [store.find(name, folder) for name in runs or []]
+    server, thread = exporter.serve(lambda: named or store.runs_in(folder), host=host.strip("[]"), port=int(port))
+    print(f"http://{host}:{server.server_port}/metrics", flush=True)
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        server.shutdown()
 
 
 @app.command("delete")

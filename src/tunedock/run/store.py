@@ -59,8 +59,13 @@ class Comparison:
 
 def list_runs(runs_dir: Path) -> list[RunSummary]:
     """Every run directly under `runs_dir`, newest first; no folder, no runs."""
-    summaries = [summary(Run(path)) for path in _folders(runs_dir)]
+    summaries = [summary(run) for run in runs_in(runs_dir)]
     return sorted(summaries, key=lambda run: (-(run.created or 0.0), run.name))
+
+
+def runs_in(runs_dir: Path) -> list[Run]:
+    """Every run directly under `runs_dir`, whatever its state."""
+    return [Run(path) for path in _folders(runs_dir)]
 
 
 def summary(run: Run) -> RunSummary:
