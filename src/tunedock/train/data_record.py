@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tunedock.data.account import Account
-from tunedock.errors import RunError
+from tunedock.errors import DataError, RunError
+from tunedock.model import world
 from tunedock.model.session import ChatFacts
 from tunedock.run.record import read_json, write_json
 from tunedock.train.training import Training
@@ -46,7 +48,9 @@ class DataRecord:
 
 
 def require_same_data(training: Training, record: DataRecord) -> None:
-    """Raises RunError when a resumed run's data is not what it began with; warns where the same files give other tokens."""
+    """Raises RunError when a resumed run's data is not what it began with, DataError where ranks read different data; warns where
+    the same files give other tokens. A collective call."""
+    _require_same_everywhere(record)
     path = training.run.path / FILE
     if not training.resume or not path.is_file():
         return
@@ -64,4 +68,20 @@ def require_same_data(training: Training, record: DataRecord) -> None:
             "run began",
             where=str(path),
             hint="environment.json names the versions it was resumed with last; a new run is exact again",
+        )
+
+
+def _require_same_everywhere(record: DataRecord) -> None:
+    """Ranks share out the rows of one step: with others' rows for theirs, some would be trained on twice and some never."""
+    own = {"files": dict(record.files), "samples": record.samples, "fingerprint": record.fingerprint}
+    (host, first), *others = world.told_by_all([socket.gethostname(), own])
+    for number, (other_host, other) in enumerate(others, start=1):
+        if other == first:
+            continue
+        names = sorted({*first["files"], *other["files"]})
+        changed = [name for name in names if first["files"].get(name) != other["files"].get(name)]
+        raise DataError(
+            f"rank {number} on {other_host} has read other data than rank 0 on {host}",
+            where=", ".join(changed) or f"{first['samples']} samples there, {other['samples']} here, of the same files",
+            hint="copy the same files to every machine; where they are the same, so must the versions of the packages be",
         )
