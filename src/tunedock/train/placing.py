@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tunedock.data.sample import Sample
 from tunedock.events import Emitter
@@ -28,6 +29,7 @@ from tunedock.train.budget import Budget
 from tunedock.train.checkpoint import Snapshot
 from tunedock.train.feed import Feed, StoreFeed
 from tunedock.train.optimizer import Updater, make_updater
+from tunedock.train.parallel.replicated import require_same_weights
 from tunedock.train.parallel.spread import Way, shard_weights, shards_weights, spread_updater, way_of
 from tunedock.train.progress import Course
 from tunedock.train.training import Training
@@ -49,8 +51,10 @@ def place(training: Training, base: Base, course: Course, *, longest_path: int) 
     """Seeds every generator with the recipe's seed on the way. A collective call."""
     recipe = training.recipe
     way = way_of(recipe, base, longest_path=longest_path)
-    began = beginning(training.run) if training.resume else None
-    policy = trainable_policy(base, began=began, spread=shards_weights(way))
+    policy = trainable_policy(base, began=_began(training), spread=shards_weights(way))
+    world.wait_for_all()  # one machine's disk may be far slower than another's
+    if way == "ddp":
+        require_same_weights(policy.model)
     if training.rank.leads:
         keep_beginning(training.run, base, policy.model, resume=training.resume)
     counts = parameter_counts(policy.model)
@@ -69,6 +73,14 @@ def place(training: Training, base: Base, course: Course, *, longest_path: int) 
     needed = make_objective(recipe.objective).needs_reference if section is None else section.needs_reference
     reference = Reference.of(policy, at_zero=at_zero) if needed else None
     return Placed(policy, way, reference, counts, updater)
+
+
+def _began(training: Training) -> dict[str, Tensor] | None:
+    """What a resumed run began with, by the first rank's file: another machine may not see it. A collective call."""
+    found = beginning(training.run) if training.resume and training.rank.leads else None
+    if not world.told_by_first(found is not None):
+        return None
+    return dict(world.tensors_of_first(found or {}))
 
 
 def complete(placed: Placed, recipe: Recipe, course: Course) -> Updater:

@@ -7,19 +7,27 @@ with the last row's backward pass; LoRA's gradients are a few megabytes.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tunedock.errors import ModelError
 from tunedock.model import world
 from tunedock.train.optimizer import Updater, require_same_names
 from tunedock.train.optimizer_state import restore_optimizer
 
 BUCKET_BYTES = 1 << 25
 """Gradients sent at once: one call for each parameter would wait for the network each time."""
+
+SUMMED_AT_ONCE = 1 << 24
+"""Numbers: on a CPU they are widened first."""
+
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By bytes."""
 
 
 @dataclass(slots=True)
@@ -69,3 +77,25 @@ def _buckets(gradients: Iterator[Tensor]) -> Iterator[Sequence[Tensor]]:
         size += own
     if bucket:
         yield bucket
+
+
+def require_same_weights(model: nn.Module) -> None:
+    """Raises ModelError where a rank has other weights than the first one, trained or frozen: another file, or an adapter that its
+    machine has made otherwise. Sums of bits, which are the same in any order. A collective call."""
+    own = {name: _bits(parameter.data) for name, parameter in model.named_parameters()}
+    (host, first), *others = world.told_by_all([socket.gethostname(), own])
+    for number, (other_host, other) in enumerate(others, start=1):
+        if strange := [name for name in first if other.get(name) != first[name]]:
+            raise ModelError(
+                f"rank {number} on {other_host} has other weights than rank 0 on {host}",
+                where=f"{strange[0]}" + (f" and {len(strange) - 1} more" if len(strange) > 1 else ""),
+                hint="copy the same model to every machine, and install the same versions of the packages",
+            )
+
+
+def _bits(tensor: Tensor) -> int:
+    flat = tensor.reshape(-1).view(INTEGERS[tensor.element_size()])
+    total = 0
+    for part in torch.split(flat, SUMMED_AT_ONCE):
+        total += int(part.sum(dtype=torch.int64))
+    return total
