@@ -115,6 +115,7 @@ HELP = [
     ["--help"], ["--version"], ["train", "--help"], ["eval", "--help"], ["chat", "--help"], ["export", "--help"],
     ["pipeline", "--help"],
     ["data", "--help"], ["data", "check", "--help"], ["recipe", "show", "--help"], ["runs", "list", "--help"],
+    ["image", "promote", "--help"],
 ]  # fmt: skip
 
 

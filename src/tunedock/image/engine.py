@@ -143,7 +143,7 @@ _TROUBLES = (
     _Trouble(r"port is already allocated|address already in use", "name another port, or end what listens there"),
     _Trouble(r"is already in use by container", "remove that container first: `docker rm -f`, or name another"),
     _Trouble(
-        r"unauthorized|authentication required|denied: requested access",
+        r"unauthorized|authentication required|no basic auth credentials|denied: requested access",
         "log in to the registry: `docker login`",
     ),
     _Trouble(
