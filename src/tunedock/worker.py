@@ -220,12 +220,13 @@ def _guarded(stage: str, call: Call) -> int:
                 around.enter_context(call.pulse.beating(call.run.ranks))
             STAGES[stage](call)
     except BaseException as raised:  # noqa: BLE001 - policy: the last line of defence; nothing ends without a failure event
-        error = _understood(raised, call.stop)
-        try:
-            call.emit.emit("failure", error=error.to_json())
-        except OSError:  # the disk that is full is the error, most often; the log and the exit code may still tell
-            print(f"error: {error}", file=sys.stderr)
-        _leave_end(call, error)
+        with call.stop.deferred():  # torchrun's SIGTERM, when another rank has failed, does not cut last words short
+            error = _understood(raised, call.stop)
+            try:
+                call.emit.emit("failure", error=error.to_json())
+            except OSError:  # the disk that is full is the error, most often; the log and the exit code may still tell
+                print(f"error: {error}", file=sys.stderr)
+            _leave_end(call, error)
         return error.exit_code
     call.emit.stage(stage, "finished")
     _leave_end(call, None)
@@ -258,10 +259,11 @@ def _recorded(run: Run, stage: str, stop: StopRequest) -> Iterator[None]:
         try:
             yield
         except BaseException as raised:
-            error = _understood(raised, stop)
-            status = "interrupted" if isinstance(error, InterruptedRun) else "failed"
-            with suppress(DiskError):  # the disk that is full is the error; it cannot also take the record of it
-                run.update(status=status, finished=time.time(), exit_code=error.exit_code, error=error.to_json())
+            with stop.deferred():
+                error = _understood(raised, stop)
+                status = "interrupted" if isinstance(error, InterruptedRun) else "failed"
+                with suppress(DiskError):  # the disk that is full is the error; it cannot also take the record of it
+                    run.update(status=status, finished=time.time(), exit_code=error.exit_code, error=error.to_json())
             raise error from raised
         run.update(status="finished", finished=time.time(), exit_code=0)
 

@@ -28,10 +28,24 @@ sys.exit(worker.main(sys.argv[1:]))
 """
 
 
-def start(run: Run, request: Path, number: int) -> subprocess.Popen[bytes]:
+INTERRUPTED = """
+import os, signal
+from tunedock import worker
+
+understood = worker.understood
+
+def late(raised):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return understood(raised)
+
+worker.understood = late
+"""
+
+
+def start(run: Run, request: Path, number: int, *, worker: str = WORKER) -> subprocess.Popen[bytes]:
     told = {"TORCHELASTIC_RUN_ID": "x", "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
     return subprocess.Popen(
-        [sys.executable, "-c", WORKER, "train", str(run.path), "--request", str(request)],
+        [sys.executable, "-c", worker, "train", str(run.path), "--request", str(request)],
         env={**os.environ, **told},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -55,6 +69,15 @@ def test_rank_0_writes_what_the_run_is_and_each_rank_its_own_end(run: Run, tmp_p
     assert [event["kind"] for event in EventReader(files[1].events).new()] == ["failure"]
     assert run.log("train", 1).read_text() == "a library's word\n", "a rank prints into a log of its own"
     assert run.log("train", 1).name == "train.rank-00001.log"
+
+
+def test_a_sigterm_does_not_cut_last_words_short(run: Run, tmp_path: Path) -> None:
+    """torchrun sends one to every rank once the first of them has failed."""
+    (tmp_path / "request.json").write_text('{"asked": "this"}')
+    assert start(run, tmp_path / "request.json", 0, worker=INTERRUPTED + WORKER).wait(60) == 3
+    end = read_end(RankFiles(run.ranks, 0).end)
+    assert end is not None and end.exit_code == 3
+    assert run.state().status == "failed" and run.state().exit_code == 3
 
 
 def test_a_request_that_is_no_file_or_comes_otherwise_is_a_wrong_call(run: Run) -> None:
