@@ -63,5 +63,7 @@ def test_a_users_file_adds_what_the_recipe_does_not_say(tmp_path: Path) -> None:
     config = made(given=read)
     assert config["zero_optimization"] == {**given["zero_optimization"]}
     assert config["wall_clock_breakdown"] is False
+    unseen = {"zero_optimization": {"stage": 2, "compute_grad_norm": False}}
+    assert made(given=unseen)["zero_optimization"] == {"stage": 2}, "what is no number would not be seen"
     assert config["train_batch_size"] == 4 and config["gradient_clipping"] == 1.0
     assert "bf16" not in config and "fp16" not in config

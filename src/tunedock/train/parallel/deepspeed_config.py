@@ -32,7 +32,9 @@ def deepspeed_config(
         name: value for name, value in (given or {}).items() if name not in SAID_BY_THE_RECIPE and name not in OURS
     }
     zero = dict(config.get("zero_optimization", {}))
-    zero = {name: value for name, value in zero.items() if value != "auto"} | {"stage": stage}
+    # The norm is always looked at: by it a step whose gradients are no numbers is known.
+    zero = {name: value for name, value in zero.items() if value != "auto" and name != "compute_grad_norm"}
+    zero["stage"] = stage
     if offload != "none":
         zero.setdefault("offload_optimizer", {"device": "cpu", "pin_memory": True})
     if offload == "all" and stage == 3:
