@@ -10,13 +10,16 @@ import gc
 import json
 import os
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tunedock.events import EventReader
+from tunedock.launch.local import WORKER
 from tunedock.run.record import Run
 
 POLL_S = 0.01
@@ -108,6 +111,11 @@ def begin(run: Run, *, resume: bool, first: Callable[[], None] = lambda: None) -
         traceback.print_exc()
         code = 70
     os._exit(code)
+
+
+def program(run: Run, environment: Mapping[str, str]) -> Callable[[], None]:
+    """For `begin`: the fork becomes a worker started anew, with this beside our environment, which is read at the start."""
+    return partial(os.execve, sys.executable, [*WORKER, "train", str(run.path)], {**os.environ, **environment})
 
 
 def told(run: Run) -> Iterator[dict[str, Any]]:

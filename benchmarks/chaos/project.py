@@ -20,12 +20,12 @@ RECIPE = """\
 model: {model}
 offline: true
 data: {{train: [{{path: {rows}}}], max_length: 192, cache_dir: {cache}, split: {{train: 0.9, validation: 0.1, test: 0}}}}
-adapter: {{kind: lora, r: 4, alpha: 8, dropout: 0.1}}
+adapter: {{kind: lora, r: 4, alpha: 8, dropout: {dropout}}}
 train:
   max_steps: {steps}
   batch_size: {batch}
   learning_rate: 1.0e-3
-  token_budget: 1024
+  token_budget: {budget}
   save_steps: {save}
   save_total_limit: 2
   eval_strategy: steps
@@ -44,6 +44,9 @@ class Shape:
     steps: int = 24
     save: int = 3
     batch: int = 4
+    budget: int = 1024
+    """Tokens of a row at most."""
+    dropout: float = 0.1
     more: str = ""
     """A line more of the `train` section."""
     model: Path = DEMO / "base"
@@ -67,6 +70,8 @@ def write(folder: Path, shape: Shape) -> Run:
             steps=shape.steps,
             save=shape.save,
             batch=shape.batch,
+            budget=shape.budget,
+            dropout=shape.dropout,
             evaluate=4 * shape.save,
             run=folder / "run",
             more=shape.more,
