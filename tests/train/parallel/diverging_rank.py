@@ -1,4 +1,4 @@
-"""As `train_rank.py`, with a row that gives no numbers: `torchrun ... diverging_rank.py RUN (loss | gradients) TOKEN...`. What holds
+"""As `train_rank.py`, with a row of no numbers: `torchrun ... diverging_rank.py RUN (loss | gradients) TOKEN...`. What holds
 these tokens, one behind the other, has a loss, or gradients, that are none."""
 
 from __future__ import annotations
