@@ -14,6 +14,11 @@ def is_sharded_parameter(parameter: nn.Parameter) -> bool:
     return hasattr(parameter, "placements") or hasattr(parameter, "ds_id")
 
 
+def whole_size(parameter: nn.Parameter) -> int:
+    """Numbers of the whole parameter, wherever its parts are."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
 def held(parameter: nn.Parameter) -> Tensor:
     """What this process has of a parameter: its values, or the part of them that is here."""
     if isinstance(parameter, DTensor):

@@ -22,6 +22,9 @@ from tunedock.events import Emitter
 from tunedock.model import world
 from tunedock.model.compiling import compile_layers, run_uncompiled
 from tunedock.model.policy import Policy
+from tunedock.model.sharding import held
+from tunedock.plan.optimizer_memory import optimizer_bytes
+from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run, read_json, write_json
 from tunedock.train.loop import Rehearsed
 from tunedock.train.step import SMALLER_ROWS, Stopped
@@ -193,6 +196,14 @@ def rehearse_largest_row(
         where=sample.row_id,
         hint="set `train.gradient_checkpointing: true`, lower `data.max_length`, or divide the model over more devices",
     )
+
+
+def states_to_come(recipe: Recipe, policy: Policy) -> int:
+    """Bytes that this rank's device will hold of the optimizer's states from the first update on: those of its own parts."""
+    if recipe.offload != "none":  # they wait in the host's memory
+        return 0
+    here = sum(held(parameter).numel() for _, parameter in policy.trainable)
+    return int(here * optimizer_bytes(recipe.train.optim, recipe.train.optim_args))
 
 
 def _filled(policy: Policy, sample: Sample, slots: int) -> tuple[list[Sample], list[Row]]:

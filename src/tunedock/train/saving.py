@@ -114,8 +114,7 @@ class Saver:
 
     def save(self, *, metric: float | None = None, better: bool = False, beside: bool = True) -> None:
         """`beside` the steps that follow, or before this returns. `better`: its `metric` is the best so far."""
-        step = self._state.progress.step
-        self._pulse.at(step, "checkpoint", patient=True)
+        step = self._at_it()
         self._with_snapshots(
             lambda take: self.writer.save(
                 step, self._state.size_bytes, take, metric=metric, better=better, beside=beside
@@ -124,7 +123,7 @@ class Saver:
 
     def save_at_the_end(self) -> int:
         """Before training stops, if there is time for it. The step of the newest checkpoint that is on disk."""
-        step = self._state.progress.step
+        step = self._at_it()
         return self._with_snapshots(lambda take: self.writer.save_at_the_end(step, self._state.size_bytes, take))
 
     def check(self) -> None:
@@ -133,6 +132,7 @@ class Saver:
 
     def last(self) -> str | None:
         """The newest checkpoint's name, once nothing is in flight."""
+        self._at_it()
         self.writer.wait()
         name: str | None = world.told_by_first(self._checkpoints.index().last)
         return name
@@ -140,6 +140,7 @@ class Saver:
     def go_back(self) -> int:
         """Restores the last good checkpoint whose numbers are numbers; its step. Steps that were saved are saved again when they
         come again."""
+        self._at_it()
         found: Snapshot | None = None
         if world.rank() == 0:
             found = self._checkpoints.load_last(
@@ -150,6 +151,11 @@ class Saver:
         self.writer.start_over()
         self._state.restore(snapshot)
         return snapshot.step
+
+    def _at_it(self) -> int:
+        """Has the pulse say so, for a checkpoint takes as long as it takes; the step that is done."""
+        self._pulse.at(self._state.progress.step, "checkpoint", patient=True)
+        return self._state.progress.step
 
     def _with_snapshots(self, work: Callable[[Callable[[bool], Snapshot]], T]) -> T:
         """What the first rank's `work` gives, on all. It may take snapshots, which the others help to put together."""

@@ -13,7 +13,7 @@ from tunedock.model import world
 from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
 from tunedock.model.session import Base, find_base
-from tunedock.model.sharding import is_sharded
+from tunedock.model.sharding import is_sharded, whole_size
 from tunedock.objective.registry import make as make_objective
 from tunedock.plan.optimizer_memory import optimizer_bytes
 from tunedock.recipe.schema import Recipe
@@ -35,7 +35,7 @@ from tunedock.train.parallel.shared import shared
 from tunedock.train.placing import ask_reference, complete, place
 from tunedock.train.planning import make_budget
 from tunedock.train.random_states import seed_rank
-from tunedock.train.rehearsal import rehearse_largest_row, settle_compiling
+from tunedock.train.rehearsal import rehearse_largest_row, settle_compiling, states_to_come
 from tunedock.train.result import draw, write_result
 from tunedock.train.rollout_stage import make_rollouts, open_scorer
 from tunedock.train.stream import StreamFeed
@@ -210,11 +210,11 @@ def _require_time_to_save(training: Training, policy: Policy) -> None:
     recipe = training.recipe
     if recipe.train.save_strategy == "no":
         return
-    trained = sum(p.numel() for _, p in policy.trainable)
+    trained = sum(whole_size(p) for _, p in policy.trainable)
     states = int(trained * optimizer_bytes(recipe.train.optim, recipe.train.optim_args))
-    held = sum(p.numel() * p.element_size() for _, p in policy.trainable)
+    weights = sum(whole_size(p) * p.element_size() for _, p in policy.trainable)
     try:
-        require_time_to_save(training.run.checkpoints, held + states, recipe.launch.grace_s)
+        require_time_to_save(training.run.checkpoints, weights + states, recipe.launch.grace_s)
     except RecipeError as error:
         if not training.resume:
             raise
@@ -257,10 +257,8 @@ def _rehearse(recipe: Recipe, ready: _Ready) -> None:
         sample = feed.samples[int(feed.samples.lengths.argmax())]
     else:
         sample = max(feed.step(step), key=lambda one: one.longest_path)
-    held = sum(p.numel() for _, p in ready.policy.trainable)  # of a sharded parameter, this rank's part
-    states = int(held * optimizer_bytes(recipe.train.optim, recipe.train.optim_args))
-    slots = ready.budget.begin(step)
-    rehearse_largest_row(ready.policy, ready.loop, sample, slots, to_come_bytes=0 if step else states)
+    to_come = 0 if step else states_to_come(recipe, ready.policy)
+    rehearse_largest_row(ready.policy, ready.loop, sample, ready.budget.begin(step), to_come_bytes=to_come)
 
 
 def _board(run: Run, recipe: Recipe) -> AbstractContextManager[Any]:

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from tunedock import pipeline
 from tunedock.model import world
 from tunedock.model.session import find_base, trainable_policy
-from tunedock.model.sharding import held
+from tunedock.model.sharding import held, whole_size
 from tunedock.train.parallel.spread import shard_weights
+from tunedock.train.rehearsal import states_to_come
 
 
 def main(folder: Path) -> None:
@@ -32,6 +33,8 @@ def main(folder: Path) -> None:
             "trained": sorted(name for name, _ in policy.trainable),
             "fused": policy.fused,
             "tied": tied,
+            "whole": sum(whole_size(p) for p in policy.model.parameters()),
+            "states_to_come": states_to_come(recipe, policy),
         }
         save_file({name: part.clone() for name, part in parts.items()}, folder / f"{own.number}.safetensors")
     (folder / f"{own.number}.json").write_text(json.dumps(said))

@@ -39,6 +39,11 @@ def test_one_rank_reads_and_both_hold_their_half(tmp_path: Path, adapter: str) -
     said = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
     assert [one["loaded"] for one in said] == [size, 0]
     assert all(0.4 * size < one["kept"] < 0.6 * size for one in said)
+    assert [one["whole"] for one in said] == [size, size]
+    trained = sum(p.numel() for p in whole.parameters() if p.requires_grad)
+    assert all(0.4 * 8 * trained < one["states_to_come"] < 0.6 * 8 * trained for one in said), (
+        "AdamW's, of its own half"
+    )
     assert said[0]["trained"] == said[1]["trained"] and said[0]["fused"] == said[1]["fused"] != []
     assert said[0]["tied"] == said[1]["tied"]
     parts = [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
