@@ -1,8 +1,8 @@
 """A container engine for the tests, and images to begin with: fixtures that any folder of tests may name.
 
 `engine` is a dockerd of its own (`engine_keeper.py`), started when the first test asks and shared by the processes of one run; it
-is gone when the run is. `base_image` is a bare Debian with Python, made here by debootstrap and kept in the user's cache, for no test
-pulls from a hub. Where an engine cannot run, the tests that need one are skipped and say why.
+is gone when the run is. `base_image` is a bare Debian with Python, made here by debootstrap and kept in the user's cache, for no
+test pulls from a hub. Where an engine cannot run, the tests that need one are skipped and say why.
 """
 
 from __future__ import annotations
@@ -121,6 +121,27 @@ def base_image(engine: Engine) -> str:
 @pytest.fixture(scope="session")
 def host_settings() -> HostSettings:
     return read_settings()
+
+
+@pytest.fixture(scope="session")
+def cpu_train_image(engine: Engine, base_image: str, host_settings: HostSettings) -> str:
+    """The name of an image that trains on the CPU, made once a run by `tunedock image build`; a minute or two."""
+    name = "tunedock-train:cpu"
+    with only_one(engine.folder.with_name(f"{engine.folder.name}-cpu")):
+        if not (engine.folder / "cpu.done").exists():
+            built = image_build(engine, host_settings, "cpu", "--base", base_image, "--tag", name)
+            assert built.returncode == 0, f"{built.stdout[-2000:]}{built.stderr[-6000:]}"
+            (engine.folder / "cpu.done").write_text(built.stdout)
+    return name
+
+
+def image_build(engine: Engine, settings: HostSettings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`tunedock image build`, with what this machine needs to reach its packages."""
+    found = {"--ca": settings.ca, "--wheels": settings.wheels, "--index": settings.index}
+    given = [str(word) for pair in found.items() if pair[1] is not None for word in pair]
+    command = [sys.executable, "-m", "tunedock", "image", "build", *arguments, *given, "--json"]
+    environment = {**os.environ, **engine.environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
 
 
 def start(folder: Path) -> None:

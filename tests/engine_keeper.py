@@ -1,8 +1,8 @@
 """A private dockerd for one run of the tests: `python engine_keeper.py FOLDER PID` keeps it until the process PID is gone.
 
 Its images, sockets and state lie in FOLDER, it has a bridge and addresses of its own, and it touches no rule of another engine on
-the machine: it is told to leave iptables alone, and the three rules it needs (out, back, and the translation of addresses) are added
-and taken away here. At the end nothing is left: no process, no mount, no bridge, no rule, no file.
+the machine: it is told to leave iptables alone, and the three rules it needs (out, back, and the translation of addresses) are
+added and taken away here. At the end nothing is left: no process, no mount, no bridge, no rule, no file.
 """
 
 from __future__ import annotations

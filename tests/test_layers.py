@@ -114,6 +114,7 @@ def test_the_control_plane_imports_with_the_heavy_packages_blocked() -> None:
 HELP = [
     ["--help"], ["--version"], ["train", "--help"], ["eval", "--help"], ["chat", "--help"], ["export", "--help"],
     ["pipeline", "--help"],
+    ["image", "--help"], ["image", "build", "--help"],
     ["data", "--help"], ["data", "check", "--help"], ["recipe", "show", "--help"], ["runs", "list", "--help"],
     ["image", "promote", "--help"],
 ]  # fmt: skip

@@ -1,8 +1,8 @@
 """The container engine: found, spoken to through Docker's SDK, its errors turned into ours.
 
 Docker and Podman both answer Docker's API. Which one is asked: `DOCKER_HOST`, then the context `docker context use` has chosen,
-then the sockets that engines leave where they stand. The SDK is imported when an engine is asked, not before: it takes as long as the
-rest of a command.
+then the sockets that engines leave where they stand. The SDK is imported when an engine is asked, not before: it takes as long as
+the rest of a command.
 """
 
 from __future__ import annotations
