@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -113,9 +113,10 @@ def begin(run: Run, *, resume: bool, first: Callable[[], None] = lambda: None) -
     os._exit(code)
 
 
-def program(run: Run, environment: Mapping[str, str]) -> Callable[[], None]:
-    """For `begin`: the fork becomes a worker started anew, with this beside our environment, which is read at the start."""
-    return partial(os.execve, sys.executable, [*WORKER, "train", str(run.path)], {**os.environ, **environment})
+def program(run: Run, environment: Mapping[str, str], how: Sequence[str] = WORKER[1:]) -> Callable[[], None]:
+    """For `begin`: the fork becomes a worker started anew, with this beside our environment; `how`: Python's arguments for that."""
+    arguments = [sys.executable, *how, "train", str(run.path)]
+    return partial(os.execve, sys.executable, arguments, {**os.environ, **environment})
 
 
 def told(run: Run) -> Iterator[dict[str, Any]]:
