@@ -75,6 +75,11 @@ BROKEN: dict[str, dict[str, Any]] = {
         "train": {"eval_strategy": "epoch"},
         "data": {"split": {"train": 0.9, "validation": 0.0, "test": 0.1}},
     },
+    "shm-larger-than-memory": {"launch": {"container": {"shm_size": "4g", "memory": "2g"}}},
+    "mps-without-a-gpu": {"launch": {"container": {"mps": 50, "gpus": "none"}}},
+    "nodes-out-of-reach": {
+        "launch": {"on": "docker", "nodes": 2, "rendezvous": "a:1", "container": {"network": "bridge"}}
+    },
     "engine-without-an-address": engine({"base_url": "localhost:8000"}),
     "engine-password-in-the-recipe": engine({"base_url": "http://me:secret@host/v1"}),
     "engine-path-without-a-folder": engine({"adapter_dir_on_server": "/adapters"}),

@@ -6,16 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, NonNegativeInt, PositiveFloat, PositiveInt
 
-from tunedock.recipe.section import Section
+from tunedock.recipe.container import Container
+from tunedock.recipe.section import Section, switch
 
 GROUP_MARGIN_S = 60.0
 """How much longer a collective waits than `launch.timeout_s`: what watches the ranks names the one that hangs, before the
 others end for want of it."""
-
-
-def _words(value: object) -> object:
-    """`on` and `off`, which YAML 1.1 and some editors take for true and false."""
-    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
 class Nccl(Section):
@@ -25,12 +21,12 @@ class Nccl(Section):
     """The network interface to the other nodes (`eth0`, `ib0`; `^docker0,lo` leaves some out): NCCL_SOCKET_IFNAME, and
     GLOO_SOCKET_IFNAME where it names one."""
     infiniband: Annotated[
-        Literal["auto", "on", "off"], BeforeValidator(_words, json_schema_input_type=Literal["auto", "on", "off"])
+        Literal["auto", "on", "off"], BeforeValidator(switch, json_schema_input_type=Literal["auto", "on", "off"])
     ] = "auto"
     """`off`: TCP although there are InfiniBand or RoCE cards (NCCL_IB_DISABLE); `on`: these cards, or none of the run."""
     hca: str | None = None
     """InfiniBand cards to use (`mlx5_0,mlx5_1`): NCCL_IB_HCA."""
-    p2p: Annotated[Literal["auto", "off"], BeforeValidator(_words, json_schema_input_type=Literal["auto", "off"])] = (
+    p2p: Annotated[Literal["auto", "off"], BeforeValidator(switch, json_schema_input_type=Literal["auto", "off"])] = (
         "auto"
     )
     """`off`: cards of one machine talk through its memory (NCCL_P2P_DISABLE), for machines where direct copies hang."""
@@ -39,7 +35,10 @@ class Nccl(Section):
 
 
 class Launch(Section):
-    on: Literal["local"] = "local"
+    on: Literal["local", "docker"] = "local"
+    """`local`: as processes of this machine; `docker`: in a container on it, see docs/guides/containers.md."""
+    image: str | None = None
+    """The image of a container; by default the one that `tunedock image build` makes for this machine."""
     nodes: PositiveInt = 1
     """Machines. `tunedock train` is called on each of them, see docs/guides/many-processes.md."""
     processes: PositiveInt | None = None
@@ -58,6 +57,8 @@ class Launch(Section):
     """How often in a row a run that lost a process, or whose process broke, goes on from its last checkpoint by itself; a new
     checkpoint makes the count begin anew. Said in the recipe, it holds for a plain SIGKILL too."""
     nccl: Nccl = Nccl()
+    container: Container = Container()
+    """What a container is given, where the run is in one."""
 
     @property
     def group_timeout_s(self) -> float:

@@ -20,9 +20,12 @@ from tunedock.recipe.objectives.rewards import widened
 COMMAND_LINE = "command line"
 
 _SOURCES: tuple[Key, ...] = (("data", "train"), ("data", "validation"), ("data", "test"))
+_LISTS: tuple[Key, ...] = (*_SOURCES, ("launch", "container", "mounts"))
+"""Lists whose entries may be bare paths; one entry stands for a list of it."""
 _SECTIONS: tuple[Key, ...] = (
     *((name,) for name in ("model", "objective", "adapter", "data", "train", "eval", "launch")),
     *(("data", name) for name in ("split", "train", "validation", "test")),
+    ("launch", "container"),
 )
 """A bare `eval:`, all its keys commented out, says nothing: it is read as left out."""
 _RENAMED = {("train", "warmup_ratio"): "warmup_steps", ("train", "evaluation_strategy"): "eval_strategy"}
@@ -47,12 +50,12 @@ def _shorthand(key: Key) -> str | None:
     """The key a bare string stands for in this section: `model: x` is `model: {path: x}`."""
     if key in KINDS:
         return "kind"
-    return "path" if key == ("model",) or (key[:2] in _SOURCES and len(key) == 3) else None
+    return "path" if key == ("model",) or key[:-1] in _LISTS else None
 
 
 def _widen(key: Key, value: Any) -> Any:
     """The shorthand at `key` itself written out; what is below stays as it is."""
-    if key in _SOURCES and isinstance(value, str | dict):
+    if key in _LISTS and isinstance(value, str | dict):
         return [value]
     name = _shorthand(key)
     return {name: value} if name and isinstance(value, str) else value
@@ -61,7 +64,7 @@ def _widen(key: Key, value: Any) -> Any:
 def _widen_all(key: Key, value: Any) -> Any:
     """The same, entries of a list of sources included."""
     value = _widen(key, value)
-    if key in _SOURCES and isinstance(value, list):
+    if key in _LISTS and isinstance(value, list):
         return [_widen((*key, index), item) for index, item in enumerate(value)]
     return value
 
@@ -108,16 +111,15 @@ class Merge:
     def result(self) -> dict[str, Any]:
         """Everything merged, with shorthands written out and sections that say nothing left out."""
         value: dict[str | int, Any] = copy.deepcopy(self._root)  # type: ignore[arg-type]
-        data = value.get("data")
-        for key in (("model",), *KINDS, *_SOURCES):
-            section = value if len(key) == 1 else value.get(key[0])
+        for key in (("model",), *KINDS, *_LISTS):
+            section = _inside(value, key[:-1])
             if isinstance(section, dict) and key[-1] in section:
                 section[key[-1]] = _widen_all(key, section[key[-1]])
         objective = value.get("objective")
         if isinstance(objective, dict) and isinstance(objective.get("rewards"), list):
             objective["rewards"] = [widened(reward) for reward in objective["rewards"]]
         for key in _SECTIONS:
-            section = value if len(key) == 1 else data
+            section = _inside(value, key[:-1])
             if isinstance(section, dict) and key[-1] in section and section[key[-1]] is None:
                 del section[key[-1]]
         return value  # type: ignore[return-value]
@@ -196,9 +198,9 @@ class Merge:
         for part in parts:
             current = self._get(key)
             step: str | int = part
-            if part.isascii() and part.isdigit() and (isinstance(current, list) or key in _SOURCES):
+            if part.isascii() and part.isdigit() and (isinstance(current, list) or key in _LISTS):
                 step = int(part)
-            if isinstance(step, int) or key not in _SOURCES:
+            if isinstance(step, int) or key not in _LISTS:
                 current = _widen(key, current)
             if current is None:
                 current = [] if isinstance(step, int) else {}
@@ -225,6 +227,13 @@ class Merge:
         )
 
 
+def _inside(value: Any, key: Key) -> Any:
+    """What stands at `key`; None where nothing does."""
+    for part in key:
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
 def _is_share(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
 
@@ -242,7 +251,7 @@ def _check_step(above: Key, current: Any, step: str | int) -> None:
         raise RecipeError(
             f"`{name}: {current}` is a value, so there is no `{name}.{step}` to set",
             where=COMMAND_LINE,
-            hint=f"`{name}.0.{step}` is the first source's" if above in _SOURCES else None,
+            hint=f"`{name}.0.{step}` is the first one's" if above in _LISTS else None,
         )
 
 

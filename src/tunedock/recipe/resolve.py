@@ -288,10 +288,21 @@ def _path_keys(values: dict[str, Any]) -> Iterator[tuple[Key, bool, bool]]:
     yield from rewards.path_keys(values)
     if "adapter_dir" in values["objective"].get("engine", {}):
         yield ("objective", "engine", "adapter_dir"), False, False
+    for index in range(len(values["launch"]["container"]["mounts"])):
+        yield ("launch", "container", "mounts", index, "path"), True, False
     yield ("data", "cache_dir"), False, False
     yield ("eval", "tasks_path"), True, False
     yield ("train", "deepspeed"), True, False
     yield ("train", "output_dir"), False, False
+
+
+def paths_of(recipe: Recipe) -> Iterator[tuple[str, str, bool]]:
+    """(dotted key, path, whether it is only read) of every path of a resolved recipe; hub ids and URLs are among them."""
+    values = recipe.model_dump()
+    for key, must_exist, _hub in _path_keys(values):
+        value = at(values, key)
+        if isinstance(value, str):
+            yield dotted(key), value, must_exist
 
 
 def inputs(recipe: Recipe) -> dict[str, str]:
@@ -300,7 +311,7 @@ def inputs(recipe: Recipe) -> dict[str, str]:
     found = {}
     for key, must_exist, _hub in _path_keys(values):
         value = at(values, key)
-        if must_exist and isinstance(value, str) and key[0] != "eval" and key not in _NO_EFFECT:
+        if must_exist and isinstance(value, str) and key[0] not in ("eval", "launch") and key not in _NO_EFFECT:
             found[dotted(key)] = value
     return found
 

@@ -11,6 +11,7 @@ from tunedock.recipe.optimizers import why_not
 from tunedock.recipe.problems import Problem, error_of
 from tunedock.recipe.rule import Rule
 from tunedock.recipe.rules_adapters import ADAPTER_RULES
+from tunedock.recipe.rules_containers import CONTAINER_RULES
 from tunedock.recipe.rules_engine import ENGINE_RULES
 from tunedock.recipe.rules_objectives import OBJECTIVE_RULES
 from tunedock.recipe.rules_parallel import PARALLEL_RULES
@@ -52,6 +53,7 @@ RULES: tuple[Rule, ...] = (
     *ENGINE_RULES,
     *TRAINING_RULES,
     *PARALLEL_RULES,
+    *CONTAINER_RULES,
     Rule(
         name="overrides-of-a-trained-config",
         keys=("model.config_overrides", "model.init"),

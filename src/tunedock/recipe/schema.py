@@ -265,10 +265,7 @@ NOT_BUILT: dict[str, tuple[str, ...]] = {
     "objective.use_weighting": (),
     "adapter.kind": ("loha", "lokr", "oft", "vera"),
     "adapter.init_lora_weights": ("eva", "corda", "loftq", "orthogonal", "mica", "lora_ga"),
-    "launch.on": ("docker", "compose", "kubernetes"),
-    "launch.gpus": (),
-    "launch.image": (),
-    "launch.limits": (),
+    "launch.on": ("compose", "kubernetes"),
     "serve": (),
     "train.report_to": ("comet_ml", "trackio", "all"),
 }

@@ -22,6 +22,11 @@ class Section(BaseModel):
     )
 
 
+def switch(value: object) -> object:
+    """`on` and `off`, which YAML 1.1 and some editors take for true and false."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 def shorthand(key: str, accepts: Any) -> BeforeValidator:
     """A bare string stands for `{key: string}`. `accepts` is what editors are told may stand here."""
     return BeforeValidator(
