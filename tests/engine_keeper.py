@@ -92,7 +92,10 @@ class Network:
 
 
 def command(folder: Path, network: Network) -> list[str]:
-    (folder / "none.json").write_text("{}\n")  # not the machine's own configuration
+    # Not the machine's own configuration; gVisor where it is installed.
+    sandbox = shutil.which("runsc")
+    runtimes = {} if sandbox is None else {"runtimes": {"runsc": {"path": sandbox}}}
+    (folder / "none.json").write_text(json.dumps(runtimes))
     return [
         "dockerd",
         f"--config-file={folder / 'none.json'}",

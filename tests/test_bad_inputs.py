@@ -73,7 +73,7 @@ def tunedock(
 ) -> Callable[..., tuple[int, str, str]]:
     """Runs a command in the workplace, workers inline: (exit code, standard output, standard error)."""
     monkeypatch.chdir(workplace)
-    monkeypatch.setattr("tunedock.pipeline.jobs.LocalLauncher", InlineLauncher)
+    monkeypatch.setattr("tunedock.launch.places.LocalLauncher", InlineLauncher)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()

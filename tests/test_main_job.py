@@ -92,7 +92,7 @@ def tunedock(
 ) -> Callable[..., dict[str, Any]]:
     """Runs a command that must succeed, its worker inline and with one thread as the real ones; returns its `--json`."""
     monkeypatch.chdir(workplace)
-    monkeypatch.setattr("tunedock.pipeline.jobs.LocalLauncher", InlineLauncher)
+    monkeypatch.setattr("tunedock.launch.places.LocalLauncher", InlineLauncher)
     threads = torch.get_num_threads()
 
     def run(*arguments: str) -> dict[str, Any]:

@@ -45,6 +45,6 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def does(*steps: list[Any]) -> None:
         command = [sys.executable, str(FAKE_WORKER), json.dumps(steps)]
-        monkeypatch.setattr("tunedock.pipeline.jobs.LocalLauncher", functools.partial(LocalLauncher, command))
+        monkeypatch.setattr("tunedock.launch.places.LocalLauncher", functools.partial(LocalLauncher, command))
 
     return does

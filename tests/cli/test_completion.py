@@ -49,7 +49,7 @@ def words(*typed: str) -> list[str]:
     [
         (["tr"], ["train"]),
         (["data", "s"], ["show"]),
-        (["runs", ""], ["list", "show", "compare", "metrics", "delete"]),
+        (["runs", ""], ["list", "show", "stop", "compare", "metrics", "delete"]),
         (["data", "check", "--"], ["--to", "--json", "--help"]),
         (["data", "check", "--json", "--"], ["--to", "--help"]),
         (["--v"], ["--version"]),
@@ -220,9 +220,10 @@ def test_a_real_tab(folder, shell):
             # zsh takes a folder's slash back when the word ends.
             assert [word.rstrip("/") for word in found] == [word.rstrip("/") for word in expected], typed
         shown = terminal.line("tunedock runs \t\t\x15")  # an open choice is listed
-        assert [name for name in ("list", "show", "compare", "delete") if name in shown] == [
+        assert [name for name in ("list", "show", "stop", "compare", "delete") if name in shown] == [
             "list",
             "show",
+            "stop",
             "compare",
             "delete",
         ]

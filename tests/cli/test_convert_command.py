@@ -20,7 +20,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tunedock.pipeline.jobs.LocalLauncher", InlineLauncher)
+    monkeypatch.setattr("tunedock.launch.places.LocalLauncher", InlineLauncher)
     (tmp_path / "rows.json").write_text(json.dumps([ROW, ROW, {"instruction": "q", "output": ""}]))
     (tmp_path / "good.json").write_text(json.dumps([ROW, ROW]))
     entries: dict[str, Any] = {

@@ -165,7 +165,7 @@ def test_a_tilde_is_the_home(tunedock, here, monkeypatch):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_project_is_sound_and_trains(tunedock, here, model, objective, monkeypatch):
-    monkeypatch.setattr("tunedock.pipeline.jobs.LocalLauncher", InlineLauncher)
+    monkeypatch.setattr("tunedock.launch.places.LocalLauncher", InlineLauncher)
     monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
     assert tunedock("init", "p", "--objective", objective, "--model", str(model))[0] == 0
     monkeypatch.chdir(here / "p")

@@ -58,7 +58,7 @@ def test_what_does_not_fit_ends_with_seven_and_says_what_would(tunedock, real):
 
 def test_this_machine_is_measured_once(tunedock, real, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("tunedock.pipeline.jobs.LocalLauncher", InlineLauncher)
+    monkeypatch.setattr("tunedock.launch.places.LocalLauncher", InlineLauncher)
     file = tmp_path / "tunedock" / "speeds.json"
     here = ("plan", str(real), "model=Qwen/Qwen3-0.6B", "--json")
     target = json.loads(tunedock(*here)[1])["target"]

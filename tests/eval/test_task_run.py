@@ -52,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tunedock(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     monkeypatch.chdir(place)
-    monkeypatch.setattr("tunedock.pipeline.jobs.LocalLauncher", InlineLauncher)
+    monkeypatch.setattr("tunedock.launch.places.LocalLauncher", InlineLauncher)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -5,7 +5,9 @@
 The script is a JSON list of steps: `["event", kind, fields]`, `["print", text]`, `["sleep", seconds]`, `["signal", number]`,
 `["exit", code]`, `["torn", text]` (an event line without its end), `["request"]` (tells the request as a note),
 `["checkpoint"]` (ready; waits for SIGINT or SIGTERM, saves, ends with 130), `["stubborn"]` (ready; ignores SIGINT and SIGTERM),
-`["leave_child"]` (starts a process in the same group and tells its id), `["chat"]` (answers turns; SIGINT ends one).
+`["hungry"]` (takes memory until it is killed), `["export"]` (writes a folder as asked), `["probe", code]` (tells what Python code
+leaves in `told`), `["leave_child"]` (starts a process in the same group and tells its id), `["chat"]` (answers turns; SIGINT ends
+one).
 """
 
 from __future__ import annotations
@@ -98,6 +100,18 @@ def obey(step: list[Any], emit: Emitter, request: dict[str, Any]) -> None:
         case ["leave_child"]:
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
             emit.note("child", pid=child.pid)
+        case ["hungry"]:
+            held = []
+            while True:
+                held.append(bytearray(b"x" * (8 << 20)))
+        case ["export"]:
+            Path(request["to"]).mkdir()
+            (Path(request["to"]) / "config.json").write_text("{}")
+            emit.result({"to": request["to"]})
+        case ["probe", code]:
+            told: dict[str, Any] = {}
+            exec(code, {"told": told})
+            emit.result(told)
         case ["chat"]:
             chat(emit)
         case _:

@@ -256,7 +256,7 @@ def test_the_command(
     from tunedock.cli.app import main
 
     launchers: Callable[[], LocalLauncher] = quick
-    monkeypatch.setattr("tunedock.search.trials.default_launcher", launchers)
+    monkeypatch.setattr("tunedock.search.trials.launcher_for", lambda _launch: launchers())
     write(place, space(RATE, trials=2))
     with pytest.raises(SystemExit) as ended:
         main(["search", "r.yaml", "--to", "s", *arguments])
@@ -274,7 +274,7 @@ def test_a_search_none_of_whose_trials_ended_well_has_failed(
 ) -> None:
     from tunedock.cli.app import main
 
-    monkeypatch.setattr("tunedock.search.trials.default_launcher", quick)
+    monkeypatch.setattr("tunedock.search.trials.launcher_for", lambda _launch: quick())
     write(place, space("train.learning_rate: {choice: [0.5, 1.0]}", trials=2, sampler="grid"))
     with pytest.raises(SystemExit) as ended:
         main(["search", "r.yaml", "--to", "s", *arguments])

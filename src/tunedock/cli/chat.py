@@ -31,7 +31,7 @@ def chat(
     """
     from tunedock.cli.show import console, say
     from tunedock.launch.chat import ChatSession
-    from tunedock.launch.local import LocalLauncher
+    from tunedock.launch.places import launcher_of
     from tunedock.run.store import find
 
     found = find(run, Path(runs_dir))
@@ -41,7 +41,7 @@ def chat(
         say(errors, event)
 
     which: Which = "base" if base else "tuned"
-    with ChatSession(found.path.absolute(), LocalLauncher(), which=which, on_event=tell) as session:
+    with ChatSession(found.path.absolute(), launcher_of(found), which=which, on_event=tell) as session:
         Conversation(session, which, system).talk()
 
 

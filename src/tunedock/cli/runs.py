@@ -1,4 +1,4 @@
-"""`tunedock runs list`, `show`, `compare`, `metrics`, `delete`."""
+"""`tunedock runs list`, `show`, `stop`, `compare`, `metrics`, `delete`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from tunedock.cli.options import RUNS_DIR, Json, RunName, RunsDir, group
 from tunedock.errors import RecipeError
 
-app = group("List, inspect, compare and delete runs.")
+app = group("List, inspect, stop, compare and delete runs.")
 
 
 @app.command("list")
@@ -62,19 +62,27 @@ def show(run: RunName, runs_dir: RunsDir = RUNS_DIR, as_json: Json = False) -> N
     found = find(run, Path(runs_dir))
     state = found.state()
     metrics = last_metrics(found.events)
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
+    from tunedock.launch.at_work import container_at_work
     from tunedock.run.pulse import beats_of
 
+    placed = container_at_work(found)
+    if placed is not None and state.status == "lost":  # a sandbox that keeps the run's lock to itself
+        state = replace(state, status="running")
     ranks = beats_of(found.ranks) if state.status == "running" else []
     if as_json:
         told = {**asdict(state), "path": str(found.path), "metrics": metrics}
+        if placed is not None:
+            told["container"] = {"name": placed.name, "image": placed.image, "engine": placed.engine}
         print_json({**told, "ranks": [asdict(beat) for beat in ranks]} if ranks else told)
         return
     made = table("", "")
     made.show_header = False
     times = {"created", "started", "finished"}
     add_row(made, "path", found.path)
+    if placed is not None:
+        add_row(made, "container", f"{placed.name} ({placed.stage}), of {placed.image}, at {placed.engine}")
     for key, value in flatten(asdict(state)).items():
         if value is not None and value != {}:
             add_row(made, key, _when(value) if key in times else value)
@@ -85,6 +93,26 @@ def show(run: RunName, runs_dir: RunsDir = RUNS_DIR, as_json: Json = False) -> N
         place = f"{beat.host}, step {beat.step + 1}, {beat.what}{waits}"
         add_row(made, f"rank {beat.rank}", f"{place}, {max(0.0, time.time() - beat.time):.0f} s ago")
     console().print(made)
+
+
+@app.command("stop", short_help="Stop what is at work in a run.")
+def stop(
+    run: RunName,
+    now: Annotated[bool, typer.Option("--now", help="End it at once, without a checkpoint.")] = False,
+    runs_dir: RunsDir = RUNS_DIR,
+    as_json: Json = False,
+) -> None:
+    """Stop what is at work in a run, here or in a container, and wait for its end: a training saves a checkpoint, as by Ctrl-C."""
+    from tunedock.cli.text import print_json, printable
+    from tunedock.launch import at_work
+    from tunedock.run.store import find
+
+    found = find(run, Path(runs_dir))
+    stopped = at_work.stop(found, now=now)
+    if as_json:
+        print_json({"run": str(found.path), "stopped": stopped})
+    else:
+        print(f"stopped {stopped}; go on with `tunedock train --resume {printable(found.name)}`")
 
 
 @app.command("compare", short_help="Show what differs between runs.")
@@ -159,9 +187,11 @@ def delete(
 ) -> None:
     """Delete a run and all it made."""
     from tunedock.cli.text import print_json, printable
+    from tunedock.launch.at_work import refuse_at_work
     from tunedock.run import store
 
     found = store.find(run, Path(runs_dir))
+    refuse_at_work(found)
     if not yes:
         if not sys.stdin.isatty():
             raise RecipeError(

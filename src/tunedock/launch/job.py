@@ -72,6 +72,10 @@ class Job(Protocol):
         """Whether the kernel ended the worker because memory ran out. False while it runs, and where that cannot be known."""
         ...
 
+    def supervised(self) -> bool:
+        """Whether the job is one that starts a training again by itself, and has come to its end by its own judgement."""
+        ...
+
     def verdict(self, failure: TunedockError | None, *, stopped_by: int | None) -> TunedockError | None:
         """The error that ended the job, after its end. `failure`: what its events told; one process tells no other."""
         ...

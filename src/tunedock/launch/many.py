@@ -168,7 +168,7 @@ class RanksJob:
     def _say(self, message: str) -> None:
         if message not in self._said:
             self._said.add(message)
-            self._told.put({"kind": "note", "time": time.time(), "message": message, "data": {}})
+            self._told.put({"kind": "note", "time": time.time(), "message": message, "data": {"by": "launcher"}})
 
     # -- what a job is -------------------------------------------------------------------------------------------------
 
@@ -230,6 +230,9 @@ class RanksJob:
         if job is None or job.poll() in (None, 0) or job.killed_by_us:
             return False
         return self._watchman.signal_of(job.printed()) == signal.SIGKILL and job.memory_ran_out()
+
+    def supervised(self) -> bool:
+        return False
 
     def verdict(self, failure: TunedockError | None, *, stopped_by: int | None) -> TunedockError | None:
         """The first of the ranks' errors that is not an answer to another's."""

@@ -160,6 +160,9 @@ class LocalJob:
     def killed_by_us(self) -> bool:
         return self._killed_by_us
 
+    def supervised(self) -> bool:
+        return False
+
     def verdict(self, failure: TunedockError | None, *, stopped_by: int | None) -> TunedockError | None:
         return failure
 

@@ -62,6 +62,8 @@ def supervise(launcher: Launcher, spec: JobSpec, on_event: OnEvent) -> Any:
         try:
             return watch(job, listener)
         except TunedockError as error:
+            if job.supervised():
+                raise
             half = _half(listener.token_budget) if halvings < RESUMES else None
             again = _with_half(error, job, half) or _as_it_was(error, job, restarts)
             if again is None:

@@ -6,14 +6,17 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tunedock.errors import BugError, DiskError, InterruptedRun, RunError, TunedockError
-from tunedock.events import Emitter, Event
+from tunedock.errors import BugError, DiskError, TunedockError
+from tunedock.events import Event
+from tunedock.launch.at_work import refuse_at_work
+from tunedock.launch.end import record_end
 from tunedock.launch.job import JobSpec, Launcher
-from tunedock.launch.local import LocalLauncher
+from tunedock.launch.places import launcher_for, launcher_of
 from tunedock.launch.supervise import supervise
 from tunedock.launch.watch import OnEvent, watch
+from tunedock.recipe.launch import Launch
 from tunedock.run.record import Run
 
 
@@ -37,7 +40,8 @@ def note_event(message: str, **data: Any) -> Event:
 
 
 def default_launcher() -> Launcher:
-    return LocalLauncher()
+    """Of what is asked without a run: it is asked here."""
+    return launcher_for(Launch())
 
 
 def run_job(spec: JobSpec, on_event: OnEvent, launcher: Launcher | None) -> dict[str, Any]:
@@ -58,27 +62,11 @@ def run_stage(spec: JobSpec, on_event: OnEvent, launcher: Launcher | None) -> Ou
     if spec.run is None:
         raise BugError(f"`{spec.stage}` needs a run")
     run = Run(spec.run)
-    if run.locked():
-        raise RunError(
-            "a process is at work in this run", where=str(run.path), hint="wait for it, or stop it with Ctrl-C"
-        )
+    refuse_at_work(run)
     try:
-        value = run_job(spec, on_event, launcher)
+        value = run_job(spec, on_event, launcher or launcher_of(run))
     except TunedockError as error:
         with suppress(DiskError):  # where that is the error, it must not take the place of what the worker said
-            _record_end(run, spec.stage, error)
+            record_end(run, spec.stage, error)
         raise
     return Outcome(run.path, value)
-
-
-def _record_end(run: Run, stage: str, error: TunedockError) -> None:
-    state = run.state()
-    if stage != "train" or run.locked():
-        return
-    # Of many processes, the one that records an end may only have heard of it.
-    heard = state.status in ("failed", "interrupted") and (state.error or {}).get("message") != error.message
-    if heard:
-        Emitter.to_file(run.events).emit("failure", error=error.to_json())
-    if heard or state.status in ("created", "lost"):
-        status: Literal["interrupted", "failed"] = "interrupted" if isinstance(error, InterruptedRun) else "failed"
-        run.update(status=status, stage=stage, finished=time.time(), exit_code=error.exit_code, error=error.to_json())

@@ -14,13 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tunedock.errors import BugError, InterruptedRun, LostPeerError, OutOfMemoryError, RunError, TunedockError
-from tunedock.events import Event
+from tunedock.errors import BugError, InterruptedRun, RunError, TunedockError
+from tunedock.launch.follow import follow
 from tunedock.launch.job import JobSpec, Launcher
-from tunedock.launch.many import RanksJob, shared_run
+from tunedock.launch.local import LocalLauncher
+from tunedock.launch.many import shared_run
 from tunedock.launch.meeting import Start, ask_for_run
+from tunedock.launch.places import launcher_for
 from tunedock.launch.watch import OnEvent, watch
-from tunedock.pipeline.jobs import Outcome, default_launcher, note_event
+from tunedock.pipeline.jobs import Outcome, note_event
 from tunedock.recipe.launch import Launch
 from tunedock.recipe.resolve import Resolved
 from tunedock.run.record import Run, RunState
@@ -63,7 +65,7 @@ def join_run(resolved: Resolved, *, on_event: OnEvent, launcher: Launcher | None
     on_event(note_event(f"run directory: {run.path}, {where}", run=str(run.path)))
     spec = JobSpec("train", run.path, launch=launch)
     try:
-        value = _follow(spec, on_event, launcher or default_launcher())
+        value = _part(spec, on_event, launcher or launcher_for(launch))
     except TunedockError as error:
         if shared is None:
             status = "interrupted" if isinstance(error, InterruptedRun) else "failed"
@@ -74,23 +76,16 @@ def join_run(resolved: Resolved, *, on_event: OnEvent, launcher: Launcher | None
     return Outcome(run.path, value)
 
 
-def _follow(spec: JobSpec, on_event: OnEvent, launcher: Launcher) -> dict[str, Any]:
-    """Every start that node 0 makes, until one comes to its end or node 0 makes no more."""
-    while True:
-        job = launcher.start(spec)
-        if not isinstance(job, RanksJob):
-            raise BugError("a machine of several has one process")
-        try:
-            value = watch(job, on_event)
-            return value if isinstance(value, dict) else {"value": value}
-        except (LostPeerError, OutOfMemoryError) as error:
-            if not job.started:
-                raise
-            message = f"{error.message}; this machine waits for node 0 to start again"
-        finally:
-            job.close()
-        warning: Event = {"kind": "warning", "time": time.time(), "message": message, "where": None, "hint": None}
-        on_event(warning)
+def _part(spec: JobSpec, on_event: OnEvent, launcher: Launcher) -> dict[str, Any]:
+    """This machine's part. In a container the one who follows stands there."""
+    if isinstance(launcher, LocalLauncher):
+        return follow(spec, on_event, launcher)
+    job = launcher.start(spec)
+    try:
+        value = watch(job, on_event)
+    finally:
+        job.close()
+    return value if isinstance(value, dict) else {"value": value}
 
 
 def _same_recipe(start: Start, resolved: Resolved) -> None:

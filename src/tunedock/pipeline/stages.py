@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from tunedock.errors import BugError, RecipeError, RunError
 from tunedock.launch.job import JobSpec, Launcher
+from tunedock.launch.places import ready
 from tunedock.launch.watch import OnEvent
 from tunedock.pipeline.jobs import Outcome, ignore, note_event, run_stage
 from tunedock.pipeline.nodes import beside_the_first, commands_elsewhere, join_run
@@ -102,7 +103,10 @@ def _spread_anew(run: Run, resolved: Resolved) -> None:
 
 
 def train_resolved(resolved: Resolved, *, on_event: OnEvent = ignore, launcher: Launcher | None = None) -> Outcome:
-    """Trains by a resolved recipe into a new run directory."""
+    """Trains by a resolved recipe into a new run directory, once it is known that the place it is to run in takes it."""
+    if launcher is None:
+        for note in ready(resolved.recipe):
+            on_event(note_event(note))
     run = create_run(resolved)
     for note in resolved.notes:
         on_event(note_event(note))

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 from tunedock.errors import DivergedError, InterruptedRun, OutOfMemoryError, PreemptedRun, RecipeError, RunError
 from tunedock.events import Event, EventReader
 from tunedock.launch.job import Job, JobSpec, Launcher
+from tunedock.launch.places import launcher_for
 from tunedock.launch.watch import OnEvent
-from tunedock.pipeline.jobs import default_launcher, ignore, note_event, run_stage
+from tunedock.pipeline.jobs import ignore, note_event, run_stage
 from tunedock.pipeline.stages import create_run
 from tunedock.recipe.resolve import Resolved
 from tunedock.recipe.search import Search
@@ -96,7 +97,7 @@ def search(
     folder = folder.expanduser().absolute()
     _begin(folder, base, section, resume=resume)
     with _alone(folder):
-        return _Search(files, overrides, section, folder, on_event, launcher or default_launcher()).run()
+        return _Search(files, overrides, section, folder, on_event, launcher or launcher_for(base.recipe.launch)).run()
 
 
 class _Search:

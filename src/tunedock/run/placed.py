@@ -1,0 +1,57 @@
+"""`container.json` of a run: in which container its last stage ran or runs, and what it was asked there.
+
+Written before the container starts, by whoever starts it; read inside by what runs the stage, and outside by who looks after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tunedock.errors import RunError
+from tunedock.run.record import Run, read_json, write_json
+
+FILE = "container.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a stage was put."""
+
+    stage: str
+    engine: str
+    """The engine's address: `unix:///var/run/docker.sock`."""
+    container: str
+    """Its id."""
+    name: str
+    image: str
+    """As the recipe names it."""
+    image_id: str
+    """The digest of what that was."""
+    request: Mapping[str, Any] = field(default_factory=dict)
+    launch: Mapping[str, Any] | None = None
+    """Of a machine beside the first: its own part of the training."""
+
+
+def write_placed(run: Run, placed: Placed) -> None:
+    """Raises DiskError."""
+    write_json(run.path / FILE, asdict(placed))
+
+
+def read_placed(run: Run) -> Placed | None:
+    """None where the run was in no container, or the file is another version's. Raises RunError for a damaged file."""
+    if not (run.path / FILE).is_file():
+        return None
+    try:
+        return Placed(**read_json(run.path / FILE))
+    except TypeError:
+        return None
+
+
+def require_placed(run: Run) -> Placed:
+    """Raises RunError where the run was in no container."""
+    placed = read_placed(run)
+    if placed is None:
+        raise RunError("nothing says what is to be done here", where=str(run.path / FILE))
+    return placed
