@@ -14,7 +14,7 @@ import tunedock
 
 LAYERS = (
     "errors", "events", "recipe", "run", "plan", "data", "model", "objective", "eval", "train", "export", "serve", "worker",
-    "image", "launch", "pipeline", "search", "cli", "web", "__main__",
+    "image", "bundle", "launch", "pipeline", "search", "cli", "web", "__main__",
 )  # fmt: skip
 CONTROL = {
     "errors",
@@ -23,6 +23,7 @@ CONTROL = {
     "run",
     "plan",
     "image",
+    "bundle",
     "launch",
     "pipeline",
     "search",

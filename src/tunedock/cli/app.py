@@ -20,7 +20,21 @@ from typing import Annotated, NoReturn
 import typer
 
 from tunedock import __version__
-from tunedock.cli import chat, completion, data, doctor, image, init, pipeline, plan, recipe, runs, search, stages
+from tunedock.cli import (
+    bundle,
+    chat,
+    completion,
+    data,
+    doctor,
+    image,
+    init,
+    pipeline,
+    plan,
+    recipe,
+    runs,
+    search,
+    stages,
+)
 from tunedock.cli.options import Help
 from tunedock.cli.streams import prepare_streams
 from tunedock.cli.text import print_json, printable
@@ -69,6 +83,7 @@ app.add_typer(data.app, name="data", short_help="Look at the data as training se
 app.add_typer(recipe.app, name="recipe", short_help="Show a recipe in full, or make one.")
 app.add_typer(runs.app, name="runs")
 app.add_typer(image.app, name="image")
+app.add_typer(bundle.app, name="bundle", short_help="Carry all a run needs to a machine without a network.")
 app.command("completion", short_help="Print a script for Tab in your shell.")(completion.completion)
 
 

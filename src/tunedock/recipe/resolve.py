@@ -254,7 +254,7 @@ def _learning_rate(values: dict[str, Any], kind: str) -> tuple[float, str]:
 
 def _fill_paths(values: dict[str, Any], loaded: Loaded, cwd: Path, to_come: Collection[str]) -> None:
     problems: list[Problem] = []
-    for key, must_exist, hub in _path_keys(values):
+    for key, must_exist, hub in path_keys(values):
         section: Any = values
         for part in key[:-1]:
             section = section[part]
@@ -274,7 +274,7 @@ def _fill_paths(values: dict[str, Any], loaded: Loaded, cwd: Path, to_come: Coll
         raise error_of(problems)
 
 
-def _path_keys(values: dict[str, Any]) -> Iterator[tuple[Key, bool, bool]]:
+def path_keys(values: dict[str, Any]) -> Iterator[tuple[Key, bool, bool]]:
     """(key, whether it must exist, whether it may be a hub id or a URL) of every path in a recipe."""
     yield ("model", "path"), True, True
     yield ("model", "chat_template"), True, False
@@ -299,7 +299,7 @@ def _path_keys(values: dict[str, Any]) -> Iterator[tuple[Key, bool, bool]]:
 def paths_of(recipe: Recipe) -> Iterator[tuple[str, str, bool]]:
     """(dotted key, path, whether it is only read) of every path of a resolved recipe; hub ids and URLs are among them."""
     values = recipe.model_dump()
-    for key, must_exist, _hub in _path_keys(values):
+    for key, must_exist, _hub in path_keys(values):
         value = at(values, key)
         if isinstance(value, str):
             yield dotted(key), value, must_exist
@@ -309,7 +309,7 @@ def inputs(recipe: Recipe) -> dict[str, str]:
     """Dotted key -> path of all that training reads: what a run's recipe hash knows by its path alone."""
     values = recipe.model_dump()
     found = {}
-    for key, must_exist, _hub in _path_keys(values):
+    for key, must_exist, _hub in path_keys(values):
         value = at(values, key)
         if must_exist and isinstance(value, str) and key[0] not in ("eval", "launch") and key not in _NO_EFFECT:
             found[dotted(key)] = value
