@@ -18,18 +18,18 @@ from tunedock.objective.registry import make as make_objective
 from tunedock.plan.optimizer_memory import optimizer_bytes
 from tunedock.recipe.schema import Recipe
 from tunedock.run.pulse import Pulse
-from tunedock.run.record import Run, write_json
+from tunedock.run.record import Run
 from tunedock.run.stop import StopRequest
 from tunedock.train.announce import announce, warn_of_engines
 from tunedock.train.budget import Budget
 from tunedock.train.checkpoint import Checkpoints, Snapshot
 from tunedock.train.data_record import require_same_data
+from tunedock.train.environment import keep_environment
 from tunedock.train.evaluation import Evaluation, objective_on, stopping
 from tunedock.train.feed import Feed, StoreFeed
 from tunedock.train.grace import Grace, require_time_to_save
 from tunedock.train.inputs import Inputs, account_for_stream, read_inputs, require_same_adapters
 from tunedock.train.loop import Loop
-from tunedock.train.machine import hardware, versions
 from tunedock.train.optimizer_names import require_optimizer
 from tunedock.train.parallel.shared import shared
 from tunedock.train.placing import ask_reference, complete, place
@@ -100,7 +100,7 @@ def _require_may_begin(training: Training, checkpoints: Checkpoints) -> None:
             hint=f"`tunedock train --resume {training.run.path}` goes on with it",
         )
     if training.rank.leads:
-        write_json(training.run.path / "environment.json", {"versions": versions(), "hardware": hardware()})
+        keep_environment(training)
 
 
 def _assemble(training: Training, checkpoints: Checkpoints, until_done: ExitStack) -> _Ready:
