@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tunedock import __version__
-from tunedock.launch.container import Machine, container_name, container_spec, with_variables
+from tunedock.launch.container import Image, Machine, container_name, container_spec, with_variables
 from tunedock.launch.job import JobSpec
 from tunedock.launch.mounts import Bind, Caches
 from tunedock.launch.needs import network_of
@@ -49,6 +49,8 @@ BINDS = [
 ]
 NODES = {"nodes": 2, "rendezvous": "10.0.0.1:29500", "node_rank": 0}
 
+OURS = Image("sha256:1f9c", ("tini", "--"))
+
 CASES: dict[str, tuple[dict[str, Any], Machine]] = {
     "cpu": ({"container": {"cpus": 3.5, "memory": "8g", "ulimits": {"nofile": 65536}}}, MACHINE),
     "cuda-all": ({"container": {"gpus": "all", "memory": "64g"}}, replace(MACHINE, gpus=("all",))),
@@ -67,10 +69,10 @@ def recipe(launch: dict[str, Any], **more: Any) -> Recipe:
     return Recipe.model_validate(values)
 
 
-def made(launch: dict[str, Any], machine: Machine, stage: str = "train") -> dict[str, Any]:
+def made(launch: dict[str, Any], machine: Machine, stage: str = "train", image: Image = OURS) -> dict[str, Any]:
     given = recipe(launch)
     network, _ = network_of(given, stage, machine.environment)
-    return container_spec(JobSpec(stage, RUN), given, "sha256:1f9c", machine, network=network, binds=BINDS)
+    return container_spec(JobSpec(stage, RUN), given, image, machine, network=network, binds=BINDS)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -84,6 +86,14 @@ def test_the_container_is_as_in_its_golden_file(name: str, request: pytest.Fixtu
 
 def test_there_is_no_golden_file_too_many() -> None:
     assert {file.stem for file in GOLDEN.iterdir()} == set(CASES)
+
+
+def test_an_image_without_an_init_gets_the_engines_and_one_that_sets_more_keeps_what_it_begins_with() -> None:
+    bare = made({}, MACHINE, image=Image("sha256:2", ("/entry.sh",)))
+    assert (bare["Entrypoint"], bare["HostConfig"]["Init"]) == ([], True)
+    begins = ("/usr/bin/tini", "--", "/bin/bash", "-c", 'source /set_env.sh && exec "$0" "$@"')
+    ours = made({}, MACHINE, image=Image("sha256:3", begins))
+    assert (ours["Entrypoint"], ours["HostConfig"]["Init"]) == (list(begins), False)
 
 
 def test_a_chat_takes_input_and_no_other_stage_does() -> None:

@@ -282,8 +282,6 @@ def test_what_a_stage_finds_in_its_container(
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("MINE", "passed by name")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
     code = PROBE.replace("MODEL", repr(f"{tmp_path}/model"))
     settings = {"cpus": 1.5, "memory": "512m", "shm_size": "96m", "ulimits": {"nofile": 4096}, "user": "12345:2345"}
     env = [*launch_section()["container"]["env"], "MINE"]

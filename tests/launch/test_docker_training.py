@@ -9,10 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -48,11 +49,14 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project: a small model, rows, a recipe that trains in a container, and in none with `launch.on=local`."""
-    made = tmp_path_factory.mktemp("project")
-    for place in (made, *made.parents[:2]):
-        place.chmod(0o755)
+def folder() -> Iterator[Path]:
+    """A project: a small model, rows, a recipe that trains in a container, and in none with `launch.on=local`.
+
+    Not in pytest's own folders: each of its processes shuts those to other users again.
+    """
+    made = Path(tempfile.mkdtemp(prefix="td-project-"))
+    made.chmod(0o755)
+    (made / "home").mkdir()
     shutil.copytree(ROOT / "examples/demo/base", made / "base")
     rows = (ROOT / "examples/demo/triage.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:60]
     (made / "rows.jsonl").write_text("".join(rows), encoding="utf-8")
@@ -75,7 +79,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "launch": launch_section(cpus=1, memory="3g"),
     }
     (made / "r.yaml").write_text(json.dumps(recipe))
-    return made
+    yield made
+    shutil.rmtree(made)
 
 
 def surroundings(folder: Path, engine: Engine) -> dict[str, str]:
@@ -86,8 +91,6 @@ def surroundings(folder: Path, engine: Engine) -> dict[str, str]:
 
 @pytest.fixture
 def tunedock(folder: Path, engine: Engine, site_image: str) -> Callable[..., subprocess.CompletedProcess[str]]:
-    (folder / "home").mkdir(exist_ok=True)
-
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "tunedock", *arguments]
         env = surroundings(folder, engine)
@@ -279,19 +282,26 @@ def test_memory_that_is_too_little_for_a_training_ends_it_with_the_engines_recor
     assert "OOMKilled, with a limit of 200 MiB" in done.stderr
 
 
-def in_runsc(engine: Engine) -> Iterator[Any]:
-    from tunedock.image.engine import Endpoint, connected
-
-    with connected(Endpoint(engine.host, "the tests")) as client:
-        yield from client.api.info()["Runtimes"]
-
-
 @pytest.mark.long
 def test_a_training_in_gvisor(
-    folder: Path, engine: Engine, whole: Run, tunedock: Callable[..., subprocess.CompletedProcess[str]]
+    folder: Path, client: DockerClient, whole: Run, tunedock: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    if "runsc" not in in_runsc(engine):
+    if "runsc" not in client.api.info()["Runtimes"]:
         pytest.skip("the engine has no runtime runsc (gVisor)")
     done = tunedock("train", "r.yaml", "train.output_dir=runs/gvisor", "launch.container.runtime=runsc")
     assert done.returncode == 0, done.stderr
     assert losses(Run(folder / "runs/gvisor")) == losses(whole)
+
+
+@pytest.mark.long
+def test_an_image_that_tunedock_builds_trains_with_the_same_numbers(
+    folder: Path, cpu_train_image: str, whole: Run, tunedock: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    recipe = json.loads((folder / "r.yaml").read_text())
+    recipe["launch"] = {"on": "docker", "container": {"cpus": 1, "memory": "3g"}}
+    (folder / "built.yaml").write_text(json.dumps(recipe))
+    done = tunedock("train", "built.yaml", "train.output_dir=runs/built")
+    assert done.returncode == 0, done.stderr
+    assert f"in a container of {cpu_train_image}" in done.stderr
+    assert losses(Run(folder / "runs/built")) == losses(whole)
+    assert weights(Run(folder / "runs/built")) == weights(whole)

@@ -26,6 +26,8 @@ from tunedock.recipe.schema import Recipe
 LABEL = "tunedock."
 """What our labels begin with: `run` (its folder), `stage`, `version`, and the shares `cpus`, `memory`, `gpus`, `mps`."""
 
+INITS = ("tini", "tini-static", "dumb-init", "catatonit", "docker-init")
+
 INSIDE = ("python", "-P", "-m", "tunedock.launch.inside")
 
 GRACE_MARGIN_S = 10
@@ -69,17 +71,30 @@ class Machine:
     """The caller's."""
 
 
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What of an image matters to a container of it."""
+
+    id: str
+    entrypoint: tuple[str, ...] = ()
+
+    @property
+    def has_init(self) -> bool:
+        """Whether it begins with a program that hands signals on and buries ended processes, as ours do; some set more before."""
+        return bool(self.entrypoint) and Path(self.entrypoint[0]).name in INITS
+
+
 def container_spec(
-    job: JobSpec, recipe: Recipe, image: str, machine: Machine, *, network: str, binds: Sequence[Bind]
+    job: JobSpec, recipe: Recipe, image: Image, machine: Machine, *, network: str, binds: Sequence[Bind]
 ) -> dict[str, Any]:
-    """The body for the engine, `POST /containers/create`. `recipe` is resolved; `image` is an id or a name."""
+    """The body for the engine, `POST /containers/create`. `recipe` is resolved."""
     launch = job.launch or recipe.launch
     given = launch.container
     converses = job.stage == "chat"
     spec: dict[str, Any] = {
-        "Image": image,
-        "Entrypoint": list(INSIDE),
-        "Cmd": [job.stage, "-" if job.run is None else str(job.run)],
+        "Image": image.id,
+        "Entrypoint": list(image.entrypoint) if image.has_init else [],
+        "Cmd": [*INSIDE, job.stage, "-" if job.run is None else str(job.run)],
         "User": _user(given, machine),
         "WorkingDir": "/" if job.run is None else str(job.run),
         "Env": [f"{name}={value}" for name, value in sorted(environment(launch, machine).items())],
@@ -91,7 +106,9 @@ def container_spec(
         "AttachStdin": converses,
         "AttachStdout": converses,
         "AttachStderr": converses,
-        "HostConfig": _host(launch, machine, network, binds),
+        # A service's question whether it is well would take a core from the training each time; a run says itself how it is.
+        "Healthcheck": {"Test": ["NONE"]},
+        "HostConfig": {"Init": not image.has_init, **_host(launch, machine, network, binds)},
     }
     if network != "host":
         spec["Hostname"] = machine.hostname[:63]  # what a run says of its ranks
@@ -161,7 +178,6 @@ def _host(launch: Launch, machine: Machine, network: str, binds: Sequence[Bind])
     home = machine.caches.home
     tmpfs = dict.fromkeys(("/tmp", home, f"{home}/.cache"), "rw,exec,nosuid,nodev,mode=1777")  # noqa: S108
     host: dict[str, Any] = {
-        "Init": True,
         "ReadonlyRootfs": given.read_only,
         "NetworkMode": network,
         "IpcMode": "private" if given.mps is None else "host",

@@ -18,6 +18,7 @@ from tunedock.image import engine
 from tunedock.launch.container import (
     INFINIBAND,
     MPS_PIPES,
+    Image,
     Machine,
     container_name,
     container_spec,
@@ -91,16 +92,17 @@ class DockerLauncher:
         recipe = _recipe_of(run, spec)
         _sweep(client, run)
         named = image_name(recipe.launch, self._gpus(recipe.launch, shares(_containers(client))))
-        image = image_here(client, named)
+        found = image_here(client, named)
+        image = Image(found["Id"], tuple((found.get("Config") or {}).get("Entrypoint") or ()))
         network, _why = network_of(recipe, spec.stage, self._environment)
         aside = ExportAside(Path(str(spec.request["to"]))) if spec.stage == "export" else None
         spec = spec if aside is None else aside.spec(spec)
         name = container_name(spec)
         container = None
         try:
-            container = self._created(client, spec, recipe, image["Id"], name, network)
+            container = self._created(client, spec, recipe, image, name, network)
             launch = None if spec.launch is None else spec.launch.model_dump(mode="json")
-            placed = Placed(spec.stage, endpoint.url, container, name, named, image["Id"], spec.request, launch)
+            placed = Placed(spec.stage, endpoint.url, container, name, named, image.id, spec.request, launch)
             write_placed(run, placed)
             memory = recipe.launch.container.memory
             job = DockerJob(
@@ -122,7 +124,9 @@ class DockerLauncher:
             raise
         return job
 
-    def _created(self, client: DockerClient, spec: JobSpec, recipe: Recipe, image: str, name: str, network: str) -> str:
+    def _created(
+        self, client: DockerClient, spec: JobSpec, recipe: Recipe, image: Image, name: str, network: str
+    ) -> str:
         """The id of a container that has been made, and fits beside those that were made before it."""
         info, binds = _info(client), self._binds(recipe, spec, network)
         for attempt in range(TRIES):

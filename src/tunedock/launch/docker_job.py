@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 AGAIN_S = 1.0
 """How long an engine that does not answer is left alone before it is asked again."""
 
+LAST_ORDERS_S = 3.0
+"""How long a signal may take to reach the engine when nobody watches any more."""
+
 NO_COMMAND = (125, 126, 127)
 """Exit codes by which an engine says that nothing of ours came to run."""
 
@@ -81,7 +84,8 @@ class DockerJob:
             self._reader = EventReader(Run(spec.run).events, at_end=True)
         with told(f"container {name}"):
             client.api.start(container)
-        threading.Thread(target=self._carry, name=f"orders to {name}", daemon=True).start()
+        self._carrier = threading.Thread(target=self._carry, name=f"orders to {name}", daemon=True)
+        self._carrier.start()
         threading.Thread(target=self._wait, name=f"the end of {name}", daemon=True).start()
         if self._attached is not None:
             with suppress(BrokenPipeError):  # it ended at once; its exit code and log say why
@@ -165,14 +169,15 @@ class DockerJob:
             self._attached.close()
             if self._record is None:
                 return  # it ends by itself, or is ended; then this is called again
+        if self._aside is not None:
+            self._aside.close()
+        self._orders.put(None)
+        self._carrier.join(LAST_ORDERS_S)  # who ends now has asked it to stop just before
         if self._record is not None and not self._closed:
             with suppress(TunedockError):  # the next stage of the run takes it away
                 remove(self._client, self._id)
             self._client.close()
-        if self._aside is not None:
-            self._aside.close()
         self._closed = True
-        self._orders.put(None)
 
     def log_tail(self, lines: int = 12) -> str:
         logged = b""
