@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -326,6 +327,17 @@ def test_an_image_that_is_not_there(scripted: Scripted) -> None:
     with pytest.raises(EngineError, match="no image `tunedock-nowhere:1`") as raised:
         DockerLauncher().start(JobSpec("train", run.path))
     assert "tunedock image build" in str(raised.value.hint)
+
+
+def test_an_image_of_another_version(scripted: Scripted, client: DockerClient) -> None:
+    run = scripted(RESULT, source=False)
+    resolved = json.loads((run.path / "resolved.json").read_text())
+    resolved["recipe"]["launch"]["image"] = "tunedock-tests:old"
+    (run.path / "resolved.json").write_text(json.dumps(resolved))
+    old = b"FROM tunedock-tests:site\nLABEL io.tunedock.target=cpu org.opencontainers.image.version=0.0.1\n"
+    client.images.build(fileobj=io.BytesIO(old), tag="tunedock-tests:old", rm=True)
+    with pytest.raises(EngineError, match=r"has tunedock 0.0.1, and this is"):
+        DockerLauncher().start(JobSpec("train", run.path))
 
 
 def test_a_gpu_without_the_toolkit(scripted: Scripted) -> None:

@@ -36,9 +36,10 @@ MARGIN_S = 15.0
 
 
 def container_at_work(run: Run) -> Placed | None:
-    """The container a stage of this run is in now; None where it is in none, or its engine does not answer."""
+    """The container a stage of this run is in now; None where it is in none, or its engine does not answer or is another
+    machine's."""
     placed = read_placed(run)
-    if placed is None:
+    if placed is None or placed.host != socket.gethostname():
         return None
     with suppress(EngineError, DependencyError), _engine_of(placed) as client:
         state = _state(client, placed)

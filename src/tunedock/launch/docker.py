@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunedock import __version__
 from tunedock.errors import DependencyError, EngineError, RecipeError, RunError, TunedockError
 from tunedock.image import engine
 from tunedock.launch.container import (
@@ -46,6 +47,11 @@ if TYPE_CHECKING:
 DEFAULT_IMAGES = {True: "tunedock-train:cuda", False: "tunedock-train:cpu"}
 """Whether a run gets GPUs -> the image that `tunedock image build` makes for it."""
 
+VERSION_LABEL = "org.opencontainers.image.version"
+
+TARGET_LABEL = "io.tunedock.target"
+"""Only our own images have it: another's version is not ours."""
+
 TRIES = 3
 """How often another GPU is looked for, where one was taken by a run that was started at the same time."""
 
@@ -74,26 +80,25 @@ class DockerLauncher:
         endpoint = engine.find(self._environment)
         refuse_elsewhere(endpoint)
         with engine.connected(endpoint) as client:
-            others = shares(_containers(client))
+            others = shares(our_containers(client))
             gpus = self._gpus(recipe.launch, others)
             name = image_name(recipe.launch, gpus)
-            image = image_here(client, name)
-            info = _info(client)
+            image = image_to_run(image_here(client, name), name, recipe.launch)
+            info = engine_info(client)
             refuse_too_much(recipe.launch.container, gpus, others, cpus=info["NCPU"], memory_bytes=info["MemTotal"])
             network, why = network_of(recipe, "train", self._environment)
             self._binds(recipe, JobSpec("train", run), network, make=False)
-        notes = [f"in a container of {name} ({image['Id'].removeprefix('sha256:')[:12]})"]
+        notes = [f"in a container of {name} ({image.id.removeprefix('sha256:')[:12]})"]
         return [*notes, *([f"with the {network} network: {why}"] if why is not None else [])]
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
     def _submitted(self, client: DockerClient, endpoint: engine.Endpoint, spec: JobSpec) -> DockerJob:
-        run = Run(_run_of(spec))
-        recipe = _recipe_of(run, spec)
-        _sweep(client, run)
-        named = image_name(recipe.launch, self._gpus(recipe.launch, shares(_containers(client))))
-        found = image_here(client, named)
-        image = Image(found["Id"], tuple((found.get("Config") or {}).get("Entrypoint") or ()))
+        run = Run(run_of(spec))
+        recipe = recipe_of(run, spec)
+        sweep(client, run)
+        named = image_name(recipe.launch, self._gpus(recipe.launch, shares(our_containers(client))))
+        image = image_to_run(image_here(client, named), named, recipe.launch)
         network, _why = network_of(recipe, spec.stage, self._environment)
         aside = ExportAside(Path(str(spec.request["to"]))) if spec.stage == "export" else None
         spec = spec if aside is None else aside.spec(spec)
@@ -128,16 +133,16 @@ class DockerLauncher:
         self, client: DockerClient, spec: JobSpec, recipe: Recipe, image: Image, name: str, network: str
     ) -> str:
         """The id of a container that has been made, and fits beside those that were made before it."""
-        info, binds = _info(client), self._binds(recipe, spec, network)
+        info, binds = engine_info(client), self._binds(recipe, spec, network)
         for attempt in range(TRIES):
-            gpus = self._gpus(recipe.launch, shares(_containers(client)))
+            gpus = self._gpus(recipe.launch, shares(our_containers(client)))
             machine = self.machine(recipe.launch, info, gpus)
             body = container_spec(spec, recipe, image, machine, network=network, binds=binds)
             names = variables(recipe, spec.stage, network)
             given = {name: self._environment[name] for name in names if name in self._environment}
             with engine.told(f"container {name}"):
                 container = str(client.api.create_container_from_config(with_variables(body, given), name)["Id"])
-            others = shares(_containers(client), before=container)
+            others = shares(our_containers(client), before=container)
             try:
                 refuse_too_much(recipe.launch.container, gpus, others, cpus=info["NCPU"], memory_bytes=info["MemTotal"])
                 return container
@@ -202,7 +207,7 @@ class DockerLauncher:
         return binds_of(
             recipe,
             spec.stage,
-            _run_of(spec),
+            run_of(spec),
             caches=self._caches(),
             environment=self._environment,
             network=network,
@@ -238,6 +243,19 @@ def image_here(client: DockerClient, name: str) -> Mapping[str, Any]:
         raise
 
 
+def image_to_run(found: Mapping[str, Any], name: str, launch: Launch) -> Image:
+    """What a container needs to know of an image. Raises EngineError for one of another version: it would not understand us."""
+    config = found.get("Config") or {}
+    version = (config.get("Labels") or {}).get(VERSION_LABEL)
+    if version not in (None, __version__) and TARGET_LABEL in config["Labels"] and not launch.container.source:
+        raise EngineError(
+            f"the image `{name}` has tunedock {version}, and this is {__version__}",
+            where="launch.image",
+            hint="make it again with `tunedock image build`, or install that version here",
+        )
+    return Image(found["Id"], tuple(config.get("Entrypoint") or ()))
+
+
 def refuse_elsewhere(endpoint: engine.Endpoint) -> None:
     """A run's files are mounted, so its engine is to be where they are. Raises EngineError."""
     if endpoint.socket is None:
@@ -256,13 +274,13 @@ def without_toolkit(error: TunedockError) -> DependencyError:
     )
 
 
-def _run_of(spec: JobSpec) -> Path:
+def run_of(spec: JobSpec) -> Path:
     if spec.run is None:
         raise RunError(f"`{spec.stage}` needs a run")
     return spec.run
 
 
-def _recipe_of(run: Run, spec: JobSpec) -> Recipe:
+def recipe_of(run: Run, spec: JobSpec) -> Recipe:
     try:
         recipe = Recipe.model_validate(run.resolved()["recipe"])
     except (KeyError, ValueError) as error:
@@ -270,20 +288,20 @@ def _recipe_of(run: Run, spec: JobSpec) -> Recipe:
     return recipe if spec.launch is None else recipe.model_copy(update={"launch": spec.launch})
 
 
-def _info(client: DockerClient) -> Mapping[str, Any]:
+def engine_info(client: DockerClient) -> Mapping[str, Any]:
     with engine.told("container engine"):
         found: Mapping[str, Any] = client.api.info()
         return found
 
 
-def _containers(client: DockerClient) -> list[Mapping[str, Any]]:
+def our_containers(client: DockerClient) -> list[Mapping[str, Any]]:
     with engine.told("container engine"):
         return list(client.api.containers(all=True, filters={"label": "tunedock.version"}))
 
 
-def _sweep(client: DockerClient, run: Run) -> None:
+def sweep(client: DockerClient, run: Run) -> None:
     """Takes away what earlier stages of this run left, whose watcher had ended before them."""
-    for each in _containers(client):
+    for each in our_containers(client):
         ours = (each.get("Labels") or {}).get("tunedock.run") == str(run.path)
         if ours and each.get("State") in ("exited", "dead", "created"):
             remove(client, str(each["Id"]))

@@ -84,7 +84,8 @@ class _Telling:
             self.failure = (event.get("error") or {}).get("message")
         elif (event.get("data") or {}).get("by") == "launcher":
             with suppress(OSError):
-                Emitter.to_file(self._run.events).note(event.get("message", ""), by="launcher")
+                # Without saying by whom: read again with the run's own events, it would be told again, without end.
+                Emitter.to_file(self._run.events).note(event.get("message", ""))
 
 
 if __name__ == "__main__":

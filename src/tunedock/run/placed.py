@@ -5,6 +5,7 @@ Written before the container starts, by whoever starts it; read inside by what r
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -32,6 +33,8 @@ class Placed:
     request: Mapping[str, Any] = field(default_factory=dict)
     launch: Mapping[str, Any] | None = None
     """Of a machine beside the first: its own part of the training."""
+    host: str = field(default_factory=socket.gethostname)
+    """The machine whose engine that is: several may see the run's folder."""
 
 
 def write_placed(run: Run, placed: Placed) -> None:
