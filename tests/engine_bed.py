@@ -3,6 +3,9 @@
 `engine` is a dockerd of its own (`engine_keeper.py`), started when the first test asks and shared by the processes of one run; it
 is gone when the run is. `base_image` is a bare Debian with Python, made here by debootstrap and kept in the user's cache, for no
 test pulls from a hub. Where an engine cannot run, the tests that need one are skipped and say why.
+
+Images are made anew in each run. To keep them while working on one: `python tests/engine_keeper.py FOLDER $$ &` in a shell of its
+own, and `TUNEDOCK_TESTS_ENGINE=FOLDER` for pytest.
 """
 
 from __future__ import annotations
@@ -76,18 +79,22 @@ class HostSettings:
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # the processes xdist starts inherit it
-        os.environ[FOLDER] = str(Path(tempfile.gettempdir()) / f"td-engine-{os.getpid()}")
+        os.environ.setdefault(FOLDER, str(own_folder()))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    folder = Path(os.environ.get(FOLDER, ""))
-    if hasattr(config, "workerinput") or not folder.name.startswith("td-engine-") or not folder.exists():
+    folder = own_folder()
+    if hasattr(config, "workerinput") or not folder.exists():
         return
     (folder / "stop").touch()
     end = time.monotonic() + 2 * engine_keeper.STOP_S
     while folder.exists() and time.monotonic() < end:
         time.sleep(0.1)
     lock_of(folder).unlink(missing_ok=True)
+
+
+def own_folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"td-engine-{os.getpid()}"
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ def test_the_plugin_is_used(stand_in) -> None:
 def test_the_builder_of_old_is_better_than_none(stand_in) -> None:
     chosen = choose(None, {"PATH": stand_in("a", "docker", "28.2.2")})
     assert not chosen.mounts
-    with pytest.raises(RecipeError, match="would write the index's password") as caught:
+    with pytest.raises(RecipeError, match="would write the address") as caught:
         chosen.command(Build(Path("/c"), ["x"], secrets={"pip": Path("/s")}))
     assert caught.value.where == "--index"
 

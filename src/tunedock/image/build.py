@@ -104,7 +104,7 @@ def _build(request: Request, place: Path, private: Path, name: str) -> Build:
     arguments = {"BASE": base} if base != request.target.base else {}
     secrets = {}
     indexes = {"INDEX": request.index, "TORCH_INDEX": _torch_index(request)}
-    if any(_has_password(url) for url in indexes.values() if url):
+    if any(_private(url) for url in indexes.values() if url):
         secrets["pip"] = _configuration(private / "pip.conf", indexes)
         indexes = {"INDEX": None, "TORCH_INDEX": "" if request.target.torch_index else None}
     arguments |= {key: url for key, url in indexes.items() if url is not None}
@@ -152,8 +152,10 @@ def _refuse_contradictions(request: Request) -> None:
         )
 
 
-def _has_password(url: str) -> bool:
-    return urlsplit(url).password is not None or urlsplit(url).username is not None
+def _private(url: str) -> bool:
+    """Whether pip needs a file for it: a password, or a host that has to be named as trusted because it speaks plain HTTP."""
+    parts = urlsplit(url)
+    return parts.username is not None or parts.scheme == "http"
 
 
 def _configuration(path: Path, indexes: Mapping[str, str | None]) -> Path:
@@ -162,6 +164,9 @@ def _configuration(path: Path, indexes: Mapping[str, str | None]) -> Path:
     for key, url in (("index-url", indexes["INDEX"]), ("extra-index-url", indexes["TORCH_INDEX"])):
         if url:
             lines.append(f"{key} = {url.replace('%', '%%')}")
+    plain = [urlsplit(url).hostname for url in indexes.values() if url and url.startswith("http://")]
+    if plain:
+        lines.append(f"trusted-host = {' '.join(str(host) for host in plain)}")
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123
         file.write("\n".join(lines) + "\n")
     return path

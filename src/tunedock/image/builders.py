@@ -41,7 +41,7 @@ class Builder:
         """The argument list. Raises RecipeError for a secret where the builder has no way to keep one."""
         if build.secrets and not self.mounts:
             raise RecipeError(
-                f"{self.name} ({self.program}) would write the index's password into the image",
+                f"{self.name} ({self.program}) would write the address, with its password, into the image",
                 where="--index",
                 hint=f"a builder that knows secrets is needed: {INSTALL}",
             )

@@ -202,6 +202,7 @@ def _last(target: Target, options: Options) -> Iterator[Block]:
         f"RUN mkdir -p {HOME} && chmod 1777 {HOME} && echo 'tunedock:x:{USER}:{USER}::{HOME}:/bin/sh' >> /etc/passwd",
         f"ENV HOME={HOME} USER=tunedock LOGNAME=tunedock PYTHONUNBUFFERED=1 \\",
         f"    PATH={ENVIRONMENT}/bin:$PATH",
+        f"WORKDIR {SOURCE if target.role == 'test' else HOME}",
     )
     copies = [f"COPY --from=builder {ENVIRONMENT} {ENVIRONMENT}", f"COPY --from=builder {PLACE}/ {PLACE}/"]
     if target.engine:
@@ -222,7 +223,7 @@ def _last(target: Target, options: Options) -> Iterator[Block]:
 
 
 def _start(target: Target, options: Options) -> list[str]:
-    lines = [f"USER {USER}:{USER}", f"WORKDIR {SOURCE if target.role == 'test' else HOME}"]
+    lines = [f"USER {USER}:{USER}"]
     if target.port:
         lines.append(f"EXPOSE {target.port}")
     check, times = _health(target)
