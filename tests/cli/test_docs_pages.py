@@ -54,7 +54,7 @@ def test_its_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", [page for page in WRITTEN if commands(page)], ids=named)
 def test_its_commands_are_commands(page: Path) -> None:
     for line in commands(page):
-        _, *words = shlex.split(line)
+        _, *words = shlex.split(re.sub(r"\s+# .*", "", line))
         command = typer.main.get_command(app)
         while hasattr(command, "commands"):
             command = command.commands[words.pop(0)]
