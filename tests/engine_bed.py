@@ -142,13 +142,15 @@ def cpu_train_image(engine: Engine, base_image: str, host_settings: HostSettings
     return name
 
 
-def image_build(engine: Engine, settings: HostSettings, *arguments: str) -> subprocess.CompletedProcess[str]:
+def image_build(
+    engine: Engine, settings: HostSettings, *arguments: str, limit_s: float = 900
+) -> subprocess.CompletedProcess[str]:
     """`tunedock image build`, with what this machine needs to reach its packages."""
     found = {"--ca": settings.ca, "--wheels": settings.wheels, "--index": settings.index}
     given = [str(word) for pair in found.items() if pair[1] is not None for word in pair]
     command = [sys.executable, "-m", "tunedock", "image", "build", *arguments, *given, "--json"]
     environment = {**os.environ, **engine.environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=limit_s, env=environment)
 
 
 def start(folder: Path) -> None:

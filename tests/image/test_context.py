@@ -62,7 +62,10 @@ def test_requirements_by_role() -> None:
     assert any(line.startswith("mlflow") for line in requirements(target("cpu"), sources))
     assert any(line.startswith("bitsandbytes") for line in requirements(target("cuda"), sources))
     assert any(line.startswith("pytest") for line in requirements(target("cpu", "test"), sources))
-    assert not any(line.startswith(("torch", "mlflow")) for line in requirements(target("edge", "serve"), sources))
+    edge = target("edge", "serve")
+    assert not any(line.startswith("torch") for line in requirements(edge, Sources(package())))
+    with pytest.raises(RecipeError, match="only what the service needs"):
+        requirements(edge, sources)
     with pytest.raises(RecipeError, match="no extra `mlfow`"):
         requirements(target("cpu"), Sources(package(), extras=("mlfow",)))
 

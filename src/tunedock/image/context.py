@@ -117,6 +117,12 @@ def write(folder: Path, target: Target, sources: Sources, *, mounts: bool) -> Co
 def requirements(target: Target, sources: Sources) -> list[str]:
     """Names for pip, without versions: those are `locked.txt`'s."""
     if target.light:
+        if sources.extras:
+            raise RecipeError(
+                "this image has only what the service needs, and none of tunedock's optional packages",
+                where=f"--extra {sources.extras[0]}",
+                hint="leave it out, or serve without --engine and on another target than edge",
+            )
         return list(target.packages)
     return [*sources.package.needed((*target.extras, *sources.extras)), *target.packages]
 
