@@ -46,6 +46,7 @@ def test_everything_a_recipe_reads_comes_along(tmp_path: Path) -> None:
     text = (
         "model: {path: base, chat_template: template.jinja}\n"
         "data: {train: [data/a.jsonl, 'data/m*/*.jsonl', data/more], validation: [data/a.jsonl], cache_dir: cache}\n"
+        "launch: {container: {mounts: [data]}}\n"
     )
     content = of_recipe(resolved(here, text))
     there, recipe = installed(content, tmp_path)
@@ -60,6 +61,8 @@ def test_everything_a_recipe_reads_comes_along(tmp_path: Path) -> None:
     assert recipe.model.chat_template == str(there / "inputs/model-chat_template/template.jinja")
     assert recipe.offline
     assert recipe.data.cache_dir is None
+    assert recipe.launch.container.mounts == []
+    assert content.left_out == ["launch.container.mounts"]
 
 
 def test_the_recipe_means_the_same_there(tmp_path: Path) -> None:

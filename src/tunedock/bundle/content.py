@@ -40,6 +40,7 @@ class Content:
     """Path in the bundle -> file here."""
     texts: dict[str, bytes] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    """Files of a model that tunedock does not read, and keys of the recipe that mean something on this machine alone."""
 
     def add(self, path: str, source: Path) -> None:
         if not source.is_file():
@@ -69,6 +70,9 @@ def of_recipe(resolved: Resolved, *, data: bool = True, model: bool = True) -> C
     """
     content = Content()
     values = copy.deepcopy(resolved.recipe.model_dump(mode="json"))
+    if values["launch"]["container"]["mounts"]:  # folders of this machine, which hold anything
+        values["launch"]["container"]["mounts"] = []
+        content.left_out.append("launch.container.mounts")
     for key in _keys(values):
         value = at(values, key)
         if value is None:

@@ -113,7 +113,7 @@ def create(
             f"; {made.files - made.here:,} files, {_gb(made.facts.whole_bytes - made.facts.bytes)}, are in the older bundle"
         )
     if made.left_out:
-        lines.append(f"left out, for tunedock does not read such weights: {', '.join(made.left_out[:5])}")
+        lines.append(f"left out, for nothing there would read it: {', '.join(made.left_out[:5])}")
     if key is None:
         lines.append("nobody signed it; `--key` does (`tunedock bundle key FILE` makes one)")
     _done({**asdict(made), "to": to, "signed": key is not None}, lines, as_json)

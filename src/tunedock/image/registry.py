@@ -1,7 +1,7 @@
 """An OCI registry (Harbor, docker-registry, a cloud's): the few requests that name, list and move images.
 
 Layers go through the engine (`image.transfer`); this is about manifests, a few kilobytes each. What is fetched is believed by its
-digest alone. requests comes with Docker's SDK, so this needs nothing more (decision 13 says why it is not oras-py).
+digest alone. requests comes with Docker's SDK, so this needs nothing more (decision 14 says why it is not oras-py).
 """
 
 from __future__ import annotations
