@@ -398,3 +398,14 @@ def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: full)
     with pytest.raises(DiskError, match="are free"):
         bundle_of(tmp_path, SMALL)
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    content = content_of(tmp_path / "source", SMALL)
+
+    def second(task: str, done: int, total: int | None) -> None:
+        with pytest.raises(RunError, match="another process makes a bundle here"):
+            create(Wanted("tiny", content), tmp_path / "bundle", quiet)
+
+    create(Wanted("tiny", content), tmp_path / "bundle", second)
+    assert verify(tmp_path / "bundle", quiet).files.keys() == SMALL.keys()

@@ -51,6 +51,14 @@ def cut_off() -> list[str]:
     return list(NO_NETWORK) if allowed else []
 
 
+def test_wheels_may_be_left_out(tmp_path: Path) -> None:
+    create(Wanted("w", wheels=tiny_wheel(tmp_path / "wheels")), tmp_path / "bundle", quiet)
+    assert (tmp_path / "bundle/wheels/tiny-1.0-py3-none-any.whl").is_file()
+    assert load(tmp_path / "bundle", tmp_path / "to", quiet, wheels=False).environment is None
+    assert not list((tmp_path / "to").iterdir())
+
+
+@pytest.mark.long
 def test_wheels_become_an_environment(tmp_path: Path) -> None:
     create(Wanted("w", wheels=tiny_wheel(tmp_path / "wheels")), tmp_path / "bundle", quiet)
     done = load(tmp_path / "bundle", tmp_path / "to", quiet)

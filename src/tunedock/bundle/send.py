@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tunedock.bundle.listing import SIGNATURE, SUMS, read_list, read_small
 from tunedock.bundle.writing import JOURNAL
-from tunedock.errors import CheckError, DependencyError, LostPeerError, RecipeError
+from tunedock.errors import CheckError, DependencyError, DiskError, LostPeerError, RecipeError
 from tunedock.image.transfer import Tell
 
 ASK_S = 60.0
@@ -88,8 +88,8 @@ class Sent:
 def send(bundle: Path, target: Target, options: Options, tell: Tell, *, rsync: bool = True) -> Sent:
     """Brings a bundle to another machine, and has it check every file there.
 
-    Raises CheckError for a bundle that is not whole, here or there, LostPeerError where the other machine cannot be reached or is
-    lost on the way; the next call goes on from there. `rsync: False` leaves rsync out.
+    Raises CheckError for a bundle that is not whole, here or there, DiskError where there is no room there, LostPeerError
+    where the other machine cannot be reached or is lost on the way; the next call goes on from there. Without `rsync`, sftp does it.
     """
     if (bundle / JOURNAL).exists():
         raise CheckError(
@@ -103,7 +103,7 @@ def send(bundle: Path, target: Target, options: Options, tell: Tell, *, rsync: b
     there, has_rsync, free = _look(target, options)
     left = sum(max(0, size - there.get(name, 0)) for name, size in sizes.items())
     if free < left:
-        raise CheckError(
+        raise DiskError(
             f"{left / 1e9:,.2f} GB are to be sent and {free / 1e9:,.2f} GB are free there",
             where=f"{target.host}:{target.folder}",
         )

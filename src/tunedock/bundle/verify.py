@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -89,8 +90,7 @@ def verify(folder: Path, tell: Tell, *, trust: Path | None = None, older: Sequen
         )
     done = 0
     for path in payload:
-        done += _check_sum(folder, path, sums[path])
-        tell("check", done, total)
+        done += _check_sum(folder, path, sums[path], partial(_told, tell, done, total))
     places = {path: [folder / part for part in pieces(sums, path)] for path in files if pieces(sums, path)}
     places |= _from_older(facts, files, places, older, tell)
     missing = sorted(set(files) - set(places))
@@ -170,13 +170,18 @@ def _find_grown(folder: Path, sums: dict[str, str], payload: Sequence[str], byte
         left -= _check_sum(folder, path, sums[path])
 
 
-def _check_sum(folder: Path, path: str, wanted: str) -> int:
+def _told(tell: Tell, before: int, total: int, done: int) -> None:
+    tell("check", before + done, total)
+
+
+def _check_sum(folder: Path, path: str, wanted: str, tell: Callable[[int], None] = lambda done: None) -> int:
     """The file's size. Raises CheckError where it has another sum."""
     made, done = hashlib.sha256(), 0
     with _opened(folder / path, path) as file:
         while block := file.read(BLOCK):
             made.update(block)
             done += len(block)
+            tell(done)
     if made.hexdigest() != wanted:
         raise CheckError(f"its SHA-256 is {made.hexdigest()}, not {wanted}", where=path, hint=COPY_AGAIN)
     return done

@@ -6,6 +6,7 @@ when its source is the same and it still has its sum. SHA256SUMS comes last: unt
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -45,6 +46,12 @@ class Writer:
                 raise RunError("the folder is in use", where=str(folder), hint="give a folder that is new or empty")
             self._known = _read_journal(journal)
             self._journal = journal.open("a", encoding="utf-8")
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                "another process makes a bundle here", where=str(folder), hint="wait for it, or stop it"
+            ) from None
 
     def add_bytes(self, path: str, data: bytes) -> None:
         made = hashlib.sha256(data).hexdigest()

@@ -14,6 +14,8 @@ from tunedock.cli.options import Json
 
 if TYPE_CHECKING:
     from tunedock.image.reference import Reference
+    from tunedock.image.registry import Registry
+    from tunedock.image.versions import Moved
 
 TELL_EVERY_S = 0.1
 
@@ -210,7 +212,7 @@ def progress() -> Iterator[Callable[[str, int, int | None], None]]:
         yield tell
 
 
-def _in_registry(registry: Any, target: Reference, source: str) -> str | None:
+def _in_registry(registry: Registry, target: Reference, source: str) -> str | None:
     """The tag or digest that the source names in the target's own repository; None where it is another image."""
     from tunedock.errors import RecipeError
     from tunedock.image.reference import is_digest, is_tag, parse
@@ -241,7 +243,7 @@ def _pushed(image: str, target: Reference) -> str:
         return transfer.push(client, image, target.tagged(f"id-{own[:12]}"), tell)
 
 
-def _told_move(moved: Any, as_json: bool) -> None:
+def _told_move(moved: Moved, as_json: bool) -> None:
     what = {"name": moved.name, "digest": moved.digest, "before": moved.before, "changed": moved.changed}
     was = f", before {moved.before}" if moved.before else ""
     _done(what, f"{moved.name} is {moved.digest}{was if moved.changed else ', as before'}", as_json)
