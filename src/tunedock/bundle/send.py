@@ -89,7 +89,7 @@ def send(bundle: Path, target: Target, options: Options, tell: Tell, *, rsync: b
     """Brings a bundle to another machine, and has it check every file there.
 
     Raises CheckError for a bundle that is not whole, here or there, DiskError where there is no room there, LostPeerError
-    where the other machine cannot be reached or is lost on the way; the next call goes on from there. Without `rsync`, sftp does it.
+    where the other machine cannot be reached or is lost on the way; the next call goes on from there. Without `rsync`, by sftp.
     """
     if (bundle / JOURNAL).exists():
         raise CheckError(
