@@ -139,7 +139,7 @@ def test_what_is_not_built_is_refused_by_name(tmp_path: Path, key: str, value: s
 
 def test_not_built_says_what_there_is_today(tmp_path: Path) -> None:
     error = refused(tmp_path, HEAD + "launch: {on: kubernetes}\n")
-    assert error.message == "`launch.on: kubernetes` is not built yet (today: local, docker)"
+    assert error.message == "`launch.on: kubernetes` is not built yet (today: local, docker, compose)"
     assert str(error.where).endswith("recipe.yaml:3")
 
 

@@ -119,6 +119,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "optimizer-in-shares": {"parallel": "fsdp", "train": {"optim": "adamw_8bit"}},
     "offload-without-shares": {"parallel": "fsdp", "offload": "optimizer"},
     "nodes-without-a-meeting": {"launch": {"nodes": 2}},
+    "compose-numbers-its-nodes": {"launch": {"on": "compose", "nodes": 2, "rendezvous": "10.0.0.1:29500"}},
     "rendezvous-is-no-address": {"launch": {"nodes": 2, "rendezvous": "10.0.0.1"}},
     "node-beyond-the-nodes": {"launch": {"node_rank": 1}},
     "engine-of-many-processes": {**engine({}), "launch": {"processes": 2}},
@@ -159,6 +160,7 @@ KEPT: list[dict[str, Any]] = [
         "train": {"batch_size": 64, "per_device_train_batch_size": 4},
         "launch": {"processes": 8, "nodes": 2, "rendezvous": "node-0:29500"},
     },
+    {"launch": {"on": "compose", "nodes": 2, "compose": {"profiles": ["monitoring"]}}},
     {"hub": "modelscope", "offline": True},
 ]
 

@@ -28,6 +28,9 @@ def train(
     resume: Annotated[
         str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run that was stopped.")
     ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="With `launch.on=compose`: only make the run and write its compose file.")
+    ] = False,
     runs_dir: RunsDir = RUNS_DIR,
     as_json: Json = False,
 ) -> None:
@@ -43,6 +46,10 @@ def train(
 
     files, overrides = split_recipe_arguments(recipe or []) if resume else recipe_files(recipe or [])
     run = find(resume, Path(runs_dir)) if resume else None
+    if write:
+        file = pipeline.write_compose(files, overrides, resume=run)
+        print_json({"run": str(file.parent), "compose": str(file)}) if as_json else print(file)
+        return
     with display() as tell:
         outcome = pipeline.train(files, overrides, resume=run, on_event=tell)
     if as_json:

@@ -11,7 +11,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,11 +64,14 @@ class DockerJob:
         *,
         memory_bytes: int | None,
         aside: ExportAside | None = None,
+        beside: Sequence[str] = (),
     ) -> None:
-        """`container`: the id of one that has been made and not started. `aside`: where an export is written."""
+        """`container`: the id of one that has been made and not started. `aside`: where an export is written. `beside`: ids of
+        further ones that start with it, get its signals and go with it; only its own end counts."""
         self._spec = spec
         self._client = client
         self._id = container
+        self._beside = tuple(beside)
         self._name = name
         self._memory = memory_bytes
         self._log_start = _size(spec.log)  # an earlier start's last words are not this one's
@@ -83,7 +86,8 @@ class DockerJob:
         elif spec.run is not None:
             self._reader = EventReader(Run(spec.run).events, at_end=True)
         with told(f"container {name}"):
-            client.api.start(container)
+            for each in (container, *beside):
+                client.api.start(each)
         self._carrier = threading.Thread(target=self._carry, name=f"orders to {name}", daemon=True)
         self._carrier.start()
         threading.Thread(target=self._wait, name=f"the end of {name}", daemon=True).start()
@@ -176,6 +180,8 @@ class DockerJob:
         if self._record is not None and not self._closed:
             with suppress(TunedockError):  # the next stage of the run takes it away
                 remove(self._client, self._id)
+                for each in self._beside:
+                    remove(self._client, each, force=True)
             self._client.close()
         self._closed = True
 
@@ -192,6 +198,9 @@ class DockerJob:
     def _carry(self) -> None:
         """Signals, one after the other; the thread ends with the job."""
         while (number := self._orders.get()) is not None:
+            for each in self._beside:
+                with suppress(Exception):  # it may have ended; the first one's end is what counts
+                    self._client.api.kill(each, int(number))
             try:
                 self._client.api.kill(self._id, int(number))
             except Exception:  # noqa: BLE001 - policy: it has ended, or its engine is gone; whoever waits for its end finds out

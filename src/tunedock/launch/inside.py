@@ -1,4 +1,5 @@
-"""`python -m tunedock.launch.inside STAGE RUN_DIR`: what a container's process is. A stage runs in it as it does without one.
+"""`python -m tunedock.launch.inside STAGE RUN_DIR [--node N --meet HOST:PORT]`: what a container's process is. A stage runs in it
+as it does without one.
 
 The local launcher, its supervisor and its watch over ranks stand in the container, beside the processes they look after. Who has
 started the container reads the run's events, as anybody may, and the exit code is the stage's. What was asked is in the run's
@@ -23,26 +24,44 @@ from tunedock.launch.local import WORKER, LocalLauncher
 from tunedock.launch.supervise import supervise
 from tunedock.launch.watch import watch
 from tunedock.recipe.launch import Launch
-from tunedock.run.placed import require_placed
+from tunedock.run.placed import read_placed, require_placed
 from tunedock.run.record import Run
 
 
 def main(arguments: list[str]) -> int:
     """Runs one stage to its end and returns the exit code."""
-    if len(arguments) != 2:
-        print("usage: python -m tunedock.launch.inside STAGE RUN_DIR", file=sys.stderr)
-        return RecipeError.exit_code
-    stage, place = arguments
+    match arguments:
+        case [stage, place]:
+            node = meet = None
+        case [stage, place, "--node", node, "--meet", meet] if node.isdecimal():
+            pass
+        case _:
+            usage = "python -m tunedock.launch.inside STAGE RUN_DIR [--node N --meet HOST:PORT]"
+            print(f"usage: {usage}", file=sys.stderr)
+            return RecipeError.exit_code
     if stage == "chat":
         os.execv(WORKER[0], [*WORKER, stage, place])  # noqa: S606 - our own module; nothing stands between it and its reader
     try:
         run = Run.open(Path(place))
-        placed = require_placed(run)
-        launch = None if placed.launch is None else Launch.model_validate(placed.launch)
+        spec = _asked(run, stage) if node is None else _node(run, stage, int(node), str(meet))
     except TunedockError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    return _run(run, JobSpec(stage, run.path, placed.request, launch))
+    return _run(run, spec)
+
+
+def _asked(run: Run, stage: str) -> JobSpec:
+    placed = require_placed(run)
+    launch = None if placed.launch is None else Launch.model_validate(placed.launch)
+    return JobSpec(stage, run.path, placed.request, launch)
+
+
+def _node(run: Run, stage: str, node: int, meet: str) -> JobSpec:
+    """One node of a compose file, which somebody may have started without us: the run is begun, or gone on with."""
+    placed = read_placed(run)
+    launch = Launch.model_validate(run.resolved()["recipe"]["launch"])
+    here = launch.model_copy(update={"on": "local", "node_rank": node, "rendezvous": meet})
+    return JobSpec(stage, run.path, {"resume": True} if placed is None else placed.request, here)
 
 
 def _run(run: Run, spec: JobSpec) -> int:
@@ -50,18 +69,23 @@ def _run(run: Run, spec: JobSpec) -> int:
     try:
         _here(spec, tell)
     except TunedockError as error:
-        with suppress(DiskError, OSError):  # where the disk is the error, the exit code says so
-            if tell.failure != error.message:  # the worker died without a word, or said what it had only heard
-                Emitter.to_file(run.events).emit("failure", error=error.to_json())
-            record_end(run, spec.stage, error)
+        if not _follows(spec):  # else node 0 says how the training ended
+            _leave_word(run, spec, error, told=tell.failure)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
+def _leave_word(run: Run, spec: JobSpec, error: TunedockError, *, told: str | None) -> None:
+    with suppress(DiskError, OSError):  # where the disk is the error, the exit code says so
+        if told != error.message:  # the worker died without a word, or said what it had only heard
+            Emitter.to_file(run.events).emit("failure", error=error.to_json())
+        record_end(run, spec.stage, error)
+
+
 def _here(spec: JobSpec, on_event: Callable[[Event], None]) -> Any:
     launcher = LocalLauncher()
-    if spec.launch is not None:
+    if _follows(spec):
         return follow(spec, on_event, launcher)
     if spec.stage == "train":
         return supervise(launcher, spec, on_event)
@@ -70,6 +94,11 @@ def _here(spec: JobSpec, on_event: Callable[[Event], None]) -> Any:
         return watch(job, on_event)
     finally:
         job.close()
+
+
+def _follows(spec: JobSpec) -> bool:
+    """Whether it is a part of what node 0 begins."""
+    return spec.launch is not None and bool(spec.launch.node_rank)
 
 
 class _Telling:

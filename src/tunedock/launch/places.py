@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tunedock.errors import RunError
+from tunedock.launch.compose import ComposeLauncher
 from tunedock.launch.docker import DockerLauncher
 from tunedock.launch.job import Launcher
 from tunedock.launch.local import LocalLauncher
@@ -15,14 +16,21 @@ from tunedock.run.record import Run
 
 
 def launcher_for(launch: Launch) -> Launcher:
-    return DockerLauncher() if launch.on == "docker" else LocalLauncher()
+    match launch.on:
+        case "docker":
+            return DockerLauncher()
+        case "compose":
+            return ComposeLauncher()
+        case "local":
+            return LocalLauncher()
 
 
 def ready(recipe: Recipe) -> list[str]:
     """What is worth saying of where a new training by a resolved recipe will run. Raises what keeps it from there."""
-    if recipe.launch.on != "docker" or recipe.train.output_dir is None:
+    if recipe.launch.on == "local" or recipe.train.output_dir is None:
         return []
-    return DockerLauncher().check(recipe, Path(recipe.train.output_dir))
+    launcher = ComposeLauncher() if recipe.launch.on == "compose" else DockerLauncher()
+    return launcher.check(recipe, Path(recipe.train.output_dir))
 
 
 def launcher_of(run: Run) -> Launcher:

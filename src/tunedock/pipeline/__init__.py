@@ -14,6 +14,7 @@ from tunedock.pipeline.stages import (
     export,
     resolve_recipe,
     train,
+    write_compose,
 )
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "plan",
     "resolve_recipe",
     "train",
+    "write_compose",
 ]

@@ -34,6 +34,8 @@ def beside_the_first(launch: Launch) -> bool:
 
 def commands_elsewhere(launch: Launch, files: Sequence[Path], overrides: Sequence[str]) -> list[str]:
     """What is to be called on the other machines, by their numbers."""
+    if launch.on == "compose":
+        return []
     given = [text for text in overrides if not text.startswith("launch.node_rank=")]
     return [
         shlex.join(["tunedock", "train", *map(str, files), *given, f"launch.node_rank={node}"])

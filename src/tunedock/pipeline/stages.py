@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunedock.errors import BugError, RecipeError, RunError
+from tunedock.launch.compose import ComposeLauncher
 from tunedock.launch.job import JobSpec, Launcher
 from tunedock.launch.places import ready
 from tunedock.launch.watch import OnEvent
@@ -19,6 +20,7 @@ from tunedock.plan.cards import gpus_here
 from tunedock.recipe import paths
 from tunedock.recipe.load import load
 from tunedock.recipe.resolve import Resolved, resolve
+from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run, RunState, write_atomic, write_json
 from tunedock.run.store import flatten
 
@@ -73,6 +75,27 @@ def train(
     check_same_recipe(run, resolved)
     _spread_anew(run, resolved)
     return _train_in(run, True, on_event, launcher)
+
+
+def write_compose(files: Sequence[Path], overrides: Sequence[str] = (), *, resume: Run | None = None) -> Path:
+    """The compose file of a new run, or of `resume`, that somebody else will start. Raises RecipeError where the run is not on
+    compose."""
+    run = resume
+    if run is None:
+        resolved = resolve_recipe(files, overrides)
+        _require_compose(resolved.recipe)
+        ready(resolved.recipe)
+        run = create_run(resolved)
+    else:
+        _require_compose(Recipe.model_validate(run.resolved()["recipe"]))
+    return ComposeLauncher().written(Run(run.path.absolute()))
+
+
+def _require_compose(recipe: Recipe) -> None:
+    if recipe.launch.on != "compose":
+        raise RecipeError(
+            f"the run is on `{recipe.launch.on}`, which needs no file", where="--write", hint="add `launch.on=compose`"
+        )
 
 
 def _resolved_again(run: Run, files: Sequence[Path], overrides: Sequence[str]) -> Resolved:

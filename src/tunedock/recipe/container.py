@@ -63,6 +63,17 @@ def _ulimits(limits: dict[str, int]) -> dict[str, int]:
 Size = Annotated[str, AfterValidator(_size)]
 
 
+PUBLIC_IMAGES = ("postgres", "mlflow", "prometheus", "grafana")
+"""Services beside a training whose images are not tunedock's own."""
+
+
+def _images(images: dict[str, str]) -> dict[str, str]:
+    unknown = [name for name in images if name not in PUBLIC_IMAGES]
+    if unknown:
+        raise ValueError(f"has no service `{unknown[0]}`; there are {', '.join(PUBLIC_IMAGES)}")
+    return images
+
+
 class Mount(Section):
     path: str
     """A file or folder of this machine; it stands at the same place in the container."""
@@ -103,3 +114,15 @@ class Container(Section):
     """`NAME=value`, or `NAME` alone to pass on what your environment has; secrets only so."""
     source: bool = False
     """Run the code of the tunedock that is called, and not the image's: for work on tunedock itself."""
+
+
+class Compose(Section):
+    """What the compose file of a run holds beside its nodes."""
+
+    profiles: list[Literal["tensorboard", "mlflow", "monitoring"]] = []
+    """`tensorboard`: the run's curves at port 6006; `mlflow`: a tracking server at 5000, with PostgreSQL; `monitoring`: Prometheus
+    at 9090 and Grafana at 3000. All of them answer this machine alone."""
+    images: Annotated[dict[str, str], AfterValidator(_images)] = {}
+    """In the place of the public ones, for mirrors: `{grafana: registry.example/grafana:12.2.0}`."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 29500
+    """Where the nodes meet, on a network of their own."""

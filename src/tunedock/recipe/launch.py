@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, NonNegativeInt, PositiveFloat, PositiveInt
 
-from tunedock.recipe.container import Container
+from tunedock.recipe.container import Compose, Container
 from tunedock.recipe.section import Section, switch
 
 GROUP_MARGIN_S = 60.0
@@ -35,12 +35,14 @@ class Nccl(Section):
 
 
 class Launch(Section):
-    on: Literal["local", "docker"] = "local"
-    """`local`: as processes of this machine; `docker`: in a container on it, see docs/guides/containers.md."""
+    on: Literal["local", "docker", "compose"] = "local"
+    """`local`: as processes of this machine; `docker`: in a container on it; `compose`: each node in a container on it, by a
+    compose file. See docs/guides/containers.md."""
     image: str | None = None
     """The image of a container; by default the one that `tunedock image build` makes for this machine."""
     nodes: PositiveInt = 1
-    """Machines. `tunedock train` is called on each of them, see docs/guides/many-processes.md."""
+    """Machines, and with `on: compose` containers of this one. `tunedock train` is called on each machine, see
+    docs/guides/many-processes.md."""
     processes: PositiveInt | None = None
     """Processes on each machine; one for each of its GPUs by default, and one on a CPU."""
     node_rank: NonNegativeInt | None = None
@@ -58,7 +60,8 @@ class Launch(Section):
     checkpoint makes the count begin anew. Said in the recipe, it holds for a plain SIGKILL too."""
     nccl: Nccl = Nccl()
     container: Container = Container()
-    """What a container is given, where the run is in one."""
+    """What a container is given, where the run is in one; with `on: compose` each node's."""
+    compose: Compose = Compose()
 
     @property
     def group_timeout_s(self) -> float:

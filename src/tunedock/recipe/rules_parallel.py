@@ -85,9 +85,18 @@ PARALLEL_RULES: tuple[Rule, ...] = (
     Rule(
         name="nodes-without-a-meeting",
         keys=("launch.nodes", "launch.rendezvous"),
-        broken=lambda r: r.launch.nodes > 1 and r.launch.rendezvous is None,
+        broken=lambda r: r.launch.nodes > 1 and r.launch.rendezvous is None and r.launch.on != "compose",
         message="the machines do not know where to meet",
         hint="give node 0's address and a free port there: `launch.rendezvous: 10.0.0.1:29500`",
+    ),
+    Rule(
+        name="compose-numbers-its-nodes",
+        keys=("launch.on", "launch.node_rank", "launch.rendezvous"),
+        broken=lambda r: (
+            r.launch.on == "compose" and (r.launch.node_rank is not None or r.launch.rendezvous is not None)
+        ),
+        message="`launch.on: compose` starts all nodes, on this machine, and knows where they meet",
+        hint="drop `launch.node_rank` and `launch.rendezvous`; for several machines use `launch.on: docker` on each",
     ),
     Rule(
         name="rendezvous-is-no-address",

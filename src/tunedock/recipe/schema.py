@@ -265,7 +265,7 @@ NOT_BUILT: dict[str, tuple[str, ...]] = {
     "objective.use_weighting": (),
     "adapter.kind": ("loha", "lokr", "oft", "vera"),
     "adapter.init_lora_weights": ("eva", "corda", "loftq", "orthogonal", "mica", "lora_ga"),
-    "launch.on": ("compose", "kubernetes"),
+    "launch.on": ("kubernetes",),
     "serve": (),
     "train.report_to": ("comet_ml", "trackio", "all"),
 }
