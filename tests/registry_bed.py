@@ -6,6 +6,7 @@ import base64
 import hashlib
 import http.server
 import io
+import ipaddress
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,9 @@ START_S = 20.0
 
 
 @contextmanager
-def docker_registry(folder: Path, auth: dict[str, Any] | None = None) -> Iterator[str]:
+def docker_registry(
+    folder: Path, auth: dict[str, Any] | None = None, tls: dict[str, str] | None = None
+) -> Iterator[str]:
     """Its `host:port`. Skips where the program is not installed."""
     program = shutil.which("docker-registry")
     if program is None:
@@ -47,7 +51,7 @@ def docker_registry(folder: Path, auth: dict[str, Any] | None = None) -> Iterato
         "version": 0.1,
         "log": {"level": "warn"},
         "storage": {"filesystem": {"rootdirectory": str(folder / "store")}},
-        "http": {"addr": host},
+        "http": {"addr": host, **({"tls": tls} if tls else {})},
         **({"auth": auth} if auth else {}),
     }
     (folder / "registry.yml").write_text(json.dumps(told))  # JSON is YAML too
@@ -65,7 +69,7 @@ def wait_for(host: str, process: subprocess.Popen[bytes]) -> None:
     end = time.monotonic() + START_S
     while time.monotonic() < end and process.poll() is None:
         with suppress(requests.ConnectionError):
-            requests.get(f"http://{host}/v2/", timeout=5)
+            requests.get(f"http://{host}/v2/", timeout=5)  # one with TLS answers too: 400
             return
         time.sleep(0.05)
     pytest.fail("docker-registry does not answer")
@@ -147,30 +151,42 @@ def digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
+def certificate(folder: Path) -> tuple[Any, Path, Path]:
+    """A key; the files of a certificate for this machine's loopback that it signed itself, and of the key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.x509.oid import NameOID
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
+    now = datetime.now(UTC)
+    here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    made = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(1)).not_valid_after(now + timedelta(1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).add_extension(here, critical=False)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    public, private = folder / "certificate.pem", folder / "key.pem"
+    public.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+        )
+    )
+    return key, public, private
+
+
 class TokenServer:
     """Gives tokens to docker-registry's users (RS256, by its `token` scheme); counts them by scope."""
 
     def __init__(self, folder: Path, life_s: int = 60) -> None:
-        from datetime import UTC, datetime, timedelta
-
-        from cryptography import x509
-        from cryptography.hazmat.primitives import hashes, serialization
-        from cryptography.hazmat.primitives.asymmetric import rsa
-        from cryptography.x509.oid import NameOID
-
         self.life_s = life_s
         self.asked: list[str] = []
-        self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tokens")])
-        now = datetime.now(UTC)
-        made = (
-            x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(self._key.public_key())
-            .serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(1)).not_valid_after(now + timedelta(1))
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(self._key, hashes.SHA256())
-        )  # fmt: skip
-        self.bundle = folder / "tokens.pem"
-        self.bundle.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-        self._certificate = base64.b64encode(made.public_bytes(serialization.Encoding.DER)).decode()
+        self._key, self.bundle, _private = certificate(folder)
+        lines = self.bundle.read_text().splitlines()
+        self._certificate = "".join(line for line in lines if not line.startswith("-"))
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from registry_bed import IMAGE, PASSWORD, USER, TokenServer, log_in, upload
+from registry_bed import IMAGE, PASSWORD, USER, TokenServer, certificate, docker_registry, log_in, upload
 from tunedock.errors import EngineError
 from tunedock.image.access import guarded, is_loopback
 from tunedock.image.credentials import Credentials, of
@@ -124,6 +124,23 @@ def test_credentials_do_not_go_where_anyone_listens() -> None:
     assert is_loopback("localhost:5000")
     assert is_loopback("[::1]:5000")
     assert not is_loopback("127.0.0.1.example:5000")
+
+
+def test_a_certificate_of_ones_own(docker_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As engines do, it is looked for under the registry's name; without it nothing is sent unguarded instead."""
+    _key, public, private = certificate(tmp_path)
+    with docker_registry(tmp_path / "r", tls={"certificate": str(public), "key": str(private)}) as host:
+        with (
+            Registry(host) as registry,
+            pytest.raises(EngineError, match="CERTIFICATE_VERIFY_FAILED") as caught,
+        ):
+            registry.tags("bot")
+        assert f"{host}/ca.crt" in str(caught.value.hint)
+        monkeypatch.setattr("tunedock.image.registry.CERTIFICATES", (tmp_path / "certs.d",))
+        (tmp_path / "certs.d" / host).mkdir(parents=True)
+        (tmp_path / "certs.d" / host / "ca.crt").write_bytes(public.read_bytes())
+        with Registry(host) as registry:
+            assert registry.tags("bot") == []
 
 
 Answer = tuple[int, dict[str, str], bytes]

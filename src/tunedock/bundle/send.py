@@ -7,12 +7,13 @@ ssh is told to, and no password is asked for here.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from tunedock.image.transfer import Tell
 
 ASK_S = 60.0
 SUMS_S = 6 * 3600.0
+LAST = 8192
+"""Characters of an output that are kept."""
+_CARRIED = re.compile(r"(?:^|\r)\s*([\d,.]+)\s+\d+%")
 _TARGET = re.compile(r"(?P<host>(?:[\w.+-]+@)?(?:[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.]+\])):(?P<folder>[^\0\n]+)")
 
 _LOOK = """set -eu
@@ -163,27 +167,19 @@ def _by_rsync(
 ) -> int:
     """rsync goes on with files that are there in part (`--partial --inplace`), block by block."""
     shell = shlex.join([_program("ssh"), *options.arguments("-p")])  # rsync takes it apart again, quotes and all
-    names = "\0".join(sizes)
-    command = [
-        _program("rsync"),
-        "--times",
-        "--partial",
-        "--inplace",
-        "--no-whole-file",
-        "--executability",
-        "--from0",
-        "--files-from=-",
-        "--stats",
-    ]
-    if not there:  # nothing, or nothing that is believed: size and time say nothing then
-        command.append("--ignore-times")
-    command += ["--protect-args", "-e", shell, "--", f"{bundle}/", f"{target.host}:{target.folder}/"]
     total = sum(sizes.values())
-    tell("send", 0, total)
-    said = _run(command, names, target, None)
+    with tempfile.NamedTemporaryFile() as names:
+        names.write("\0".join(sizes).encode())
+        names.flush()
+        command = [_program("rsync"), "--times", "--partial", "--inplace", "--no-whole-file", "--executability"]
+        command += ["--from0", f"--files-from={names.name}", "--stats", "--info=progress2", "--outbuf=N"]
+        if not there:  # nothing, or nothing that is believed: size and time say nothing then
+            command.append("--ignore-times")
+        command += ["--protect-args", "-e", shell, "--", f"{bundle.absolute()}/", f"{target.host}:{target.folder}/"]
+        said = _followed(command, target, lambda done: tell("send", min(done, total), total))
     tell("send", total, total)
     literal = re.search(r"Literal data: ([\d,.]+)", said)
-    return int(re.sub(r"\D", "", literal[1])) if literal else 0
+    return _number(literal[1]) if literal else 0
 
 
 def _by_sftp(
@@ -222,6 +218,31 @@ def _program(name: str) -> str:
     return found
 
 
+def _number(text: str) -> int:
+    return int(re.sub(r"\D", "", text))
+
+
+def _followed(command: list[str], target: Target, tell: Callable[[int], None]) -> str:
+    """Runs rsync, and tells the bytes it says it has carried so far; the last of what it prints."""
+    said = ""
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as process,  # noqa: S603
+    ):
+        try:
+            while piece := os.read(process.stdout.fileno(), 4096) if process.stdout else b"":
+                said = (said + piece.decode(errors="replace"))[-LAST:]
+                if found := _CARRIED.findall(said):
+                    tell(_number(found[-1]))
+        except BaseException:
+            process.kill()
+            raise
+        if process.wait():
+            errors.seek(0)
+            raise _lost(command, process.returncode, errors.read(), target)
+    return said
+
+
 def _run(command: list[str], given: str, target: Target, limit_s: float | None) -> str:
     try:
         done = subprocess.run(command, input=given.encode(), capture_output=True, timeout=limit_s)  # noqa: S603 - no shell
@@ -230,11 +251,13 @@ def _run(command: list[str], given: str, target: Target, limit_s: float | None) 
             "it gives no answer", where=target.host, hint="call it again, which goes on where it stopped"
         ) from None
     if done.returncode:
-        said = " ".join(done.stderr.decode(errors="replace").split())[-400:]
-        raise LostPeerError(
-            f"{Path(command[0]).name} ended with {done.returncode}: {said}", where=target.host, hint=_way_out(said)
-        )
+        raise _lost(command, done.returncode, done.stderr, target)
     return done.stdout.decode(errors="replace")
+
+
+def _lost(command: list[str], code: int, errors: bytes, target: Target) -> LostPeerError:
+    said = " ".join(errors.decode(errors="replace").split())[-400:]
+    return LostPeerError(f"{Path(command[0]).name} ended with {code}: {said}", where=target.host, hint=_way_out(said))
 
 
 def _way_out(said: str) -> str:

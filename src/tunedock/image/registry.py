@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from tunedock.errors import EngineError
@@ -63,7 +64,7 @@ class Registry:
         this machine, which engines call insecure."""
         self.host = host
         self._plain_http = plain_http
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.auth = _nothing  # else requests would add what ~/.netrc says
         again = Retry(total=2, backoff_factor=0.3, status_forcelist=(502, 503, 504), allowed_methods=None,
                       respect_retry_after_header=False, raise_on_status=False)  # fmt: skip
@@ -189,8 +190,9 @@ class Registry:
             if not self._plain_http and is_loopback(name):
                 try:
                     self._session.get(f"{self._root}/v2/", timeout=TIMES_S)
-                except requests.ConnectionError:  # TLS errors are of this kind too
-                    self._root = f"http://{name}"
+                except requests.ConnectionError as error:  # TLS errors are of this kind too
+                    if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+                        self._root = f"http://{name}"
         return self._root
 
     def _expect(self, answer: requests.Response, status: int, what: str) -> None:
@@ -216,6 +218,14 @@ class Registry:
                 "--plain-http"
             )
         return EngineError(f"it cannot be reached: {said(error)}", where=self.host, hint=hint)
+
+
+class _Session(requests.Session):
+    """One that believes the certificate it is told, where requests would take REQUESTS_CA_BUNDLE's all the same."""
+
+    def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+        told = self.verify if isinstance(self.verify, str) else verify
+        return super().merge_environment_settings(url, proxies, stream, told, cert)
 
 
 def _nothing(request: requests.PreparedRequest) -> requests.PreparedRequest:
