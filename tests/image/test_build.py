@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from engine_bed import Engine, HostSettings
+from registry_bed import upload
 from tunedock.errors import DiskError, EngineError, RecipeError
 from tunedock.image import build as building
 from tunedock.image import store
@@ -120,6 +121,8 @@ def test_no_secret_is_in_any_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A password in the index's address, tokens in the environment, .env and keys beside the weights."""
+    if not choose().mounts:
+        pytest.skip("no builder here keeps secrets")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     model = tmp_path / "model"
     model.mkdir()
@@ -202,6 +205,14 @@ def test_labels_name_version_commit_and_run() -> None:
         assert found["org.opencontainers.image.revision"].startswith(head)
 
 
+def test_a_base_is_pinned_by_what_its_registry_has(engine_here: Engine, open_registry: str) -> None:
+    digest = upload(open_registry, "bases/one", "1", "x")
+    assert building._pinned(f"{open_registry}/bases/one:1") == f"{open_registry}/bases/one:1@{digest}"
+    with pytest.raises(EngineError) as caught:
+        building._pinned(f"{open_registry}/bases/none:1")
+    assert str(caught.value.where).endswith("bases/none:1")
+
+
 @pytest.mark.parametrize(
     ("changes", "where"),
     [
@@ -252,9 +263,10 @@ def test_a_full_disk_is_one() -> None:
     assert isinstance(failure(["write /x: no space left on device"], BUILDER), DiskError)
 
 
-def test_a_build_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize("work", ["while :; do echo x; sleep 0.05; done", "sleep 600 | cat"])
+def test_a_build_that_takes_too_long_is_ended(tmp_path: Path, work: str) -> None:
     script = tmp_path / "endless"
-    script.write_text("#!/bin/sh\nwhile :; do echo x; sleep 0.05; done\n")
+    script.write_text(f"#!/bin/sh\n{work}\n")
     script.chmod(0o755)
     with pytest.raises(EngineError, match="did not end within"):
         building.run([str(script)], BUILDER, lambda line: None, limit_s=0.3)

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -191,19 +192,30 @@ def run(command: list[str], builder: Builder, tell: Callable[[str], None], limit
         env={**os.environ, **builder.environment},
         start_new_session=True,  # so that its children can be ended with it
     )
-    end = time.monotonic() + limit_s
+    late = threading.Event()
+
+    def end() -> None:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    def give_up() -> None:
+        late.set()
+        end()
+
+    timer = threading.Timer(limit_s, give_up)
+    timer.start()
     try:
         assert process.stdout is not None  # noqa: S101 - asked for above
         for line in process.stdout:
             tail.append(line.rstrip())
             tell(tail[-1])
-            if time.monotonic() > end:
-                raise EngineError(f"the build did not end within {limit_s / 3600:.0f} hours", where=builder.name)
-        code = process.wait(timeout=60)
+        code = process.wait()
     finally:
-        with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=60)
+        timer.cancel()
+        end()
+        process.wait()
+    if late.is_set():
+        raise EngineError(f"the build did not end within {limit_s / 3600:.0f} hours", where=builder.name)
     if code:
         raise failure(list(tail), builder)
 
