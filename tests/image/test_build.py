@@ -24,7 +24,7 @@ from tunedock.errors import DiskError, EngineError, RecipeError
 from tunedock.image import build as building
 from tunedock.image import store
 from tunedock.image.build import Request, build, failure, labels
-from tunedock.image.builders import Builder, choose
+from tunedock.image.builders import Builder, choose, found
 from tunedock.image.context import Sources
 from tunedock.image.engine import connected
 from tunedock.image.package import package
@@ -145,7 +145,7 @@ def test_no_secret_is_in_any_layer(
 @pytest.mark.long
 def test_the_builder_of_old(engine_here: Engine, base_image: str, small: Target, tmp_path: Path) -> None:
     """A docker without BuildKit makes the same image, and wheels stay with the builder."""
-    programs = [each for each in building.choose.__globals__["found"]() if not each.mounts]
+    programs = [each for each in found() if not each.mounts]
     if not programs:
         pytest.skip("every docker here has BuildKit")
     wheel(tmp_path)
