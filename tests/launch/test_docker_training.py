@@ -20,6 +20,7 @@ import pytest
 from engine_bed import Engine
 from stage_containers import launch_section
 from tunedock.launch.at_work import container_at_work
+from tunedock.launch.meeting import free_port
 from tunedock.run.placed import read_placed
 from tunedock.run.record import Run
 
@@ -271,6 +272,23 @@ def test_two_processes_in_one_container_have_the_losses_of_two_outside(
         done = tunedock("train", "r.yaml", f"train.output_dir=runs/{name}", "launch.processes=2", f"launch.on={place}")
         assert done.returncode == 0, done.stderr
     assert losses(Run(folder / "runs/two-in")) == losses(Run(folder / "runs/two-out"))
+
+
+@pytest.mark.long
+def test_two_nodes_in_containers_meet_over_the_machines_own_network(
+    folder: Path, engine: Engine, tunedock: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    launch = ["launch.nodes=2", f"launch.rendezvous=127.0.0.1:{free_port('127.0.0.1')}", "launch.processes=1"]
+    command = [sys.executable, "-m", "tunedock", "train", "r.yaml", "train.output_dir=runs/nodes", *launch]
+    env = surroundings(folder, engine)
+    first = subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
+    second = tunedock("train", "r.yaml", "train.output_dir=runs/nodes", *launch, "launch.node_rank=1")
+    _, err = first.communicate(timeout=60)
+    assert (first.returncode, second.returncode) == (0, 0), err + second.stderr
+    assert "2 processes on 2 nodes" in err
+    run = Run(folder / "runs/nodes")
+    assert len(losses(run)) == STEPS
+    assert read_placed(run, node=1) != read_placed(run)
 
 
 @pytest.mark.long

@@ -19,7 +19,7 @@ from tunedock.errors import DependencyError, EngineError, RunError
 from tunedock.image import engine
 from tunedock.launch.docker_job import remove
 from tunedock.recipe.launch import Launch
-from tunedock.run.placed import Placed, read_placed
+from tunedock.run.placed import Placed, all_placed
 from tunedock.run.pulse import beats_of
 from tunedock.run.record import Run
 
@@ -38,13 +38,13 @@ MARGIN_S = 15.0
 def container_at_work(run: Run) -> Placed | None:
     """The container a stage of this run is in now; None where it is in none, or its engine does not answer or is another
     machine's."""
-    placed = read_placed(run)
-    if placed is None or placed.host != socket.gethostname():
-        return None
-    with suppress(EngineError, DependencyError), _engine_of(placed) as client:
-        state = _state(client, placed)
-        if state is not None and (state.get("Running") or state.get("Restarting")):
-            return placed
+    for placed in all_placed(run):
+        if placed.host != socket.gethostname():
+            continue
+        with suppress(EngineError, DependencyError), _engine_of(placed) as client:
+            state = _state(client, placed)
+            if state is not None and (state.get("Running") or state.get("Restarting")):
+                return placed
     return None
 
 

@@ -94,7 +94,7 @@ def container_spec(
     spec: dict[str, Any] = {
         "Image": image.id,
         "Entrypoint": list(image.entrypoint) if image.has_init else [],
-        "Cmd": [*INSIDE, job.stage, "-" if job.run is None else str(job.run)],
+        "Cmd": [*INSIDE, job.stage, "-" if job.run is None else str(job.run), *_part(job)],
         "User": _user(given, machine),
         "WorkingDir": "/" if job.run is None else str(job.run),
         "Env": [f"{name}={value}" for name, value in sorted(environment(launch, machine).items())],
@@ -113,6 +113,17 @@ def container_spec(
     if network != "host":
         spec["Hostname"] = machine.hostname[:63]  # what a run says of its ranks
     return spec
+
+
+def node_of(job: JobSpec) -> int:
+    """Which node of several the job is; 0 for the first, and where there is one."""
+    return 0 if job.launch is None else job.launch.node_rank or 0
+
+
+def _part(job: JobSpec) -> list[str]:
+    """Of a node beside the first: which it is, and where it meets the first."""
+    node = node_of(job)
+    return ["--node", str(node), "--meet", str(job.launch.rendezvous)] if job.launch is not None and node else []
 
 
 def with_variables(spec: Mapping[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
@@ -154,6 +165,8 @@ def labels(job: JobSpec, launch: Launch, machine: Machine) -> dict[str, str]:
     found = {"stage": job.stage, "version": __version__, "user": str(machine.uid)}
     if job.run is not None:
         found["run"] = str(job.run)
+    if node_of(job):
+        found["node"] = str(node_of(job))
     if given.cpus is not None:
         found["cpus"] = f"{given.cpus:g}"
     if given.memory is not None:

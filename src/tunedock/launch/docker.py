@@ -18,11 +18,13 @@ from tunedock.errors import DependencyError, EngineError, RecipeError, RunError,
 from tunedock.image import engine
 from tunedock.launch.container import (
     INFINIBAND,
+    LABEL,
     MPS_PIPES,
     Image,
     Machine,
     container_name,
     container_spec,
+    node_of,
     own_source,
     with_variables,
 )
@@ -96,7 +98,7 @@ class DockerLauncher:
     def _submitted(self, client: DockerClient, endpoint: engine.Endpoint, spec: JobSpec) -> DockerJob:
         run = Run(run_of(spec))
         recipe = recipe_of(run, spec)
-        sweep(client, run)
+        sweep(client, run, node_of(spec))
         named = image_name(recipe.launch, self._gpus(recipe.launch, shares(our_containers(client))))
         image = image_to_run(image_here(client, named), named, recipe.launch)
         network, _why = network_of(recipe, spec.stage, self._environment)
@@ -106,9 +108,8 @@ class DockerLauncher:
         container = None
         try:
             container = self._created(client, spec, recipe, image, name, network)
-            launch = None if spec.launch is None else spec.launch.model_dump(mode="json")
-            placed = Placed(spec.stage, endpoint.url, container, name, named, image.id, spec.request, launch)
-            write_placed(run, placed)
+            placed = Placed(spec.stage, endpoint.url, container, name, named, image.id, spec.request)
+            write_placed(run, placed, node=node_of(spec))
             memory = recipe.launch.container.memory
             job = DockerJob(
                 spec,
@@ -296,13 +297,14 @@ def engine_info(client: DockerClient) -> Mapping[str, Any]:
 
 def our_containers(client: DockerClient) -> list[Mapping[str, Any]]:
     with engine.told("container engine"):
-        return list(client.api.containers(all=True, filters={"label": "tunedock.version"}))
+        return list(client.api.containers(all=True, filters={"label": f"{LABEL}version"}))
 
 
-def sweep(client: DockerClient, run: Run) -> None:
-    """Takes away what earlier stages of this run left, whose watcher had ended before them."""
+def sweep(client: DockerClient, run: Run, node: int = 0) -> None:
+    """Takes away what earlier stages of this run (of this node of it) left, whose watcher had ended before them."""
     for each in our_containers(client):
-        ours = (each.get("Labels") or {}).get("tunedock.run") == str(run.path)
+        labels = each.get("Labels") or {}
+        ours = labels.get(f"{LABEL}run") == str(run.path) and int(labels.get(f"{LABEL}node", 0)) == node
         if ours and each.get("State") in ("exited", "dead", "created"):
             remove(client, str(each["Id"]))
 

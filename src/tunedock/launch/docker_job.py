@@ -21,10 +21,12 @@ from tunedock.errors import EngineError, OutOfMemoryError, TunedockError, exit_c
 from tunedock.events import Event, EventReader
 from tunedock.image.engine import said, told
 from tunedock.launch.attached import Attached
+from tunedock.launch.container import node_of
 from tunedock.launch.exported import ExportAside
 from tunedock.launch.job import TAIL_BYTES, JobSpec, last_lines
 from tunedock.launch.watch import resume_hint, signal_of
 from tunedock.plan.machine.bounds import bytes_text
+from tunedock.run.ranks import RankFiles
 from tunedock.run.record import Run
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ class DockerJob:
         if spec.converses:
             self._attached = Attached(client, container, spec.log)
         elif spec.run is not None:
-            self._reader = EventReader(Run(spec.run).events, at_end=True)
+            self._reader = EventReader(_events_of(spec, Run(spec.run)), at_end=True)
         with told(f"container {name}"):
             for each in (container, *beside):
                 client.api.start(each)
@@ -117,6 +119,8 @@ class DockerJob:
         for event in self._reader.new() if self._reader is not None else ():
             found = True
             yield self._aside.finish(event) if self._aside is not None and event["kind"] == "result" else event
+        if ended and self.poll() == 0 and node_of(self._spec):  # what rank 0 tells is told where it runs
+            yield {"kind": "result", "time": time.time(), "value": {"node": node_of(self._spec)}}
         if not found and timeout_s and not ended:
             time.sleep(timeout_s)
 
@@ -247,6 +251,14 @@ class DockerJob:
             where=None if self._spec.log is None else str(self._spec.log),
             hint="raise `launch.container.memory`, or lower `train.token_budget` or `data.max_length`",
         )
+
+
+def _events_of(spec: JobSpec, run: Run) -> Path:
+    """Of a node beside the first: what its own first rank tells, which is what goes wrong there."""
+    node = node_of(spec)
+    if not node or spec.launch is None:
+        return run.events
+    return RankFiles(run.ranks, node * (spec.launch.processes or 1)).events
 
 
 def _size(file: Path | None) -> int:

@@ -1,5 +1,7 @@
 """`container.json` of a run: in which container its last stage ran or runs, and what it was asked there.
 
+A node beside the first has a file of its own, `container.node-1.json`: several may see one folder.
+
 Written before the container starts, by whoever starts it; read inside by what runs the stage, and outside by who looks after it.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tunedock.errors import RunError
@@ -37,17 +40,31 @@ class Placed:
     """The machine whose engine that is: several may see the run's folder."""
 
 
-def write_placed(run: Run, placed: Placed) -> None:
+def write_placed(run: Run, placed: Placed, *, node: int = 0) -> None:
     """Raises DiskError."""
-    write_json(run.path / FILE, asdict(placed))
+    write_json(_file(run, node), asdict(placed))
 
 
-def read_placed(run: Run) -> Placed | None:
+def read_placed(run: Run, *, node: int = 0) -> Placed | None:
     """None where the run was in no container, or the file is another version's. Raises RunError for a damaged file."""
-    if not (run.path / FILE).is_file():
+    return _read(_file(run, node))
+
+
+def all_placed(run: Run) -> list[Placed]:
+    """Of every node that this machine sees, the first one before the others."""
+    found = (_read(file) for file in (_file(run, 0), *sorted(run.path.glob("container.node-*.json"))))
+    return [placed for placed in found if placed is not None]
+
+
+def _file(run: Run, node: int) -> Path:
+    return run.path / (f"container.node-{node}.json" if node else FILE)
+
+
+def _read(file: Path) -> Placed | None:
+    if not file.is_file():
         return None
     try:
-        return Placed(**read_json(run.path / FILE))
+        return Placed(**read_json(file))
     except TypeError:
         return None
 
