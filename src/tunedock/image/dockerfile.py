@@ -58,6 +58,9 @@ def dockerfile(target: Target, options: Options = Options()) -> str:
 
 Block = Sequence[str]
 
+_PIP_SETTINGS = "ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1"
+_INDEX = ("ARG INDEX=", "ARG OFFLINE=")
+
 _APART = "# hadolint ignore=DL3059"
 """Steps on their own: what comes before them changes less often, and stays as it is."""
 
@@ -111,7 +114,7 @@ def _builder(target: Target, options: Options) -> Iterator[Block]:
     yield (
         "# --- The virtual environment. Nothing of this stage but what is copied below comes into the image.",
         "FROM system AS builder",
-        "ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1",
+        _PIP_SETTINGS,
     )
     yield (
         "# For the bill of materials: before anything is installed that is only the builder's.",
@@ -121,11 +124,7 @@ def _builder(target: Target, options: Options) -> Iterator[Block]:
     )
     if target.build:
         yield ("# Compilers, for packages without a wheel.", *_install(target.build))
-    arguments = [
-        "# The package index (PyPI by default); OFFLINE=1: the folder of wheels alone.",
-        "ARG INDEX=",
-        "ARG OFFLINE=",
-    ]
+    arguments = ["# The package index (PyPI by default); OFFLINE=1: the folder of wheels alone.", *_INDEX]
     if target.torch_index:
         arguments += [
             "# Where this target's PyTorch lies, beside the index; empty: the index decides.",
@@ -182,7 +181,10 @@ def _engine(target: Target, options: Options) -> Iterator[Block]:
     lines[-1] = lines[-1].replace("--constraint /build/locked.txt ", "")
     yield (
         "# --- The inference engine, in an environment of its own: it pins another PyTorch than tunedock.",
-        "FROM builder AS engine",
+        "FROM system AS engine",
+        _PIP_SETTINGS,
+        *_INDEX,
+        *(() if options.mounts else ("COPY wheels/ /wheels/",)),
         f"RUN python3 -m venv {ENGINE}",
         *lines,
     )
