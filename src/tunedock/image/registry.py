@@ -66,7 +66,7 @@ class Registry:
         self._plain_http = plain_http
         self._session = _Session()
         self._session.auth = _nothing  # else requests would add what ~/.netrc says
-        again = Retry(total=2, backoff_factor=0.3, status_forcelist=(502, 503, 504), allowed_methods=None,
+        again = Retry(total=2, other=0, backoff_factor=0.3, status_forcelist=(502, 503, 504), allowed_methods=None,
                       respect_retry_after_header=False, raise_on_status=False)  # fmt: skip
         for scheme in ("https://", "http://"):
             self._session.mount(scheme, HTTPAdapter(max_retries=again))

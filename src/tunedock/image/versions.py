@@ -2,7 +2,7 @@
 
 A digest that gives way is left in the same registry under a tag that says when and how (`production.was-TIME-DIGEST`), written
 before the name moves. So nothing is lost if we die in between, every machine reads one history, from one list of tags, and a
-rollback is two small requests that copy nothing.
+rollback is a few small requests that copy nothing.
 
     was     replaced by a promotion
     back    rolled back from
