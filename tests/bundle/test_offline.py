@@ -58,6 +58,18 @@ def test_wheels_may_be_left_out(tmp_path: Path) -> None:
     assert not list((tmp_path / "to").iterdir())
 
 
+def test_wheels_are_made_of_requirements(tmp_path: Path) -> None:
+    wheel = tiny_wheel(tmp_path / "wheels") / "tiny-1.0-py3-none-any.whl"
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text(f"{wheel}\n")
+    create(Wanted("w", requirements=requirements), tmp_path / "bundle", quiet)
+    assert (tmp_path / "bundle/wheels" / wheel.name).read_bytes() == wheel.read_bytes()
+    requirements.write_text(f"{tmp_path}/none-1.0-py3-none-any.whl\n")
+    with pytest.raises(DependencyError, match="pip makes no wheels of it") as caught:
+        create(Wanted("w", requirements=requirements), tmp_path / "other", quiet)
+    assert caught.value.where == str(requirements)
+
+
 @pytest.mark.long
 def test_wheels_become_an_environment(tmp_path: Path) -> None:
     create(Wanted("w", wheels=tiny_wheel(tmp_path / "wheels")), tmp_path / "bundle", quiet)

@@ -59,9 +59,11 @@ def load(
     content = [path for path in found.files if path.startswith("content/")]
     packed = [path for path in found.files if path.startswith("wheels/")] if wheels else []
     need_room(to, sum(found.size(path) for path in (*content, *packed)))
-    for number, path in enumerate(sorted(content), 1):
+    done, total = 0, sum(map(found.size, content))
+    for path in sorted(content):
         _place(found, path, to / path.removeprefix("content/"))
-        tell("copy", number, len(content))
+        done += found.size(path)
+        tell("copy", done, total)
     if (to / COMPOSE).is_file():
         with writing(to):
             (to / ".env").write_text(f"TUNEDOCK_USER={os.getuid()}:{os.getgid()}\n", encoding="utf-8")
