@@ -126,6 +126,12 @@ def test_what_is_served_is_looked_at(folder: Path, tmp_path: Path, model: Path) 
         folder.mkdir()
 
 
+def test_the_edge_takes_what_llama_cpp_reads(folder: Path, model: Path) -> None:
+    with pytest.raises(RecipeError, match=r"can compute with \(\*\.gguf\)") as caught:
+        write(folder, target("edge", "serve"), Sources(package(), model=model), mounts=True)
+    assert caught.value.where == "--model"
+
+
 def test_one_file_of_weights(folder: Path, tmp_path: Path) -> None:
     weights = tmp_path / "tiny.gguf"
     weights.write_bytes(b"GGUF")

@@ -15,7 +15,7 @@ import fnmatch
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +39,8 @@ SECRETS = {
     "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{20,}",
     "a password in an address": r"\b[a-z][a-z0-9+.-]*://[^\s/:@'\"{}<>]+:(?!(?i:pass|secret|token))[^\s/:@'\"{}<>]{6,}@[a-z0-9]",
 }  # fmt: skip
+WEIGHTS = ("*.safetensors", "*.gguf", "*.bin")
+
 LOOKED_AT = 1 << 20
 """Bytes of a file that are searched for secrets; weights are not text."""
 
@@ -98,7 +100,8 @@ def write(folder: Path, target: Target, sources: Sources, *, mounts: bool) -> Co
         _code(folder, target, sources.package)
         for name, source in (("model", sources.model), ("adapter", sources.adapter)):
             if source is not None:
-                context.left_out += _served(source, folder / name, f"--{name}")
+                kinds = ("*.gguf",) if target.small else WEIGHTS
+                context.left_out += _served(source, folder / name, f"--{name}", kinds)
     except OSError as error:
         raise DiskError(
             f"the build's files cannot be written: {error.strerror or error}", where=str(error.filename or folder)
@@ -184,7 +187,7 @@ def _tree(source: Path, target: Path, keep: Iterable[str] = ("*",)) -> list[str]
     return left_out
 
 
-def _served(source: Path, target: Path, where: str) -> list[str]:
+def _served(source: Path, target: Path, where: str, kinds: Sequence[str]) -> list[str]:
     """A file of weights, or a folder as transformers and PEFT write them."""
     if source.is_file():
         if source.suffix != ".gguf":
@@ -194,11 +197,11 @@ def _served(source: Path, target: Path, where: str) -> list[str]:
     if not source.is_dir():
         raise RecipeError(f"there is no {source}", where=where)
     left_out = _tree(source, target, SERVED)
-    if not any(target.rglob("*")) or not any(any(target.rglob(kind)) for kind in ("*.safetensors", "*.gguf", "*.bin")):
+    if not any(any(target.rglob(kind)) for kind in kinds):
         raise RecipeError(
-            f"{source} holds no weights",
+            f"{source} holds no weights that this image can compute with ({', '.join(kinds)})",
             where=where,
-            hint="a folder of `tunedock export`, a run's `model`, or a .gguf file",
+            hint="a folder of `tunedock export`, a run's `model`; for edge a .gguf file",
         )
     return left_out
 

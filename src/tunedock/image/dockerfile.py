@@ -123,7 +123,8 @@ def _builder(target: Target, options: Options) -> Iterator[Block]:
         f"    && python3 -m venv {ENVIRONMENT}",
     )
     if target.build:
-        yield ("# Compilers, for packages without a wheel.", *_install(target.build))
+        settings = [f'ENV {name}="{value}"' for name, value in target.build_environment]
+        yield ("# Compilers, for packages without a wheel.", *settings, *_install(target.build))
     arguments = ["# The package index (PyPI by default); OFFLINE=1: the folder of wheels alone.", *_INDEX]
     if target.torch_index:
         arguments += [

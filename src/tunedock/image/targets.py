@@ -35,6 +35,8 @@ class Target:
     """Packages of the distribution in the image."""
     build: tuple[str, ...]
     """Packages of the distribution that only the builder needs."""
+    build_environment: tuple[tuple[str, str], ...]
+    """(variable, value): what compilers are told in the builder."""
     torch_index: str | None
     """Where this target's PyTorch lies; None where the image has none."""
     packages: tuple[str, ...]
@@ -117,6 +119,7 @@ def target(name: str, role: str = "train", engine: str | None = None) -> Target:
         platforms=tuple(row["platforms"]),
         system=tuple(sorted(set(system))),
         build=tuple(sorted(build)),
+        build_environment=tuple(facts["edge"]["build_environment"].items()) if build else (),
         torch_index=None if light else row["torch_index"],
         packages=tuple(packages),
         extras=() if light else (*row["extras"], *(facts["test"]["extras"] if role == "test" else ())),
