@@ -58,3 +58,16 @@ def test_the_tests_run_in_theirs(engine_here: Engine, base_image: str, host_sett
         )
     assert b" passed" in said
     assert b" failed" not in said
+
+
+def test_doctor_finds_all_in_the_image_that_trains(engine_here: Engine, cpu_train_image: str) -> None:
+    command = ["sh", "-c", "tunedock doctor --json; true"]  # no hub is reached from here: a warning
+    with connected(timeout_s=200) as client:
+        said = client.containers.run(
+            cpu_train_image, command, user="4242", read_only=True, network_disabled=True, shm_size="1g", remove=True,
+            tmpfs={"/tmp": "mode=1777", "/home/tunedock": "mode=1777"},
+        )  # fmt: skip
+    verdicts = {check["name"]: check["verdict"] for check in json.loads(said)["checks"]}
+    for name in ("python", "transformers", "peft", "accelerate", "safetensors", "huggingface-hub"):
+        assert verdicts[name] == "ok", name
+    assert verdicts["c++ compiler"] == "warning"  # left out: it would be a tenth of the image
