@@ -33,6 +33,8 @@ FOLDER = "TUNEDOCK_TESTS_ENGINE"
 PROGRAMS = ("dockerd", "containerd", "runc", "ip", "iptables")
 PACKAGES = "python3,python3-venv,tini,ca-certificates"
 BASE = "base:debian"
+MADE_S = 1500
+"""Seconds for a test that may have to wait for an image, its own work included."""
 OLD_S = 14 * 86400.0
 """After this long the cached Debian is made again: its mirrors have newer packages."""
 
@@ -90,7 +92,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     end = time.monotonic() + 2 * engine_keeper.STOP_S
     while folder.exists() and time.monotonic() < end:
         time.sleep(0.1)
-    lock_of(folder).unlink(missing_ok=True)
+    for lock in folder.parent.glob(f"{folder.name}*.lock"):
+        lock.unlink(missing_ok=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-timeout reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whichever test is the first to name an image waits until it is made, on a busy machine for minutes."""
+    for item in items:
+        waits = {"cpu_train_image", "base_image"} & set(getattr(item, "fixturenames", ()))
+        if waits and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(MADE_S))
 
 
 def own_folder() -> Path:
@@ -143,7 +155,7 @@ def cpu_train_image(engine: Engine, base_image: str, host_settings: HostSettings
 
 
 def image_build(
-    engine: Engine, settings: HostSettings, *arguments: str, limit_s: float = 900
+    engine: Engine, settings: HostSettings, *arguments: str, limit_s: float = 1200
 ) -> subprocess.CompletedProcess[str]:
     """`tunedock image build`, with what this machine needs to reach its packages."""
     found = {"--ca": settings.ca, "--wheels": settings.wheels, "--index": settings.index}
