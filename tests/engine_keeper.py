@@ -94,7 +94,7 @@ class Network:
 def command(folder: Path, network: Network) -> list[str]:
     # Not the machine's own configuration; gVisor where it is installed.
     sandbox = shutil.which("runsc")
-    runtimes = {} if sandbox is None else {"runtimes": {"runsc": {"path": sandbox}}}
+    runtimes = {} if sandbox is None else {"runtimes": {"runsc": {"path": sandbox, "runtimeArgs": ["--network=none"]}}}
     (folder / "none.json").write_text(json.dumps(runtimes))
     return [
         "dockerd",
