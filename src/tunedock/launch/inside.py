@@ -51,9 +51,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _asked(run: Run, stage: str) -> JobSpec:
-    placed = require_placed(run)
-    launch = None if placed.launch is None else Launch.model_validate(placed.launch)
-    return JobSpec(stage, run.path, placed.request, launch)
+    return JobSpec(stage, run.path, require_placed(run).request)
 
 
 def _node(run: Run, stage: str, node: int, meet: str) -> JobSpec:

@@ -34,8 +34,6 @@ class Placed:
     image_id: str
     """The digest of what that was."""
     request: Mapping[str, Any] = field(default_factory=dict)
-    launch: Mapping[str, Any] | None = None
-    """Of a machine beside the first: its own part of the training."""
     host: str = field(default_factory=socket.gethostname)
     """The machine whose engine that is: several may see the run's folder."""
 
