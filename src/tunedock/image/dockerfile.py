@@ -106,7 +106,7 @@ def _install(packages: Sequence[str]) -> list[str]:
         "      apt-get update; \\",
         "      xargs apt-get install --yes --no-install-recommends < /tmp/missing; \\",
         "    fi; \\",
-        "    rm -rf /tmp/missing /var/lib/apt/lists/*",
+        "    rm -rf /tmp/missing /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives/*.deb",
     ]
 
 
