@@ -10,6 +10,7 @@ import io
 import json
 import shutil
 import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -270,6 +271,23 @@ def test_a_build_that_takes_too_long_is_ended(tmp_path: Path, work: str) -> None
     script.chmod(0o755)
     with pytest.raises(EngineError, match="did not end within"):
         building.run([str(script)], BUILDER, lambda line: None, limit_s=0.3)
+
+
+def test_sigterm_ends_the_builder_too(tmp_path: Path) -> None:
+    script = tmp_path / "endless"
+    script.write_text("#!/bin/sh\necho $$\nexec sleep 600\n")
+    script.chmod(0o755)
+    code = (
+        "import sys; from pathlib import Path; from tunedock.image import build; from tunedock.image.builders import Builder\n"
+        "b = Builder('x', Path('x'), '1', True)\n"
+        "build.run([sys.argv[1]], b, lambda line: print(line, flush=True))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    builder = int(process.stdout.readline())
+    process.terminate()
+    assert process.wait(30) == 143
+    assert not Path(f"/proc/{builder}").exists()
 
 
 def test_the_index_with_a_password_is_a_file_for_pip(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -14,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
+from typing import Any
 from urllib.parse import urlsplit
 
 from tunedock.errors import DiskError, EngineError, RecipeError, TunedockError
@@ -204,6 +207,7 @@ def run(command: list[str], builder: Builder, tell: Callable[[str], None], limit
 
     timer = threading.Timer(limit_s, give_up)
     timer.start()
+    before = _end_on_sigterm()
     try:
         assert process.stdout is not None  # noqa: S101 - asked for above
         for line in process.stdout:
@@ -214,10 +218,19 @@ def run(command: list[str], builder: Builder, tell: Callable[[str], None], limit
         timer.cancel()
         end()
         process.wait()
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     if late.is_set():
         raise EngineError(f"the build did not end within {limit_s / 3600:.0f} hours", where=builder.name)
     if code:
         raise failure(list(tail), builder)
+
+
+def _end_on_sigterm() -> Callable[[int, FrameType | None], Any] | int | None:
+    """SIGTERM would end this process and leave the builder at work: it becomes an exit that ends both. The handler there was."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
 
 _FAILURES = (
