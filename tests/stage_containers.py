@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import tunedock
-from engine_bed import Engine
+from engine_bed import Engine, only_one
 from tunedock.image.engine import Endpoint, connected
 from tunedock.run.record import Run, RunState
 
@@ -49,15 +49,16 @@ def client(engine: Engine) -> Iterator[DockerClient]:
 
 
 @pytest.fixture
-def nothing_left(client: DockerClient) -> Iterator[None]:
-    """Neither containers nor networks stay behind."""
-    networks = {network.id for network in client.networks.list()}
-    yield
-    left = [container.name for container in client.containers.list(all=True, filters={"label": "tunedock.version"})]
-    for name in left:
-        client.api.remove_container(name, force=True)
-    assert not left
-    assert {network.id for network in client.networks.list()} == networks
+def nothing_left(engine: Engine, client: DockerClient) -> Iterator[None]:
+    """Neither containers nor networks stay behind. One test at a time, of all processes: they have one machine to share out."""
+    with only_one(engine.folder.with_name(f"{engine.folder.name}-shares")):
+        networks = {network.id for network in client.networks.list()}
+        yield
+        left = [container.name for container in client.containers.list(all=True, filters={"label": "tunedock.version"})]
+        for name in left:
+            client.api.remove_container(name, force=True)
+        assert not left
+        assert {network.id for network in client.networks.list()} == networks
 
 
 def launch_section(**container: Any) -> dict[str, Any]:

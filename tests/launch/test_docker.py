@@ -38,7 +38,8 @@ from tunedock.run.record import Run
 if TYPE_CHECKING:
     from docker import DockerClient
 
-pytestmark = pytest.mark.usefixtures("engine_here", "nothing_left")
+# Longer than other tests may take: each waits until none of another process has a share of the machine.
+pytestmark = [pytest.mark.usefixtures("engine_here", "nothing_left"), pytest.mark.timeout(900)]
 
 Scripted = Callable[..., Run]
 RESULT = ["event", "result", {"value": {"steps": 3}}]

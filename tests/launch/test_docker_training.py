@@ -46,7 +46,8 @@ tunedock.pipeline.train(*call)
 """
 """What it needs is loaded before: this user need not be able to read where the tests' Python lies."""
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
+# Longer than other tests may take: each waits until none of another process has a share of the machine.
+pytestmark = [pytest.mark.usefixtures("nothing_left"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
