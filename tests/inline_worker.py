@@ -58,6 +58,9 @@ class InlineJob:
     def killed_for_memory(self) -> bool:
         return False
 
+    def supervised(self) -> bool:
+        return False
+
     def verdict(self, failure: TunedockError | None, *, stopped_by: int | None) -> TunedockError | None:
         return failure
 

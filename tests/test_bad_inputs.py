@@ -151,7 +151,11 @@ IN_THE_RECIPE = {
     "qlora-by-its-name": (["adapter=qlora"], 2, ["has no `qlora`", "`adapter: lora` with `quantize: nf4`"]),
     "awq-by-its-name": (["quantize=awq"], 2, ["give it as `model`"]),
     "quantized-and-full": (["quantize=nf4", "adapter=full"], 2, ["quantized weights stay as they are"]),
-    "launch-not-built": (["launch.on=kubernetes"], 2, ["`launch.on: kubernetes` is not built yet (today: local)"]),
+    "launch-not-built": (
+        ["launch.on=kubernetes"],
+        2,
+        ["`launch.on: kubernetes` is not built yet (today: local, docker, compose)"],
+    ),
 }
 WITHOUT_HINT = {
     "bad-yaml",
