@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +21,7 @@ from test_docker_training import folder, losses, surroundings, whole
 
 from engine_bed import Engine
 from tunedock.errors import DependencyError
+from tunedock.image.engine import Endpoint, connected
 from tunedock.launch.compose import find_compose
 from tunedock.run.record import Run
 
@@ -114,3 +120,90 @@ def test_without_compose_the_way_out_is_told(tmp_path: Path) -> None:
     with pytest.raises(DependencyError, match="there is no compose here") as raised:
         find_compose({"PATH": str(tmp_path)})
     assert raised.value.where == "launch.on: compose"
+
+
+PROMETHEUS = "tunedock-tests:prometheus"
+"""Debian's, where the public image would stand: it reads the same settings, at the same places."""
+
+
+@pytest.fixture(scope="module")
+def prometheus_image(engine: Engine, base_image: str) -> str:
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("prometheus is not installed here")
+    dockerfile = (
+        f"FROM {base_image}\nCOPY prometheus /usr/bin/\nRUN mkdir -m 1777 /prometheus\n"
+        'CMD ["prometheus", "--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/prometheus"]\n'
+    )
+    files = {"Dockerfile": dockerfile.encode(), "prometheus": Path(program).read_bytes()}
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), 0o755
+            tar.addfile(entry, io.BytesIO(content))
+    packed.seek(0)
+    with connected(Endpoint(engine.host, "the tests"), timeout_s=240) as client:
+        client.images.build(fileobj=packed, custom_context=True, tag=PROMETHEUS, rm=True)
+    return PROMETHEUS
+
+
+@pytest.mark.long
+def test_a_real_prometheus_scrapes_what_the_run_tells(
+    folder: Path, tunedock: Tunedock, environment: dict[str, str], prometheus_image: str, cpu_train_image: str
+) -> None:
+    """In tunedock's own image. Grafana's is public, and no test pulls: the profile's other two services are started by name."""
+    own = [
+        f"launch.image={cpu_train_image}",
+        *(f"launch.container.{key}" for key in ("source=false", "mounts=[]", "env=[]")),
+    ]
+    done = tunedock(
+        *("train", "r.yaml", "launch.on=compose", "train.output_dir=runs/watched", "--write", *own),
+        *("launch.compose.profiles=[monitoring]", f"launch.compose.images={{prometheus: '{prometheus_image}'}}"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = Run(folder / "runs/watched")
+    compose = ["docker-compose", "--file", str(run.path / "compose.yaml"), "--project-name", "watched"]
+
+    def call(*arguments: str) -> str:
+        done = subprocess.run(
+            [*compose, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout
+
+    try:
+        call("up", "--detach", "metrics", "prometheus")
+        call("up", "node-0")
+        assert run.state().status == "finished"
+        wanted = {'tunedock_run_status{status="finished"}': 1.0, "tunedock_run_steps": 8.0}
+        found = {query: answered(query, value) for query, value in wanted.items()}
+        assert found == wanted, call("logs", "metrics", "prometheus") + call("ps")
+        assert answered('tunedock_run_metric{name="loss"}') == pytest.approx(losses(run)[8])
+    finally:
+        call("down", "--volumes")
+
+
+def answered(query: str, wanted: float | None = None) -> float | None:
+    """What Prometheus says, once it says it: it scrapes every five seconds."""
+    url = "http://127.0.0.1:9090/api/v1/query?" + urllib.parse.urlencode({"query": query})
+    found, until = None, time.monotonic() + 60
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError, IndexError, KeyError), urllib.request.urlopen(url, timeout=5) as answer:
+            found = float(json.load(answer)["data"]["result"][0]["value"][1])
+            if wanted is None or found == wanted:
+                return found
+        time.sleep(1)
+    return found
+
+
+@pytest.mark.parametrize(("what", "file"), [("rules", "alerts.yml"), ("config", "prometheus.yml")])
+def test_the_settings_are_prometheus_own(what: str, file: str) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool, of Debian's prometheus, is not installed here")
+    settings = Path(__file__).parents[2] / "src/tunedock/launch/monitoring" / file
+    done = subprocess.run(
+        [promtool, "check", what, str(settings)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0 and "SUCCESS" in done.stdout, done.stdout + done.stderr
