@@ -245,8 +245,8 @@ def test_contradictions_are_refused(changes: dict, where: str) -> None:
         (["ERROR: pull access denied for nobody/none"], "ERROR: pull access denied for nobody/none", "--base"),
         (["#5 exec /bin/sh: exec format error"], "exec /bin/sh: exec format error", "binfmt"),
         (
-            ["E: Temporary failure resolving 'deb.debian.org'"],
-            "E: Temporary failure resolving 'deb.debian.org'",
+            ["E: Temporary failure resolving 'mirror.example'"],
+            "E: Temporary failure resolving 'mirror.example'",
             "mirror",
         ),
         ([], "it said nothing", "lines above"),
