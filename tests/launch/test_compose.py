@@ -92,6 +92,37 @@ def test_a_stop_saves_on_one_and_ends_all_and_the_run_goes_on(
 
 
 @pytest.mark.long
+def test_a_training_nobody_watches_any_more_is_stopped_by_its_name(
+    folder: Path, tunedock: Tunedock, environment: dict[str, str]
+) -> None:
+    """All its nodes, with a checkpoint saved; neither a container nor a network stays."""
+    run = Run(folder / "runs/unwatched")
+    command = [
+        sys.executable,
+        "-m",
+        "tunedock",
+        "train",
+        "r.yaml",
+        *TWO,
+        f"train.output_dir={run.path}",
+        "train.max_steps=400",
+    ]
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        until = time.monotonic() + 180
+        while process.poll() is None and time.monotonic() < until and not any(run.checkpoints.glob("step-*")):
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait(30)
+    done = tunedock("runs", "stop", str(run.path))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert run.state().status == "interrupted"
+
+
+@pytest.mark.long
 def test_a_written_file_trains_by_compose_alone(
     folder: Path, tunedock: Tunedock, whole: Run, environment: dict[str, str]
 ) -> None:

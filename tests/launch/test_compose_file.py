@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -147,6 +148,4 @@ def test_the_dashboard_asks_for_metrics_that_are_told() -> None:
 
 
 def names_in(text: str) -> set[str]:
-    import re
-
     return set(re.findall(r"tunedock_run_[a-z_]+", text))

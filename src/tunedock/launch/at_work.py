@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunedock.errors import DependencyError, EngineError, RunError
 from tunedock.image import engine
+from tunedock.launch.container import LABEL
 from tunedock.launch.docker_job import remove
 from tunedock.recipe.launch import Launch
 from tunedock.run.placed import Placed, all_placed
@@ -30,6 +31,9 @@ ENGINE_S = 10.0
 """How long a run's engine may take to say what a container does."""
 
 LOOK_EVERY_S = 0.2
+
+COMPOSE_PROJECT = "com.docker.compose.project"
+"""The label by which compose knows what is its own."""
 
 MARGIN_S = 15.0
 """Beyond `launch.grace_s`: the row in progress, and what ends after the worker."""
@@ -97,13 +101,39 @@ def stop(run: Run, *, now: bool = False) -> str:
 def _stop_container(run: Run, placed: Placed, number: int, limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
     with _engine_of(placed) as client:
-        with engine.told(f"container {placed.name}"), suppress(_not_found()):
-            client.api.kill(placed.container, int(number))
+        nodes = [each for each in _containers_of(client, run) if each != placed.container]
+        networks = _networks_of(client, placed)
+        for container in (*nodes, placed.container):
+            with engine.told(f"container {placed.name}"), suppress(_not_found()):
+                client.api.kill(container, int(number))
         while (state := _state(client, placed)) is not None and state.get("Running"):
             _still_waiting(run, deadline, limit_s)
         # Who started it takes it away, if they still watch.
         time.sleep(2 * LOOK_EVERY_S)
-        remove(client, placed.container)
+        for container in (*nodes, placed.container):
+            remove(client, container, force=container in nodes)
+        for network in networks:
+            with suppress(_api_error()):  # what stands beside a training may still be on it
+                client.api.remove_network(network)
+
+
+def _containers_of(client: DockerClient, run: Run) -> list[str]:
+    """The ids of those a run is in now: of a training by compose, one for each node."""
+    with engine.told("container engine"):
+        found = client.api.containers(filters={"label": f"{LABEL}run={run.path}"})
+        return [str(each["Id"]) for each in found]
+
+
+def _networks_of(client: DockerClient, placed: Placed) -> list[str]:
+    """The ids of those that compose made for the training; none where it was not compose."""
+    with engine.told("container engine"):
+        try:
+            labels = client.api.inspect_container(placed.container)["Config"].get("Labels") or {}
+        except _not_found():
+            return []
+        project = labels.get(COMPOSE_PROJECT)
+        found = client.api.networks(filters={"label": f"{COMPOSE_PROJECT}={project}"}) if project else []
+        return [str(each["Id"]) for each in found]
 
 
 def _still_waiting(run: Run, deadline: float, limit_s: float) -> None:
@@ -148,6 +178,13 @@ def _state(client: DockerClient, placed: Placed) -> dict[str, Any] | None:
             return state
         except _not_found():
             return None
+
+
+def _api_error() -> type[Exception]:
+    from docker.errors import APIError
+
+    found: type[Exception] = APIError
+    return found
 
 
 def _not_found() -> type[Exception]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunedock.errors import DependencyError, DiskError, EngineError, TunedockError
 from tunedock.image import engine
+from tunedock.launch.at_work import COMPOSE_PROJECT
 from tunedock.launch.compose_file import Beside, as_yaml, compose_file, services_beside
 from tunedock.launch.container import container_spec
 from tunedock.launch.docker import (
@@ -62,7 +63,11 @@ class ComposeLauncher(DockerLauncher):
 
     def check(self, recipe: Recipe, run: Path) -> list[str]:
         find_compose(self._environment)
-        return super().check(_alone(recipe), run)
+        notes = super().check(_alone(recipe), run)
+        endpoint = engine.find(self._environment)
+        with engine.connected(endpoint) as client:
+            self._shared_out(client, recipe.launch)
+        return notes
 
     def written(self, run: Run) -> Path:
         """The compose file of a run, for who starts it by hand: a node that ends by itself is started again."""
@@ -104,20 +109,28 @@ class ComposeLauncher(DockerLauncher):
                 project.take_away()
             raise
 
-    def _write(self, client: DockerClient, spec: JobSpec, recipe: Recipe, *, restarts: int) -> tuple[Path, str, str]:
-        """(the file, the image's name, its id). Raises as `start` does for what the machine cannot give."""
-        run, launch = Run(run_of(spec)), recipe.launch
+    def _shared_out(self, client: DockerClient, launch: Launch) -> list[tuple[str, ...]]:
+        """The GPUs of each node. Raises RecipeError where the machine has not what all of them ask for, beside what others have."""
         info, others = engine_info(client), shares(our_containers(client))
-        network, _why = network_of(_alone(recipe), "train", self._environment)
-        binds = self._binds(recipe, spec, network)
-        names = [name for name in variables(recipe, "train", network) if name in self._environment]
-        image = image_name(launch, self._gpus(launch, others))
-        found = image_to_run(image_here(client, image), image, launch)
-        bodies = []
+        found: list[tuple[str, ...]] = []
         for node in range(launch.nodes):
             gpus = self._gpus(launch, others)
             refuse_too_much(launch.container, gpus, others, cpus=info["NCPU"], memory_bytes=info["MemTotal"])
             others = [*others, _share(f"node-{node}", launch, gpus)]
+            found.append(gpus)
+        return found
+
+    def _write(self, client: DockerClient, spec: JobSpec, recipe: Recipe, *, restarts: int) -> tuple[Path, str, str]:
+        """(the file, the image's name, its id). Raises as `start` does for what the machine cannot give."""
+        run, launch = Run(run_of(spec)), recipe.launch
+        gpus_of_nodes = self._shared_out(client, launch)
+        network, _why = network_of(_alone(recipe), "train", self._environment)
+        binds = self._binds(recipe, spec, network)
+        names = [name for name in variables(recipe, "train", network) if name in self._environment]
+        image = image_name(launch, gpus_of_nodes[0])
+        found = image_to_run(image_here(client, image), image, launch)
+        info, bodies = engine_info(client), []
+        for node, gpus in enumerate(gpus_of_nodes):
             machine = self.machine(launch, info, gpus)
             body = container_spec(spec, recipe, found, machine, network=network, binds=binds)
             part = [*body["Cmd"], "--node", str(node), "--meet", meeting_place(network, launch)]
@@ -179,7 +192,7 @@ class Project:
 
     def nodes(self, client: DockerClient, count: int) -> list[str]:
         """The ids of the nodes' containers, in order. Raises EngineError where compose has not made them."""
-        filters = {"label": [f"com.docker.compose.project={self.name}"]}
+        filters = {"label": [f"{COMPOSE_PROJECT}={self.name}"]}
         with engine.told("container engine"):
             found = {
                 each["Labels"]["com.docker.compose.service"]: str(each["Id"])
