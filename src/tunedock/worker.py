@@ -35,6 +35,7 @@ from tunedock.errors import (
     TunedockError,
 )
 from tunedock.events import Emitter
+from tunedock.recipe.data_images import DATA_IMAGES, pinned
 from tunedock.recipe.schema import Recipe
 from tunedock.run.pulse import Pulse
 from tunedock.run.ranks import ALONE, End, Rank, RankFiles, forget_beyond
@@ -57,13 +58,14 @@ class Call:
     pulse: Pulse = field(default_factory=Pulse)
 
     def recipe(self) -> Recipe:
-        """The resolved recipe; of a run, with the model pinned to the commit it began with."""
+        """The resolved recipe; of a run, with the model pinned to the commit it began with, and data in images to their content."""
         if self.run is None:
             if "recipe" not in self.request:
                 raise BugError("the request names no recipe")
             return Recipe.model_validate(self.request["recipe"])
-        recipe = Recipe.model_validate(self.run.resolved()["recipe"])
-        commit = self.run.state().lineage.get("commit")
+        lineage = self.run.state().lineage
+        recipe = pinned(Recipe.model_validate(self.run.resolved()["recipe"]), lineage.get(DATA_IMAGES, {}))
+        commit = lineage.get("commit")
         if commit is None:
             return recipe
         return recipe.model_copy(update={"model": recipe.model.model_copy(update={"revision": commit})})
@@ -147,6 +149,13 @@ def _data_convert(call: Call) -> None:
     convert(Order.model_validate(call.request), call.emit)
 
 
+def _data_pack(call: Call) -> None:
+    from tunedock.data.pack import pack
+    from tunedock.recipe.data_images import Packing
+
+    call.emit.result(pack(Packing.model_validate(call.request), call.emit).model_dump(mode="json"))
+
+
 def _data_count(call: Call) -> None:
     from tunedock.data.count import count
 
@@ -174,6 +183,7 @@ STAGES: dict[str, Callable[[Call], None]] = {
     "data-check": _data_check,
     "data-show": _data_show,
     "data-convert": _data_convert,
+    "data-pack": _data_pack,
     "calibrate": _calibrate,
     "doctor": _doctor,
 }

@@ -238,6 +238,30 @@ def test_ctrl_c_and_a_stop_by_name_end_it_in_order(
 
 
 @pytest.mark.long
+def test_data_in_an_image_train_as_the_file_does(
+    folder: Path,
+    engine: Engine,
+    whole: Run,
+    client: DockerClient,
+    tunedock: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """The container has neither the engine nor a network: what the name stands for is brought before it starts."""
+    name = "td-rows:1"
+    made = tunedock("data", "image", "rows.jsonl", "--tag", name, "--json")
+    assert made.returncode == 0, made.stderr
+    try:
+        done = tunedock("train", "r.yaml", f"data.train=image://{name}", "train.output_dir=runs/by-image")
+    finally:
+        client.images.remove(name, force=True)
+    assert done.returncode == 0, done.stderr
+    run = Run(folder / "runs/by-image")
+    assert run.state().lineage["data_images"] == {f"image://{name}": json.loads(made.stdout)["revision"]}
+    assert losses(run) == losses(whole)
+    assert weights(run) == weights(whole)
+    assert tunedock("eval", "by-image").returncode == 0  # the image is gone, and what it held is here
+
+
+@pytest.mark.long
 def test_what_comes_after_training_runs_in_a_container_too(
     folder: Path, engine: Engine, tunedock: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tunedock.errors import RecipeError
 from tunedock.launch.mounts import SPARE_HOME, Bind, Caches, binds_of, refuse
 from tunedock.recipe.schema import Recipe
+from tunedock.run.record import Run, RunState
 
 
 @pytest.fixture
@@ -52,6 +53,20 @@ def test_only_what_the_recipe_names_is_shown_and_only_the_run_and_the_caches_can
         f"{home}/.cache/tunedock-in-containers": (f"{home}/.cache/tunedock-in-containers", False),
     }
     assert all(Path(source).exists() for source, _ in found.values())
+
+
+def test_data_in_an_image_are_shown_as_the_content_that_the_run_began_with(home: Path) -> None:
+    root, said, known = home.parent, "ab" * 32, "cd" * 32
+    data = {"train": "image://data:3", "test": {"path": "image://data:4", "revision": f"sha256:{said}"}}
+    state = RunState("r1", 0.0, "sft", "m", "full", "0", lineage={"data_images": {"image://data:3": f"sha256:{known}"}})
+    Run(root / "runs/r1").write_state(state)
+    for user in ("caller", "1000:1000"):
+        found = by_target(shown(home, data=data, launch={"on": "docker", "container": {"user": user}}))
+        for name in (said, known):
+            assert found[f"{home}/.cache/tunedock/images/{name}"] == (f"{home}/.cache/tunedock/images/{name}", True)
+    (root / "runs/r1/run.json").unlink()
+    before = by_target(shown(home, data=data))
+    assert f"{home}/.cache/tunedock/images/{known}" not in before  # not known yet, and nothing is asked
 
 
 def test_what_a_container_compiles_is_not_what_a_run_outside_loads(home: Path) -> None:

@@ -126,6 +126,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "unknown-hub": {"hub": "huggingface"},
     "offline-with-a-mirror": {"hub": "https://mirror.example", "offline": True},
     "offline-with-a-url": {"offline": True, "data": {"validation": "s3://bucket/v.jsonl"}},
+    "revision-of-a-data-image": {"data": {"test": {"path": "image://data:3", "revision": "main"}}},
 }
 
 KEPT: list[dict[str, Any]] = [
@@ -162,6 +163,7 @@ KEPT: list[dict[str, Any]] = [
     },
     {"launch": {"on": "compose", "nodes": 2, "compose": {"profiles": ["monitoring"]}}},
     {"hub": "modelscope", "offline": True},
+    {"offline": True, "data": {"train": {"path": "image://data:3", "revision": f"sha256:{'0' * 64}"}}},
 ]
 
 

@@ -1,4 +1,4 @@
-"""`tunedock data check` and `show`: what training will see, before it does. `convert` is a room of its own."""
+"""`tunedock data check` and `show`: what training will see, before it does. `convert` and `image` have rooms of their own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tunedock.cli.convert import convert
+from tunedock.cli.data_image import data_image
 from tunedock.cli.options import Json, Recipe, group, recipe_files
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 app = group("Look at the data as training will see it, or write it in another format.")
 app.command("convert")(convert)
+app.command("image", short_help="Pack a version of the data into an image.")(data_image)
 
 
 @app.command("check", short_help="Account for every row: kept, dropped or cut, and why.")

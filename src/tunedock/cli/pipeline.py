@@ -52,7 +52,7 @@ def pipeline(
     from tunedock.cli.show import display
     from tunedock.cli.text import print_json
     from tunedock.pipeline.chain import run_chain
-    from tunedock.pipeline.jobs import note_event
+    from tunedock.pipeline.notes import note_event
 
     with display() as tell:
         done = run_chain(

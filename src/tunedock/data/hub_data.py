@@ -71,6 +71,11 @@ def split_name(file: str) -> str:
     return word or next((part for part in reversed(path.parts[:-1]) if _tells_split(part)), "")
 
 
+def tell_splits(files: Sequence[str]) -> bool:
+    """Whether any file's name or folders tell a split."""
+    return any(_tells_split(split_name(file)) for file in files)
+
+
 def _tells_split(name: str) -> bool:
     """Whether a name begins with a word for a split: `train`, `train_sft`, not `strain`."""
     return bool(words := _words(name)) and words[0] in _ALL_SPLIT_WORDS

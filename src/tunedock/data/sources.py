@@ -1,4 +1,4 @@
-"""Sources of the recipe -> rows: files, folders, globs, URLs, and data sets on a hub.
+"""Sources of the recipe -> rows: files, folders, globs, URLs, and data sets on a hub or in an image.
 
 A row's id is `file:line`, or `file:#element` where a file has no lines (`records` tells which). `file` is the base name
 when the source is one file, else the path within the folder, the glob's fixed part, or the hub's repository.
@@ -14,16 +14,17 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tunedock.data import hub_data
+from tunedock.data import hub_data, image_data
 from tunedock.data.files import FileType, file_system, file_type, is_url, is_web, known_extensions, open_bytes, reading
 from tunedock.data.records import read_records
 from tunedock.errors import DataError
+from tunedock.recipe.data_images import image_of
 from tunedock.recipe.schema import Source
 
 DESCRIPTIONS = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"))
@@ -66,6 +67,17 @@ def list_files(source: Source, *, hub: str = "hf", offline: bool = False) -> lis
     Raises DataError when there are none, one is empty or of an unknown kind; DependencyError for a missing package.
     """
     return _listing(source, hub, offline).files
+
+
+def list_all(source: Source, *, hub: str = "hf", offline: bool = False) -> list[tuple[str, str]]:
+    """(name, path) of the files of a source, sorted by name; of a hub's data set those of every split. Raises as `list_files`."""
+    if not _is_hub_id(source.path):
+        listing = _listing(source, hub, offline)
+        below = [file.removeprefix(listing.root).lstrip("/") for file in listing.files]
+        named = zip(_names(listing.root, listing.files), below, listing.files, strict=True)
+        return sorted((inside or name, file) for name, inside, file in named)
+    folder = hub_data.download(source, hub=hub, offline=offline)
+    return sorted((file.relative_to(folder).as_posix(), str(file)) for file in _data_files(folder))
 
 
 def read_rows(
@@ -116,12 +128,12 @@ def _rows(listing: _Listing, shard: Shard) -> Iterator[RawRow]:
 
 def _listing(source: Source, hub: str, offline: bool) -> _Listing:
     path = source.path
-    if is_url(path) and not path.startswith("file://"):
+    if image_of(source) is not None:
+        files = _within(image_data.here(source), source, image_data.pick)
+    elif is_url(path) and not path.startswith("file://"):
         files = _of_url(path, offline)
     elif _is_hub_id(path):
-        folder = hub_data.download(source, hub=hub, offline=offline)
-        within = {file.relative_to(folder).as_posix(): str(file) for file in _data_files(folder)}
-        files = [within[name] for name in hub_data.pick(list(within), source)]
+        files = _within(hub_data.download(source, hub=hub, offline=offline), source, hub_data.pick)
     else:
         files = _of_local(source)
     if not files:
@@ -129,6 +141,12 @@ def _listing(source: Source, hub: str, offline: bool) -> _Listing:
     for file in files:
         _refuse_empty(file, alone=len(files) == 1)
     return _Listing(_root(source, files), files)
+
+
+def _within(folder: Path, source: Source, pick: Callable[[Sequence[str], Source], list[str]]) -> list[str]:
+    """The files of a folder that a source means, as `pick` chooses among their paths within it."""
+    files = {file.relative_to(folder).as_posix(): str(file) for file in _data_files(folder)}
+    return [files[name] for name in pick(list(files), source)]
 
 
 def _is_hub_id(path: str) -> bool:
@@ -274,6 +292,8 @@ def _refuse_empty(file: str, *, alone: bool) -> None:
 def _root(source: Source, files: Sequence[str]) -> str:
     """Folder that names in row ids and fingerprints start from."""
     path = source.path
+    if image_of(source) is not None:
+        return str(image_data.here(source))
     if is_web(path) or _is_hub_id(path):
         return _common_folder(files)
     if is_url(path) and not path.startswith("file://"):

@@ -136,10 +136,15 @@ def secrets(folder: Path) -> Iterator[tuple[Path, str]]:
         if not path.is_file() or path.suffix in (".whl", ".safetensors", ".gguf") or "source/tests" in path.as_posix():
             continue
         with path.open("rb") as file:
-            text = file.read(LOOKED_AT).decode("utf-8", errors="replace")
-        for what, pattern in SECRETS.items():
-            if re.search(pattern, text):
-                yield path, what
+            yield from ((path, what) for what in secrets_in(file.read(LOOKED_AT)))
+
+
+def secrets_in(data: bytes) -> Iterator[str]:
+    """What a text seems to hold of secrets."""
+    text = data.decode("utf-8", errors="replace")
+    for what, pattern in SECRETS.items():
+        if re.search(pattern, text):
+            yield what
 
 
 def _code(folder: Path, target: Target, package: Package) -> None:

@@ -1,12 +1,15 @@
 """An OCI registry (Harbor, docker-registry, a cloud's): the few requests that name, list and move images.
 
-Layers go through the engine (`image.transfer`); this is about manifests, a few kilobytes each. What is fetched is believed by its
-digest alone. requests comes with Docker's SDK, so this needs nothing more (decision 14 says why it is not oras-py).
+Layers of programs go through the engine (`image.transfer`); this is about manifests, a few kilobytes each, and data, which need no
+engine to be read. What is fetched is believed by its digest alone. requests comes with Docker's SDK, so this needs nothing more
+(decision 14 says why it is not oras-py).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -66,6 +69,7 @@ class Registry:
         self._plain_http = plain_http
         self._session = _Session()
         self._session.auth = _nothing  # else requests would add what ~/.netrc says
+        self._session.headers["Accept-Encoding"] = "identity"  # digests are of what is stored
         again = Retry(total=2, other=0, backoff_factor=0.3, status_forcelist=(502, 503, 504), allowed_methods=None,
                       respect_retry_after_header=False, raise_on_status=False)  # fmt: skip
         for scheme in ("https://", "http://"):
@@ -99,7 +103,7 @@ class Registry:
         """The manifest of a tag or a digest, which must hash to the digest asked for or told."""
         with self._ask("GET", repository, f"manifests/{name}", accept=MANIFESTS, stream=True) as answer:
             self._expect(answer, 200, f"{repository}:{name}")
-            data = b"".join(_bounded(answer, self.host))
+            data = b"".join(_bounded(answer, self.host, LARGEST_MANIFEST))
         found = Manifest(answer.headers.get("Content-Type", "").partition(";")[0], data)
         wanted = name if is_digest(name) else answer.headers.get("Docker-Content-Digest", found.digest)
         if found.digest != wanted:
@@ -109,6 +113,37 @@ class Registry:
                 hint="something between here and the registry changes what is sent, or the registry's disk is damaged",
             )
         return found
+
+    def document(self, repository: str, digest: str) -> dict[str, Any]:
+        """A small blob that is a JSON object: an image's configuration."""
+        data = b"".join(self.blob(repository, digest, LARGEST_MANIFEST))
+        try:
+            found = json.loads(data)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise EngineError(f"`{repository}@{digest}` is no configuration", where=self.host)
+        return found
+
+    def blob(self, repository: str, digest: str, most: int) -> Iterator[bytes]:
+        """The bytes of a blob in pieces; at its end it is known whether they are those asked for."""
+        if not is_digest(digest):
+            raise EngineError(f"`{repository}` names a blob `{digest[:100]}`, which is no digest", where=self.host)
+        made = hashlib.sha256()
+        with self._ask("GET", repository, f"blobs/{digest}", stream=True) as answer:
+            self._expect(answer, 200, f"{repository}@{digest}")
+            try:
+                for piece in _bounded(answer, self.host, most):
+                    made.update(piece)
+                    yield piece
+            except requests.RequestException as error:
+                raise self._unreachable(error) from error
+        if f"sha256:{made.hexdigest()}" != digest:
+            raise EngineError(
+                f"what it gave for `{repository}@{digest}` has the SHA-256 {made.hexdigest()}",
+                where=self.host,
+                hint="something between here and the registry changes what is sent, or the registry's disk is damaged",
+            )
 
     def put(self, repository: str, tag: str, manifest: Manifest) -> None:
         """Points a tag at a manifest whose layers the repository has already."""
@@ -232,14 +267,13 @@ def _nothing(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
 
-def _bounded(answer: requests.Response, host: str) -> list[bytes]:
-    pieces, size = [], 0
+def _bounded(answer: requests.Response, host: str, most: int) -> Iterator[bytes]:
+    size = 0
     for piece in answer.iter_content(64 << 10):
         size += len(piece)
-        if size > LARGEST_MANIFEST:
-            raise EngineError(f"what it gave as a manifest is larger than {LARGEST_MANIFEST >> 20} MiB", where=host)
-        pieces.append(piece)
-    return pieces
+        if size > most:
+            raise EngineError(f"what it gave is larger than {most >> 20} MiB", where=host)
+        yield piece
 
 
 def _said(answer: requests.Response) -> str:

@@ -144,8 +144,11 @@ def sum_of(file: Path, tell: Callable[[int, int], None] = lambda done, total: No
 
 def need_room(folder: Path, size: int) -> None:
     """Raises DiskError where a folder's disk has no room for so many bytes and a little more."""
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise DiskError(f"cannot make the folder: {error.strerror}", where=str(folder)) from error
     if free < size + SPARE:
         raise DiskError(
             f"{size / 1e9:,.2f} GB are to be written and {free / 1e9:,.2f} GB are free",

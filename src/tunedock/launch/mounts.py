@@ -15,8 +15,10 @@ from typing import Any
 
 from tunedock.errors import DiskError, RecipeError
 from tunedock.launch.needs import FILES, HUB_SECRETS, hub_ids, local_store, variables
+from tunedock.recipe.data_images import DATA_IMAGES, folder_of, images_of, pinned
 from tunedock.recipe.resolve import paths_of
 from tunedock.recipe.schema import Recipe
+from tunedock.run.record import Run
 
 NEVER = ("/etc", "/proc", "/sys", "/dev", "/boot")
 """Of the system's own: neither these nor anything in them."""
@@ -116,7 +118,7 @@ def binds_of(
         binds += [bind, *_links(bind)]
     for path in (run, *writable):
         refuse(str(path), "train.output_dir" if path == run else "--to")
-    binds += _caches(recipe, stage, caches, network)
+    binds += [*_data_images(recipe, run, caches), *_caches(recipe, stage, caches, network)]
     binds += [Bind.at_its_place(path) for path in _files(recipe, stage, network, environment, caches)]
     if make:
         for bind in binds:
@@ -218,6 +220,17 @@ def _found_links(folder: Path, depth: int, left: list[int]) -> Iterator[tuple[st
                     yield from _found_links(Path(entry.path), depth - 1, left)
     except OSError:
         return  # who reads it says what is wrong
+
+
+def _data_images(recipe: Recipe, run: Path, caches: Caches) -> Iterator[Bind]:
+    """Data in images, each the content that the run began with."""
+    revisions = (
+        Run(run).state().lineage.get(DATA_IMAGES, {}) if images_of(recipe) and (run / "run.json").exists() else {}
+    )
+    for source in images_of(pinned(recipe, revisions)):
+        if source.revision is not None:
+            name = folder_of(source.revision, Path()).name
+            yield Bind(str(caches.data / "images" / name), f"{caches.home}/.cache/tunedock/images/{name}")
 
 
 def _caches(recipe: Recipe, stage: str, caches: Caches, network: str) -> Iterator[Bind]:

@@ -129,7 +129,7 @@ def _hub(recipe: Recipe, stage: str) -> Iterator[Need]:
 def _stores(recipe: Recipe) -> Iterator[Need]:
     for path in _sources(recipe):
         found = SOURCES.match(path)
-        if found and found.group(1) not in ("file", "local", "memory"):
+        if found and found.group(1) not in ("file", "local", "memory", "image"):
             scheme = SAME_STORE.get(found.group(1), found.group(1))
             yield Need(f"data are read from {scheme}://", path, STORE_SECRETS.get(scheme, ()))
 

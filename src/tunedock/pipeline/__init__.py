@@ -4,7 +4,8 @@ Every function returns the value of the stage's `result` event, or raises the Tu
 `on_event` as they come, the result and the failure among them.
 """
 
-from tunedock.pipeline.jobs import Outcome, ignore
+from tunedock.pipeline.jobs import Outcome
+from tunedock.pipeline.notes import ignore
 from tunedock.pipeline.questions import data_check, data_convert, data_show, doctor, plan
 from tunedock.pipeline.stages import (
     check_same_recipe,

@@ -37,7 +37,7 @@ from tunedock.pipeline.chain_plan import (
 )
 from tunedock.pipeline.chain_state import ChainState, Inputs, Record, written
 from tunedock.pipeline.fingerprints import Fingerprints
-from tunedock.pipeline.jobs import ignore, note_event
+from tunedock.pipeline.notes import ignore, note_event
 from tunedock.plan.cards import gpus_here
 from tunedock.recipe.chain import Chain, EvalStage, ExportStage, Stage, TrainStage, read_chain
 from tunedock.recipe.chain_references import Reference

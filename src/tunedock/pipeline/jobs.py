@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunedock.errors import BugError, DiskError, TunedockError
-from tunedock.events import Event
 from tunedock.launch.at_work import refuse_at_work
 from tunedock.launch.end import record_end
 from tunedock.launch.job import JobSpec, Launcher
 from tunedock.launch.places import launcher_for, launcher_of
 from tunedock.launch.supervise import supervise
 from tunedock.launch.watch import OnEvent, watch
+from tunedock.pipeline.data_images import bring_for
 from tunedock.recipe.launch import Launch
 from tunedock.run.record import Run
+
+READS_DATA = ("train", "eval")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +30,6 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         return {**self.value, "run": str(self.run)}
-
-
-def ignore(event: Event) -> None:
-    """The `on_event` of a caller that wants only the result."""
-
-
-def note_event(message: str, **data: Any) -> Event:
-    return {"kind": "note", "time": time.time(), "message": message, "data": data}
 
 
 def default_launcher() -> Launcher:
@@ -64,6 +57,8 @@ def run_stage(spec: JobSpec, on_event: OnEvent, launcher: Launcher | None) -> Ou
     run = Run(spec.run)
     refuse_at_work(run)
     try:
+        if spec.stage in READS_DATA:
+            bring_for(run, on_event)
         value = run_job(spec, on_event, launcher or launcher_of(run))
     except TunedockError as error:
         with suppress(DiskError):  # where that is the error, it must not take the place of what the worker said

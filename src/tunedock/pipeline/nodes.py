@@ -22,7 +22,9 @@ from tunedock.launch.many import shared_run
 from tunedock.launch.meeting import Start, ask_for_run
 from tunedock.launch.places import launcher_for
 from tunedock.launch.watch import OnEvent, watch
-from tunedock.pipeline.jobs import Outcome, note_event
+from tunedock.pipeline.data_images import bring_for
+from tunedock.pipeline.jobs import Outcome
+from tunedock.pipeline.notes import note_event
 from tunedock.recipe.launch import Launch
 from tunedock.recipe.resolve import Resolved
 from tunedock.run.record import Run, RunState
@@ -67,6 +69,7 @@ def join_run(resolved: Resolved, *, on_event: OnEvent, launcher: Launcher | None
     on_event(note_event(f"run directory: {run.path}, {where}", run=str(run.path)))
     spec = JobSpec("train", run.path, launch=launch)
     try:
+        bring_for(run, on_event)
         value = _part(spec, on_event, launcher or launcher_for(launch))
     except TunedockError as error:
         if shared is None:

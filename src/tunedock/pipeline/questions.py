@@ -11,7 +11,9 @@ from tunedock.errors import InterruptedRun, RecipeError, TunedockError
 from tunedock.launch.doctor import examine
 from tunedock.launch.job import JobSpec, Launcher
 from tunedock.launch.watch import OnEvent
-from tunedock.pipeline.jobs import default_launcher, ignore, note_event, run_job
+from tunedock.pipeline.data_images import brought
+from tunedock.pipeline.jobs import default_launcher, run_job
+from tunedock.pipeline.notes import ignore, note_event
 from tunedock.pipeline.stages import resolve_recipe
 from tunedock.plan.cards import Target
 from tunedock.plan.machine.check import Check
@@ -35,7 +37,7 @@ def data_check(
     launcher: Launcher | None = None,
 ) -> dict[str, Any]:
     """The account of the recipe's data. When rows fail it, the `result` event still comes, then the DataError is raised."""
-    request: dict[str, Any] = {"recipe": _plain(resolve_recipe(files, overrides).recipe)}
+    request: dict[str, Any] = {"recipe": _plain(brought(resolve_recipe(files, overrides).recipe, on_event))}
     if to is not None:
         request["to"] = str(to.expanduser().absolute())
     return run_job(JobSpec("data-check", None, request), on_event, launcher)
@@ -55,7 +57,7 @@ def data_show(
         raise RecipeError(
             f"`{row}` names no row", where="--row", hint="give a number from 0, or file:line (`chats.jsonl:12`)"
         )
-    request = {"recipe": _plain(resolve_recipe(files, overrides).recipe), "row": row}
+    request = {"recipe": _plain(brought(resolve_recipe(files, overrides).recipe, on_event)), "row": row}
     return run_job(JobSpec("data-show", None, request), on_event, launcher)
 
 
@@ -76,7 +78,7 @@ def data_convert(
     their path. `options` are keys of `Order`. Raises RecipeError.
     """
     if any(name.endswith((".yaml", ".yml")) for name in given):
-        recipe = resolve_recipe([Path(name) for name in given], overrides).recipe
+        recipe = brought(resolve_recipe([Path(name) for name in given], overrides).recipe, on_event)
         about: dict[str, Any] = {"sources": recipe.data.train, "hub": recipe.hub, "offline": recipe.offline}
         about |= {"system": recipe.data.system, "train_on": recipe.data.train_on}
     else:
@@ -115,7 +117,8 @@ def plan(
     elif recipe.data.streaming:
         counted = None  # nobody knows before the end
     else:
-        counted = Rows(**run_job(JobSpec("data-count", None, {"recipe": _plain(recipe)}), on_event, launcher))
+        request = {"recipe": _plain(brought(recipe, on_event))}
+        counted = Rows(**run_job(JobSpec("data-count", None, request), on_event, launcher))
     if target.here and (calibrate or (counted is not None and counted.mean_tokens is not None)):
         target = _measured(target, numbers(recipe, bf16=target.bf16)[1], calibrate, on_event, launcher)
     return outlook(recipe, shape, target, rows=counted, spread=spread, batch_size=batch_size)

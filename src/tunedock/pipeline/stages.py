@@ -14,8 +14,10 @@ from tunedock.launch.compose import ComposeLauncher
 from tunedock.launch.job import JobSpec, Launcher
 from tunedock.launch.places import ready
 from tunedock.launch.watch import OnEvent
-from tunedock.pipeline.jobs import Outcome, ignore, note_event, run_stage
+from tunedock.pipeline.data_images import bring_for
+from tunedock.pipeline.jobs import Outcome, run_stage
 from tunedock.pipeline.nodes import beside_the_first, commands_elsewhere, join_run
+from tunedock.pipeline.notes import ignore, note_event
 from tunedock.plan.cards import gpus_here
 from tunedock.recipe import paths
 from tunedock.recipe.load import load
@@ -77,7 +79,9 @@ def train(
     return _train_in(run, True, on_event, launcher)
 
 
-def write_compose(files: Sequence[Path], overrides: Sequence[str] = (), *, resume: Run | None = None) -> Path:
+def write_compose(
+    files: Sequence[Path], overrides: Sequence[str] = (), *, resume: Run | None = None, on_event: OnEvent = ignore
+) -> Path:
     """The compose file of a new run, or of `resume`, that somebody else will start. Raises RecipeError where the run is not on
     compose."""
     run = resume
@@ -88,6 +92,7 @@ def write_compose(files: Sequence[Path], overrides: Sequence[str] = (), *, resum
         run = create_run(resolved)
     else:
         _require_compose(Recipe.model_validate(run.resolved()["recipe"]))
+    bring_for(run, on_event)
     return ComposeLauncher().written(Run(run.path.absolute()))
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tunedock.recipe.data_images import SCHEME, images_of, is_revision
 from tunedock.recipe.document import Key
 from tunedock.recipe.optimizers import why_not
 from tunedock.recipe.problems import Problem, error_of
@@ -44,7 +45,11 @@ def _sources(recipe: Recipe) -> Iterator[Source]:
 
 
 def _remote(path: str) -> bool:
-    return "://" in path and not path.startswith(("file://", "local://", "memory://"))
+    return "://" in path and not path.startswith(("file://", "local://", "memory://", SCHEME))
+
+
+def _revision_of_no_image(recipe: Recipe) -> bool:
+    return any(source.revision and not is_revision(source.revision) for source in images_of(recipe))
 
 
 RULES: tuple[Rule, ...] = (
@@ -224,6 +229,13 @@ RULES: tuple[Rule, ...] = (
         broken=lambda r: r.offline and any(_remote(source.path) for source in _sources(r)),
         message="`offline: true` touches no network, and data are read from a URL",
         hint="copy the data to the disk, or drop `offline`",
+    ),
+    Rule(
+        name="revision-of-a-data-image",
+        keys=("data.train",),
+        broken=_revision_of_no_image,
+        message="the `revision` of data in an image is `sha256:` and 64 hex digits",
+        hint="`tunedock data image` and `tunedock image inspect` tell it; a tag or a digest of the image stands in its name",
     ),
 )
 

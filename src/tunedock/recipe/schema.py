@@ -49,7 +49,8 @@ class Model(Section):
 
 class Source(Section):
     path: str
-    """A file, a folder, a glob, a URL, a hub id, or an entry of a dataset_info.json (`data/dataset_info.json#identity`)."""
+    """A file, a folder, a glob, a URL, a hub id, data in an image (`image://registry.example/support-data:v3`), or an entry of a
+    dataset_info.json (`data/dataset_info.json#identity`)."""
     format: Literal[
         "auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text", "preference", "labelled", "prompt"
     ] = "auto"
@@ -59,8 +60,9 @@ class Source(Section):
     subset: str | None = None
     """Configuration of a hub data set."""
     split: str = "train"
-    """Split of a hub data set."""
+    """Split of a hub data set, or of data in an image."""
     revision: str | None = None
+    """A commit or a tag on the hub; of data in an image, the `sha256:...` of its content."""
     num_samples: PositiveInt | None = None
     """Read at most this many rows of the source."""
 

@@ -28,7 +28,8 @@ from tunedock.events import Event, EventReader
 from tunedock.launch.job import Job, JobSpec, Launcher
 from tunedock.launch.places import launcher_for
 from tunedock.launch.watch import OnEvent
-from tunedock.pipeline.jobs import ignore, note_event, run_stage
+from tunedock.pipeline.jobs import run_stage
+from tunedock.pipeline.notes import ignore, note_event
 from tunedock.pipeline.stages import create_run
 from tunedock.recipe.resolve import Resolved
 from tunedock.recipe.search import Search

@@ -155,7 +155,8 @@ def _read(training: Training) -> tuple[Base, Inputs]:
     require_same_adapters(training, base)
     inputs.record.write(training)
     if training.rank.leads:
-        training.run.update(lineage={**base.lineage(), "data": inputs.record.fingerprint})
+        began = training.run.state().lineage
+        training.run.update(lineage={**began, **base.lineage(), "data": inputs.record.fingerprint})
     return base, inputs
 
 
