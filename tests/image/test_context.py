@@ -12,7 +12,7 @@ import pytest
 from tunedock.errors import DataError, DiskError, RecipeError
 from tunedock.image import context
 from tunedock.image.context import Sources, requirements, write, write_to
-from tunedock.image.package import package
+from tunedock.image.package import FOLDER, package
 from tunedock.image.targets import target
 
 
@@ -55,6 +55,13 @@ def test_of_a_training_image(folder: Path) -> None:
     assert not [name for name in found if "__pycache__" in name or name.endswith(".pyc")]
     assert {oct(path.stat().st_mode)[-3:] for path in folder.rglob("*") if path.is_file()} <= {"644", "755"}
     assert "torch" in (folder / "requirements.txt").read_text()
+
+
+def test_a_training_image_has_every_module_whatever_its_name(folder: Path) -> None:
+    write(folder, target("cpu"), Sources(package()), mounts=True)
+    modules = {path.relative_to(FOLDER) for path in FOLDER.rglob("*.py")}
+    assert Path("image/credentials.py") in modules
+    assert {path.relative_to(folder / "code/tunedock") for path in (folder / "code/tunedock").rglob("*.py")} == modules
 
 
 def test_requirements_by_role() -> None:
