@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -90,3 +91,25 @@ def test_another_machines_engine_is_not_asked_here(run: Run) -> None:
     assert at_work.container_at_work(run) is None
     write_placed(run, elsewhere, node=1)
     assert at_work.container_at_work(run) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"engine": 5},
+        {"engine": "http://[::1"},
+        {"container": 7},
+        {"container": ""},
+        {"host": [1]},
+        {"request": 5},
+        {"more": 1},
+    ],
+)
+def test_a_record_that_says_nonsense_is_no_container(run: Run, changes: dict[str, object]) -> None:
+    """A run's folder may come from anywhere."""
+    write_placed(run, Placed("train", "unix:///nobody", "abc", "c-1", "image", "sha256:0"))
+    file = run.path / "container.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    assert at_work.container_at_work(run) is None
+    with pytest.raises(RunError, match="nothing is at work"):
+        at_work.stop(run)

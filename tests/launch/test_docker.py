@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stage_containers import launch_section
+from stage_containers import SITE, launch_section
 from tunedock.errors import (
     DataError,
     DependencyError,
@@ -97,6 +97,18 @@ def test_a_stage_gets_its_request_and_its_events_and_result_come_back(scripted: 
     placed = read_placed(run)
     assert placed is not None
     assert placed.image_id.startswith("sha256:")
+
+
+def test_labels_of_ours_on_a_container_of_somebody_else_stop_nothing(scripted: Scripted, client: DockerClient) -> None:
+    run = scripted(RESULT, cpus=1)
+    names = ("cpus", "memory", "mps", "node")
+    labels = {"tunedock.version": "x", "tunedock.run": str(run.path), **{f"tunedock.{name}": "lots" for name in names}}
+    foreign = client.api.create_container_from_config({"Image": SITE, "Cmd": ["true"], "Labels": labels})["Id"]
+    try:
+        assert ended(run).value == {"steps": 3}
+        assert client.api.inspect_container(foreign)["State"]["Status"] == "created"  # whose it is may want it
+    finally:
+        client.api.remove_container(foreign)
 
 
 def test_an_error_and_its_exit_code_are_those_of_the_worker(scripted: Scripted) -> None:

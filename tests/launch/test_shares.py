@@ -41,6 +41,12 @@ def test_shares_are_read_from_the_labels_of_containers_at_work() -> None:
     assert found == [Share("a", 2.0, GIB, ("0", "1")), Share("c", gpus=("2",), mps=50)]
 
 
+@pytest.mark.parametrize("text", ["lots", "nan", "inf", "-1", "", "1e999"])
+def test_a_label_that_is_no_amount_promises_nothing(text: str) -> None:
+    """Anybody may put our labels on a container of theirs."""
+    assert shares([listed("a", cpus=text, memory=text, mps=text, gpus=",,")]) == [Share("a")]
+
+
 def test_of_two_that_are_made_at_once_the_earlier_one_counts() -> None:
     both = [listed("a", "created", 100.0, cpus=1), listed("b", "created", 100.0, cpus=1)]
     assert [share.name for share in shares(both, before="b", now=101.0)] == ["a"]

@@ -313,7 +313,7 @@ def sweep(client: DockerClient, run: Run, node: int = 0) -> None:
     """Takes away what earlier stages of this run (of this node of it) left, whose watcher had ended before them."""
     for each in our_containers(client):
         labels = each.get("Labels") or {}
-        ours = labels.get(f"{LABEL}run") == str(run.path) and int(labels.get(f"{LABEL}node", 0)) == node
+        ours = labels.get(f"{LABEL}run") == str(run.path) and labels.get(f"{LABEL}node", "0") == str(node)
         if ours and each.get("State") in ("exited", "dead", "created"):
             remove(client, str(each["Id"]))
 

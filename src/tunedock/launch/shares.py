@@ -6,6 +6,7 @@ first gets what there is, with no lock that several users would have to share.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,13 +63,23 @@ def shares(
 def _share(container: Mapping[str, Any]) -> Share:
     told = {name.removeprefix(LABEL): value for name, value in container["Labels"].items() if name.startswith(LABEL)}
     names = container.get("Names") or [container["Id"][:12]]
+    percent = int(_number(told.get("mps")))
     return Share(
         name=str(names[0]).lstrip("/"),
-        cpus=float(told.get("cpus", 0.0)),
-        memory_bytes=int(told.get("memory", 0)),
+        cpus=_number(told.get("cpus")),
+        memory_bytes=int(_number(told.get("memory"))),
         gpus=tuple(filter(None, told.get("gpus", "").split(","))),
-        mps=int(told["mps"]) if "mps" in told else None,
+        mps=percent or None,
     )
+
+
+def _number(label: str | None) -> float:
+    """What a label promises. Anybody may put a label of ours on a container of theirs: what is no amount promises nothing."""
+    try:
+        found = float(label or 0)
+    except ValueError:
+        return 0.0
+    return found if 0.0 <= found < math.inf else 0.0
 
 
 def refuse_too_much(

@@ -44,7 +44,7 @@ def write_placed(run: Run, placed: Placed, *, node: int = 0) -> None:
 
 
 def read_placed(run: Run, *, node: int = 0) -> Placed | None:
-    """None where the run was in no container, or the file is another version's. Raises RunError for a damaged file."""
+    """None where the run was in no container, or the file is another version's or not ours. Raises RunError for a damaged file."""
     return _read(_file(run, node))
 
 
@@ -62,9 +62,12 @@ def _read(file: Path) -> Placed | None:
     if not file.is_file():
         return None
     try:
-        return Placed(**read_json(file))
+        found = Placed(**read_json(file))
     except TypeError:
         return None
+    words = (found.stage, found.engine, found.container, found.name, found.image, found.image_id, found.host)
+    known = all(isinstance(word, str) for word in words) and isinstance(found.request, Mapping)
+    return found if known else None
 
 
 def require_placed(run: Run) -> Placed:
