@@ -249,6 +249,20 @@ def test_contradictions_are_refused(changes: dict, where: str) -> None:
             "E: Temporary failure resolving 'mirror.example'",
             "mirror",
         ),
+        (
+            [
+                "#9 ERROR: No matching distribution found for torch==9",
+                "executor failed running [/bin/sh -c pip install torch]: exit code: 1",
+            ],
+            "ERROR: No matching distribution found for torch==9",
+            "--wheels",
+        ),
+        (
+            ['#3 ERROR: failed to do request: Head "https://r.example/v2/x": dial tcp: lookup r.example: no such host'],
+            'ERROR: failed to do request: Head "https://r.example/v2/x": dial tcp: lookup r.example: no such host',
+            "--base",
+        ),
+        (["#9 4.1 Collecting torch", "error: unexpected EOF"], "error: unexpected EOF", "the engine ended"),
         ([], "it said nothing", "lines above"),
     ],
 )
@@ -261,7 +275,22 @@ def test_a_failure_is_its_own_line(lines: list[str], message: str, hint: str) ->
 
 
 def test_a_full_disk_is_one() -> None:
-    assert isinstance(failure(["write /x: no space left on device"], BUILDER), DiskError)
+    lines = ["ERROR: [Errno 28] No space left on device", "executor failed running [/bin/sh -c pip]: exit code: 1"]
+    error = failure(lines, BUILDER)
+    assert isinstance(error, DiskError)
+    assert error.message == lines[0]
+
+
+@pytest.mark.parametrize("tag", ["Foo Bar", "", "-x", "a:b:c", "x\ny"])
+def test_a_name_that_is_none_is_refused_before_anything_is_done(tag: str) -> None:
+    with pytest.raises(RecipeError):
+        build(Request(target("cpu"), Sources(package()), tag=tag), lambda line: pytest.fail(line))
+
+
+def test_an_index_that_is_no_address_is_refused() -> None:
+    with pytest.raises(RecipeError, match="no address") as caught:
+        build(Request(target("cpu"), Sources(package()), index="http://[::1"), lambda line: pytest.fail(line))
+    assert caught.value.where == "--index, --torch-index"
 
 
 @pytest.mark.parametrize("work", ["while :; do echo x; sleep 0.05; done", "sleep 600 | cat"])

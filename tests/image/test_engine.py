@@ -84,6 +84,14 @@ def test_a_refused_connection(tmp_path: Path) -> None:
     assert "start it" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("url", ["tcp://[::1", "garbage", "unix://", "tcp://host:port"])
+def test_what_is_no_address_of_an_engine(url: str) -> None:
+    with pytest.raises(EngineError) as caught, connected(Endpoint(url, "DOCKER_HOST")):
+        pass
+    assert url in str(caught.value)
+    assert caught.value.hint
+
+
 def test_the_engine_answers(engine_here: Engine) -> None:
     with connected() as client:
         assert client.version()["ApiVersion"]

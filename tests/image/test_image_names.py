@@ -34,7 +34,7 @@ def test_names(name: str, place: str, tag: str | None, digest: str | None) -> No
     [
         "", ":", "@", "Bot", "a//b", "a/../b", "../a", "a:b:c", "bot:", f"bot@{DIGEST}00", "bot@sha256:zz", "bot:-x", "-x/bot",
         "http://host/bot", "user@host/bot", "host:99999999/bot", "bot:" + "x" * 129, "a" * 300, "bot\n", "bot:1\n", "ho st/bot",
-        "..:5/a",
+        "..:5/a", "host:99999/bot", "[::1]:70000/bot",
     ],
 )  # fmt: skip
 def test_what_is_no_name(name: str) -> None:

@@ -24,6 +24,7 @@ from tunedock.image import context, store
 from tunedock.image.builders import Build, Builder, choose
 from tunedock.image.context import Sources
 from tunedock.image.engine import connected, told
+from tunedock.image.reference import parse
 from tunedock.image.targets import Target
 from tunedock.plan.machine.symptoms import known_way_out
 
@@ -70,6 +71,8 @@ class Built:
 def build(request: Request, tell: Callable[[str], None]) -> Built:
     """Makes the image; `tell` gets each line the builder prints. Raises EngineError, DiskError, RecipeError, DependencyError."""
     _refuse_contradictions(request)
+    if request.tag is not None:
+        parse(request.tag)
     builder = choose(request.builder)
     name = request.tag or request.target.default_tag
     began = time.monotonic()
@@ -157,8 +160,14 @@ def _refuse_contradictions(request: Request) -> None:
 
 
 def _private(url: str) -> bool:
-    """Whether pip needs a file for it: a password, or a host that has to be named as trusted because it speaks plain HTTP."""
-    parts = urlsplit(url)
+    """Whether pip needs a file for it: a password, or a host that has to be named as trusted because it speaks plain HTTP.
+
+    Raises RecipeError for what is no address.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise RecipeError(f"this is no address: {error}", where="--index, --torch-index") from None
     return parts.username is not None or parts.scheme == "http"
 
 
@@ -251,6 +260,14 @@ _FAILURES = (
         "this builder is too old: --builder names another",
     ),
     (
+        r"unexpected EOF|error reading from server|transport is closing",
+        "the engine ended in the middle, or was restarted: call it again when it answers (`docker info`)",
+    ),
+    (
+        r"failed to do request: .*: no such host|failed to resolve reference",
+        "the registry of the base image cannot be reached: --base names a mirror's, or an image that is here",
+    ),
+    (
         r"exec format error",
         "this machine cannot run programs of that platform: `docker run --privileged tonistiigi/binfmt --install all`",
     ),
@@ -264,12 +281,15 @@ def failure(tail: list[str], builder: Builder) -> TunedockError:
     lines = [re.sub(r"^#\d+ (?:[\d.]+ )?", "", line).strip() for line in tail if line.strip()]
     errors = [line for line in lines if re.search(r"\b(?:ERROR|Error|error|failed|denied|E:)", line)]
     specific = [
-        line for line in errors if "did not complete successfully" not in line and "failed to solve" not in line
+        line
+        for line in errors
+        if not re.search(r"did not complete successfully|executor failed running|failed to solve", line)
     ]
     message = (specific or errors or lines or ["it said nothing"])[-1]
-    if "no space left on device" in text.lower():
+    full = [line for line in lines if "no space left on device" in line.lower()]
+    if full:
         return DiskError(
-            message, where=builder.name, hint="free room where the engine keeps its images: `docker system prune`"
+            full[-1], where=builder.name, hint="free room where the engine keeps its images: `docker system prune`"
         )
     hint = next((way_out for pattern, way_out in _FAILURES if re.search(pattern, text)), None)
     return EngineError(message, where=builder.name, hint=hint or known_way_out(text) or "the lines above it say more")

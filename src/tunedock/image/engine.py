@@ -96,8 +96,15 @@ def connect(endpoint: Endpoint | None = None, timeout_s: float = ANSWER_S) -> Do
         if found.tls is not None:
             pair = (str(found.tls / "cert.pem"), str(found.tls / "key.pem"))
             tls = TLSConfig(client_cert=pair, ca_cert=str(found.tls / "ca.pem"), verify=True)
-        # The version is asked for: the SDK's own newest is refused by engines that are older.
-        return DockerClient(base_url=found.url, version="auto", timeout=timeout_s, tls=tls)
+        try:
+            # The version is asked for: the SDK's own newest is refused by engines that are older.
+            return DockerClient(base_url=found.url, version="auto", timeout=timeout_s, tls=tls)
+        except ValueError as error:  # the SDK takes an address apart with urllib, which says so in its own way
+            raise EngineError(
+                f"this is no address of an engine: {error}",
+                where=f"{found.url} ({found.found_by})",
+                hint="write `unix:///path/docker.sock` or `tcp://host:2376`",
+            ) from error
 
 
 @contextmanager

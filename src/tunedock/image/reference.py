@@ -20,6 +20,7 @@ _REPOSITORY = re.compile(rf"{_PART}(?:/{_PART})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _LONGEST = 255
+LAST_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def parse(name: str) -> Reference:
     host, repository = (first, others) if named else (HUB, rest)
     if host == "index.docker.io":
         host = HUB
-    if not _HOST.fullmatch(host):
+    if not _HOST.fullmatch(host) or _port(host) > LAST_PORT:
         raise _error(name, f"`{host}` is no host", "write `host/repository:tag`, or `host:port/repository:tag`")
     if not _REPOSITORY.fullmatch(repository) or len(repository) > _LONGEST:
         raise _error(
@@ -79,6 +80,12 @@ def is_tag(text: str) -> str:
     if not _TAG.fullmatch(text):
         raise _error(text, "this is no tag", "a tag is at most 128 letters, digits, `_`, `.` and `-`")
     return text
+
+
+def _port(host: str) -> int:
+    """What stands behind the last colon, outside of an address in brackets; 0 for none."""
+    _, colon, port = host.rpartition("]")[2].rpartition(":")
+    return int(port) if colon else 0
 
 
 def _without_tag(name: str) -> tuple[str, str | None]:
