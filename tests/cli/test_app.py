@@ -154,3 +154,22 @@ def test_a_closed_pipe_ends_quietly(recipe, arguments):
     process.stdout.close()  # before anything is written: every write fails
     _, err = process.communicate(timeout=30)
     assert err == b""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["runs", "stop"],
+        ["runs", "show"],
+        ["eval"],
+        ["image", "load"],
+        ["bundle", "key"],
+        ["bundle", "load", "x", "--to"],
+    ],
+    ids=" ".join,
+)
+def test_a_path_that_no_disk_takes_is_no_bug(tunedock, arguments):
+    code, _, told = tunedock(*arguments, "n" * 300)
+    assert code in (5, 6, 8, 12)
+    assert "Traceback" not in told
+    assert told.startswith("error: ")

@@ -11,6 +11,7 @@ with `--json`; the exit code is the error's (`docs/reference/exit-codes.md`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -38,7 +39,7 @@ from tunedock.cli import (
 from tunedock.cli.options import Help
 from tunedock.cli.streams import prepare_streams
 from tunedock.cli.text import print_json, printable
-from tunedock.errors import BugError, TunedockError
+from tunedock.errors import BugError, DiskError, TunedockError
 
 app = typer.Typer(
     help="Fine-tune large language models from one recipe.",
@@ -48,6 +49,12 @@ app = typer.Typer(
     add_completion=False,
     add_help_option=False,
 )
+
+DISK = (
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE),
+)
+"""Reasons that lie in the path a user gave, or in the disk it is on."""
 
 
 def _version(wanted: bool) -> None:
@@ -102,9 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _last_words(error, as_json)
     except BrokenPipeError:
         code = _quiet_end()
+    except OSError as error:
+        code = _last_words(_of_the_disk(error), as_json)
     except Exception:  # noqa: BLE001 - the policy: whatever no one foresaw is our mistake, and is shown in full
         sys.stderr.write(traceback.format_exc())
-        code = _last_words(BugError("this is a bug in tunedock", hint="please report it with the traceback"), as_json)
+        code = _last_words(_bug(), as_json)
     sys.exit(code)
 
 
@@ -119,6 +128,21 @@ def print_error(error: TunedockError, as_json: bool) -> None:
         lines.append(f"{cyan}hint:{plain} {printable(error.hint)}")
     sys.stdout.flush()
     print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _of_the_disk(error: OSError) -> TunedockError:
+    """What a file system says of a path wherever we look at it is no mistake of ours; anything else is, and is shown in full."""
+    if error.errno not in DISK:
+        sys.stderr.write(traceback.format_exc())
+        return _bug()
+    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
+    return DiskError(
+        str(error.strerror), where=where, hint="give another path, or free space, or ask for the right to it"
+    )
+
+
+def _bug() -> BugError:
+    return BugError("this is a bug in tunedock", hint="please report it with the traceback")
 
 
 def _last_words(error: TunedockError, as_json: bool) -> int:
