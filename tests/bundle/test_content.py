@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from bundle_bed import quiet
-from tunedock.bundle.content import Content, of_recipe, of_run
+from tunedock.bundle.content import Content, compose, of_recipe, of_run
 from tunedock.bundle.create import Wanted, create
 from tunedock.bundle.load import load
 from tunedock.errors import DataError, ModelError, RecipeError, RunError
@@ -77,6 +78,20 @@ def test_the_recipe_means_the_same_there(tmp_path: Path) -> None:
         "offline": True,
     }
     assert after.model_dump(exclude=skipped) == before.recipe.model_dump(exclude=skipped)  # type: ignore[arg-type]
+
+
+def test_the_compose_file_trains_in_its_container_whatever_the_recipe_asks(tmp_path: Path) -> None:
+    """In there is no engine."""
+    here = tmp_path / "here"
+    shutil.copytree(DEMO, here)
+    launch = "\nlaunch: {on: compose, nodes: 2, image: some/image, container: {gpus: 2}, compose: {profiles: [monitoring]}}\n"
+    content = of_recipe(resolved(here, (DEMO / "recipe.yaml").read_text() + launch))
+    installed(content, tmp_path)
+    service = YAML(typ="safe").load(compose("some/image"))["services"]["train"]
+    program, stage, recipe, *overrides = service["command"]
+    assert (program, stage) == ("tunedock", "train")
+    launched = resolve(load_recipe([tmp_path / "there" / recipe], overrides)).recipe.launch
+    assert (launched.on, launched.nodes) == ("local", 1)
 
 
 def test_without_model_and_data(tmp_path: Path) -> None:

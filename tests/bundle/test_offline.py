@@ -119,7 +119,7 @@ def far_engine() -> Iterator[Engine]:
 def test_a_run_is_finished_where_there_is_no_network(
     engine_here: Engine, cpu_train_image: str, far_engine: Engine, tmp_path: Path
 ) -> None:
-    overrides = ["train.max_steps=4", "train.save_steps=2", "train.warmup_steps=0"]
+    overrides = ["train.max_steps=4", "train.save_steps=2", "train.warmup_steps=0", "launch.on=docker"]
     recipe = resolve(load_recipe([DEMO / "recipe.yaml"], overrides))
     trust = make_key(tmp_path / "key")
     began = time.monotonic()

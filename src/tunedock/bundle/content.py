@@ -109,12 +109,15 @@ def of_run(run: Run, *, data: bool = True, model: bool = True) -> Content:
 
 
 def compose(image: str) -> bytes:
-    """A compose file that trains by the bundle's recipe in a container without a network, as whoever installed it."""
+    """A compose file that trains by the bundle's recipe in a container without a network, as whoever installed it.
+
+    A recipe that asks for containers is in one by then, which has no engine: there it is trained as by one machine without.
+    """
     service = {
         "image": image,
-        "command": ["tunedock", "train", RECIPE],
+        "command": ["tunedock", "train", RECIPE, "launch.on=local", "launch.nodes=1"],
         "working_dir": "${PWD}",
-        "volumes": ["${PWD}:${PWD}"],
+        "volumes": [{"type": "bind", "source": "${PWD}", "target": "${PWD}"}],  # not `a:b`: a path may hold a colon
         "user": "${TUNEDOCK_USER}",
         "network_mode": "none",
         "shm_size": "1gb",
