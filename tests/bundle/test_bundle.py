@@ -155,6 +155,15 @@ def test_keys(tmp_path: Path) -> None:
     check(b"data", sign(b"data", tmp_path / "key"), public)
     with pytest.raises(RunError, match="there already"):
         make_key(tmp_path / "key")
+    (tmp_path / "half.pub").write_text("another's")
+    with pytest.raises(RunError, match="there already"):
+        make_key(tmp_path / "half")
+    assert not (tmp_path / "half").exists()
+    assert (tmp_path / "half.pub").read_text() == "another's"
+    long = tmp_path / ("n" * 253)  # with `.pub` it is longer than a name may be
+    with pytest.raises(DiskError, match="too long"):
+        make_key(long)
+    assert not long.exists()
     with pytest.raises(RecipeError, match="no private"):
         sign(b"data", public)
     with pytest.raises(RecipeError, match="no public"):
@@ -206,18 +215,27 @@ def test_a_linked_folder_is_refused(bundle: Path, tmp_path: Path) -> None:
         verify(bundle, quiet)
 
 
-def test_a_pipe_does_not_hold_us_up(bundle: Path) -> None:
+def test_a_pipe_does_not_hold_us_up(bundle: Path, tmp_path: Path) -> None:
     (bundle / "content/empty").unlink()
     os.mkfifo(bundle / "content/empty")
     with pytest.raises(CheckError, match="no plain file"):
         verify(bundle, quiet)
+    done = install(bundle, tmp_path / "to")
+    assert done.returncode == 6
+    assert "no plain file" in done.stderr
+    assert not (tmp_path / "to").exists()
 
 
-def test_a_file_nobody_named(bundle: Path) -> None:
-    (bundle / "content/more").write_text("x")
+@pytest.mark.parametrize("name", ["content/more", "SHA256SUMS.part", "content/SHA256SUMS", "content/a b", "two\nlines"])
+def test_a_file_nobody_named(bundle: Path, tmp_path: Path, name: str) -> None:
+    (bundle / name).write_text("x")
     with pytest.raises(CheckError, match="does not name this file") as caught:
         verify(bundle, quiet)
-    assert caught.value.where == "content/more"
+    assert caught.value.where == name
+    done = install(bundle, tmp_path / "to")
+    assert done.returncode == 6
+    assert "does not name this file" in done.stderr
+    assert not (tmp_path / "to").exists()
 
 
 def test_a_file_that_is_not_there(bundle: Path, tmp_path: Path) -> None:
@@ -290,6 +308,7 @@ def test_a_diff_holds_what_changed_and_installs_with_the_old_one(tmp_path: Path)
     with pytest.raises(CheckError, match="in an older bundle: tiny"):
         load(bundle, tmp_path / "none", quiet)
     assert "older bundle" in install(bundle, tmp_path / "none").stderr
+    assert not (tmp_path / "none").exists()
     expected = {name.removeprefix("content/"): data for name, data in new.items()}
     load(bundle, tmp_path / "loaded", quiet, older=[old])
     assert contents(tmp_path / "loaded") == expected
@@ -383,7 +402,13 @@ def test_mistakes_in_what_is_wanted(tmp_path: Path) -> None:
         bundle_of(tmp_path, SMALL, key=tmp_path / "none")
     with pytest.raises(RecipeError, match="no wheel"):
         bundle_of(tmp_path, SMALL, wheels=tmp_path)
+    with pytest.raises(DiskError, match="No such file"):
+        bundle_of(tmp_path, SMALL, compose=tmp_path / "none")
     assert not (tmp_path / "bundle" / SUMS).exists()
+    for name in ("two\nlines", "\udcff"):
+        with pytest.raises(RecipeError, match="no line of text"):
+            create(Wanted(name, content_of(tmp_path / "named", SMALL)), tmp_path / "named bundle", quiet)
+    assert not (tmp_path / "named bundle").exists()
     with pytest.raises(RunError, match="in use"):
         bundle_of(tmp_path / "source", SMALL)
         create(Wanted("tiny", content_of(tmp_path / "s", SMALL)), tmp_path / "s", quiet)

@@ -103,7 +103,12 @@ def test_facts_go_through_json() -> None:
         json.dumps(asdict(FACTS) | {"bytes": True}),
         json.dumps(asdict(FACTS) | {"name": 3}),
         json.dumps(asdict(FACTS) | {"images": [{"names": "x"}]}),
+        json.dumps(asdict(FACTS) | {"name": "b\nsigned by release.pub"}),
+        json.dumps(asdict(FACTS) | {"name": "b\x1b[31m"}),
+        json.dumps(asdict(FACTS) | {"images": [{"names": "abc", "id": "x", "layers": []}]}),
         json.dumps(asdict(FACTS) | {"older": [1]}),
+        json.dumps(asdict(FACTS) | {"older": [{"name": 5, "sums": SUM}]}),
+        "[" * 200_000, '{"a":' * 200_000,
         json.dumps(asdict(FACTS) | {"more": 1}),
     ],
 )  # fmt: skip

@@ -68,6 +68,13 @@ def create(wanted: Wanted, folder: Path, tell: Tell) -> Created:
         )
     if wanted.split is not None and wanted.split < SMALLEST_SPLIT:
         raise RecipeError("parts of less than 1 MB are too many", where="--split", hint="for example --split 4G")
+    if not wanted.name.isprintable():
+        raise RecipeError(
+            "the folder's name is the bundle's, and it is no line of text", where="--to", hint="give another name"
+        )
+    if wanted.compose is not None:
+        with writing(wanted.compose):
+            wanted.compose.open("rb").close()
     if wanted.key is not None:
         keys.sign(b"", wanted.key)  # a wrong key is told of before hours of copying
     older, old_files = _older(wanted.older)

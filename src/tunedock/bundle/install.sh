@@ -67,10 +67,33 @@ for list in SHA256SUMS FILES; do
     done <"$here/$list"
 done
 [ -z "$(find "$here" -type l)" ] || fail "there is a link in the bundle: $(find "$here" -type l | head -n 1)"
+strange=$(find "$here" ! -type f ! -type d | head -n 1)
+[ -z "$strange" ] || fail "this is no plain file: $strange" "install nothing of it"
+strange=$(
+    cd "$here" && find . -type f | LC_ALL=C awk '
+        BEGIN {
+            while ((getline line <"SHA256SUMS") > 0) { sub(/^[^ ]*  /, "", line); known["./" line] }
+            known["./SHA256SUMS"]; known["./SHA256SUMS.sig"]
+        }
+        !($0 in known) { print; exit }'
+)
+[ -z "$strange" ] || fail "SHA256SUMS does not name this file: $strange" "remove it if you know whose it is; else install nothing of it"
 echo "checking ..."
 wrong=$(cd "$here" && sums -c SHA256SUMS 2>/dev/null | sed '/: OK$/d') || true
 [ -z "$wrong" ] || fail "$wrong" "copy the bundle again; if it stays so, it was changed: install nothing of it"
 (cd "$here" && sums -c SHA256SUMS >/dev/null 2>&1) || fail "SHA256SUMS does not hold" "copy the bundle again"
+
+while IFS= read -r line; do
+    path=${line#*  }
+    case $path in
+        wheels/*) [ $wheels = yes ] || continue ;;
+        images/*) [ $images = yes ] || continue ;;
+    esac
+    for folder in "$here" "$old"; do
+        { [ -z "$folder" ] || { [ ! -f "$folder/$path" ] && [ ! -f "$folder/$path.part0000" ]; }; } || continue 2
+    done
+    fail "$path: the file is in an older bundle" "name it by --old; bundle.json says which"
+done <"$here/FILES"
 
 need=$(du -sk "$here" | cut -f 1)
 mkdir -p "$to"

@@ -30,17 +30,22 @@ def make_key(private: Path) -> Path:
     key = Ed25519PrivateKey.generate()
     secret = key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.NoEncryption())
     shown = key.public_key().public_bytes(pem.Encoding.PEM, pem.PublicFormat.SubjectPublicKeyInfo)
-    for path in (private, public):
-        if path.exists() or path.is_symlink():
-            raise RunError(
-                "the file is there already", where=str(path), hint="a key is never written over; give another name"
-            )
+    made: list[Path] = []
     try:
         for path, data, mode in ((private, secret, 0o600), (public, shown, 0o644)):
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                made.append(path)
                 file.write(data)
-    except OSError as error:
-        raise DiskError(f"cannot write: {error.strerror}", where=str(path)) from error
+    except BaseException as error:
+        for written in made:  # half a pair is of no use, and in the way of a whole one
+            written.unlink(missing_ok=True)
+        if isinstance(error, FileExistsError):
+            raise RunError(
+                "the file is there already", where=str(path), hint="a key is never written over; give another name"
+            ) from None
+        if isinstance(error, OSError):
+            raise DiskError(f"cannot write: {error.strerror}", where=str(path)) from error
+        raise
     return public
 
 

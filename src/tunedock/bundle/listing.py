@@ -88,14 +88,18 @@ class Facts:
             value["older"] = [Older(**older) for older in value["older"]]
             made = cls(**value)
             counts = (made.bytes, made.whole_bytes)
-            texts = [made.name, made.created, made.tunedock, *(older.sums for older in made.older)]
+            texts = [made.name, made.created, made.tunedock]
+            texts += [text for older in made.older for text in (older.name, older.sums)]
+            lists = [part for image in made.images for part in (image.names, image.layers)]
             texts += [text for image in made.images for text in (image.id, *image.names, *image.layers)]
-            if all(type(count) is int and count >= 0 for count in counts) and all(
-                isinstance(text, str) for text in texts
+            if (
+                all(type(count) is int and count >= 0 for count in counts)
+                and all(isinstance(part, list) for part in lists)
+                and all(isinstance(text, str) and text.isprintable() for text in texts)  # they are shown, a line each
             ):
                 return made
-            raise TypeError("a value is of another type")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise TypeError("a value is of another type, or more than a line of text")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CheckError(f"these are no facts about a bundle: {error!r}", where=FACTS) from None
 
 
