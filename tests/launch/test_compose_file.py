@@ -100,6 +100,42 @@ def test_a_dollar_sign_stays_one() -> None:
     assert service["volumes"][0]["source"] == service["volumes"][0]["target"] == "/data/$$ales"
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/data/$HOME/${HOME}",
+        "/data/a b",
+        "/data/x\nservices: {evil: {image: x}}",
+        "/data/\"'#: \\",
+        "/data/\u00fc\u6a21",
+    ],
+)
+def test_whatever_a_path_holds_compose_reads_it_back(tmp_path: Path, path: str) -> None:
+    if shutil.which("docker-compose") is None:
+        pytest.skip("docker-compose is not installed here")
+    given = ["NO=x", "y=1", "on=2", "A=${HOME} $B `id` \"' # : \\ \u00fc"]
+    spec = made({"container": {"env": given}}, MACHINE)
+    spec |= {"WorkingDir": path, "Cmd": [*spec["Cmd"], path], "Labels": {"tunedock.run": path}}
+    document = compose_file([node(0, spec)], replace(EVERYTHING, run=path, files=path), restarts=0)
+    file = tmp_path / "compose.yaml"
+    file.write_text(as_yaml(document, f"{path}/compose.yaml"))
+    command = ["docker-compose", "--file", str(file), "--profile", "tensorboard", "config"]
+    done = subprocess.run(
+        command, env={"PATH": "/usr/bin:/bin", "HOME": "/root"}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    read = YAML(typ="safe").load(done.stdout)["services"]
+    service = read["node-0"]
+    doubled = path.replace("$", "$$")  # what `config` prints is a file of its own
+    assert service["working_dir"] == service["labels"]["tunedock.run"] == doubled
+    assert doubled in service["command"]
+    assert {f"{name}={value}" for name, value in service["environment"].items()} >= {
+        entry.replace("$", "$$") for entry in given
+    }
+    assert f"{doubled}/tensorboard" in read["tensorboard"]["command"]
+    assert "evil" not in read
+
+
 def test_a_network_leads_out_only_where_the_recipe_needs_it() -> None:
     alone = compose_file(nodes(2, {}), NOTHING, restarts=0)
     assert alone["networks"] == {"training": {"driver": "bridge", "internal": True}}

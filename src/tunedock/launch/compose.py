@@ -7,6 +7,7 @@ watches one container (`launch.docker_job`): the nodes beside the first get its 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 FILE = "compose.yaml"
+SETTINGS_OF_COMPOSE = ".env"
+"""Read by compose where it lies beside the file."""
+
 SETTINGS = "compose"
 """In the run directory: the file, and the settings of what it has beside the training."""
 
@@ -84,7 +88,7 @@ class ComposeLauncher(DockerLauncher):
         run = Run(spec.run)
         recipe = recipe_of(run, spec)
         launch = recipe.launch
-        project = Project.of(run, endpoint, self._environment)
+        project = Project.of(run, endpoint, self._environment, launch.compose.profiles)
         sweep(client, run)
         _file, image, image_id = self._write(client, spec, recipe, restarts=0)
         try:
@@ -147,6 +151,8 @@ class ComposeLauncher(DockerLauncher):
         )
         file = run.path / FILE
         write_atomic(file, as_yaml(compose_file(bodies, beside, restarts=restarts), str(file)))
+        # Else compose takes the folder's name, and who calls it by hand has another project, or that of a run of the same name.
+        write_atomic(run.path / SETTINGS_OF_COMPOSE, f"COMPOSE_PROJECT_NAME={project_name(run)}\n")
         return file, image, found.id
 
 
@@ -175,14 +181,15 @@ class Project:
     file: Path
     command: tuple[str, ...]
     environment: Mapping[str, str]
+    profiles: Sequence[str] = ()
 
     @classmethod
-    def of(cls, run: Run, endpoint: engine.Endpoint, environment: Mapping[str, str]) -> Project:
+    def of(
+        cls, run: Run, endpoint: engine.Endpoint, environment: Mapping[str, str], profiles: Sequence[str] = ()
+    ) -> Project:
         """Raises DependencyError where there is no compose."""
-        plain = re.sub(r"[^a-z0-9]+", "-", run.name.lower()).strip("-")[:32]
-        name = f"tunedock-{plain}-{hashlib.sha256(str(run.path).encode()).hexdigest()[:6]}"
         ours = {**environment, "DOCKER_HOST": endpoint.url}
-        return cls(name, run.path / FILE, find_compose(ours), ours)
+        return cls(project_name(run), run.path / FILE, find_compose(ours), ours, profiles)
 
     def make(self, nodes: Sequence[str], beside: Sequence[str]) -> None:
         """Networks, volumes, and the nodes' containers, which are not started; what stands beside them is."""
@@ -195,7 +202,7 @@ class Project:
         filters = {"label": [f"{COMPOSE_PROJECT}={self.name}"]}
         with engine.told("container engine"):
             found = {
-                each["Labels"]["com.docker.compose.service"]: str(each["Id"])
+                each["Labels"].get("com.docker.compose.service", ""): str(each["Id"])
                 for each in client.api.containers(all=True, filters=filters)
             }
         missing = [f"node-{number}" for number in range(count) if f"node-{number}" not in found]
@@ -208,7 +215,9 @@ class Project:
         self._call("down", "--remove-orphans", "--timeout", "5")
 
     def _call(self, *arguments: str) -> None:
-        given = [*self.command, "--file", str(self.file), "--project-name", self.name, *arguments]
+        # Named, they are on for what their services depend on too; compose before 2 asks for that.
+        profiles = [word for profile in self.profiles for word in ("--profile", profile)]
+        given = [*self.command, "--file", str(self.file), "--project-name", self.name, *profiles, *arguments]
         try:
             done = subprocess.run(  # noqa: S603 - an argument list; compose is asked for by name
                 given, env=self.environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
@@ -217,7 +226,16 @@ class Project:
             raise EngineError(f"compose does not come to an end of `{arguments[0]}`", where=str(self.file)) from None
         if done.returncode:
             said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-            raise EngineError(f"compose: {said[-1].strip() if said else done.returncode}", where=str(self.file))
+            last = said[-1].strip() if said else f"it ended with {done.returncode}"
+            fetches = self.profiles and re.search(r"dial tcp|pull access|manifest|toomanyrequests|unauthorized", last)
+            mirror = "`launch.compose.images` names other images, a mirror's for example" if fetches else None
+            raise EngineError(f"compose: {last}", where=str(self.file), hint=mirror)
+
+
+def project_name(run: Run) -> str:
+    """One for each folder that a run may have, and people can read."""
+    plain = re.sub(r"[^a-z0-9]+", "-", run.name.lower()).strip("-")[:32]
+    return f"tunedock-{plain}-{hashlib.sha256(os.fsencode(run.path)).hexdigest()[:6]}"
 
 
 def find_compose(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -227,9 +245,10 @@ def find_compose(environment: Mapping[str, str]) -> tuple[str, ...]:
         if program is None:
             continue
         version = [program, *command[1:], "version"]
-        answers = subprocess.run(version, env=dict(environment), capture_output=True, timeout=60, check=False)  # noqa: S603
-        if answers.returncode == 0:
-            return (program, *command[1:])
+        with suppress(OSError, subprocess.TimeoutExpired):  # a program that does not answer is none
+            answers = subprocess.run(version, env=dict(environment), capture_output=True, timeout=60, check=False)  # noqa: S603
+            if answers.returncode == 0:
+                return (program, *command[1:])
     raise DependencyError(
         "there is no compose here: neither `docker compose` nor `docker-compose` answers",
         where="launch.on: compose",
@@ -254,7 +273,7 @@ def meeting_place(network: str, launch: Launch) -> str:
 def _share(name: str, launch: Launch, gpus: tuple[str, ...]) -> Share:
     given = launch.container
     memory = 0 if given.memory is None else size_bytes(given.memory)
-    return Share(name, given.cpus or 0.0, memory, gpus, given.mps)
+    return Share(f"{name} of this training", given.cpus or 0.0, memory, gpus, given.mps)
 
 
 def _settings(folder: Path) -> Path:

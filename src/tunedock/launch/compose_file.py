@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Profile = Literal["tensorboard", "mlflow", "monitoring"]
@@ -72,7 +73,8 @@ def compose_file(nodes: Sequence[Mapping[str, Any]], beside: Beside, *, restarts
 
     `restarts`: how often a node whose container ends by itself is started again.
     """
-    services = {f"node-{number}": node_service(number, spec, restarts) for number, spec in enumerate(nodes)}
+    services = {f"node-{number}": _plain(node_service(number, spec, restarts)) for number, spec in enumerate(nodes)}
+    beside = replace(beside, run=_plain(beside.run), files=_plain(beside.files))
     volumes: dict[str, Any] = {}
     for profile in beside.profiles:
         made, kept = _BESIDE[profile](beside)
@@ -96,6 +98,15 @@ def _networks(mode: str) -> dict[str, Any]:
     return {NETWORK: {"external": True, "name": mode}}
 
 
+def _plain(value: Any) -> Any:
+    """The same where compose has read it: a dollar sign begins a variable of compose's own unless it stands twice."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value.replace("$", "$$") if isinstance(value, str) else value
+
+
 def as_yaml(document: Mapping[str, Any], path: str) -> str:
     """Compose before 2 reads YAML 1.1, where `no` is false and `1:30` is ninety: what is not plainly a word is in quotes."""
     from ruamel.yaml import YAML
@@ -105,14 +116,17 @@ def as_yaml(document: Mapping[str, Any], path: str) -> str:
     writer.width = 120
     out = io.StringIO()
     writer.dump(_quoted(document), out)
-    return HEADER.format(path=path) + out.getvalue()
+    named = (
+        shlex.quote(path) if path.isprintable() else "compose.yaml"
+    )  # else a line of the path would be one of the file
+    return HEADER.format(path=named) + out.getvalue()
 
 
 def _quoted(value: Any) -> Any:
     from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
     if isinstance(value, Mapping):
-        return {name: _quoted(one) for name, one in value.items()}
+        return {_quoted(name): _quoted(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [_quoted(one) for one in value]
     if isinstance(value, str) and (not PLAIN.fullmatch(value) or value.lower() in NOT_A_WORD):
@@ -184,13 +198,13 @@ def _reserved(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _variable(entry: str) -> tuple[str, str | None]:
-    """`NAME=value`; `NAME` alone is taken from the shell. A dollar sign is compose's own unless it stands twice."""
+    """`NAME=value`; `NAME` alone is taken from the shell."""
     name, gives, value = entry.partition("=")
-    return name, value.replace("$", "$$") if gives else None
+    return name, value if gives else None
 
 
 def _volume(mount: Mapping[str, Any]) -> dict[str, Any]:
-    places = {"source": mount["Source"].replace("$", "$$"), "target": mount["Target"].replace("$", "$$")}
+    places = {"source": mount["Source"], "target": mount["Target"]}
     return {"type": "bind", **places, **({"read_only": True} if mount["ReadOnly"] else {})}
 
 
