@@ -115,9 +115,19 @@ def _eval(call: Call) -> None:
 
 def _export(call: Call) -> None:
     from tunedock.export.stage import export
+    from tunedock.recipe.exporting import Order
 
-    to, form = Path(str(call.request["to"])), str(call.request.get("format", "hf"))
-    call.emit.result(export(call.require_run(), call.recipe(), call.emit, to=to, form=form))
+    order = Order.model_validate(call.request)
+    call.emit.result(export(call.require_run(), call.recipe(), call.emit, order=order))
+
+
+def _export_verify(call: Call) -> None:
+    from tunedock.export.again import verify_again
+
+    run, limit = call.run, call.request.get("max_perplexity_change")
+    recipe = None if run is None else call.recipe()
+    folder = Path(str(call.request["folder"]))
+    verify_again(folder, call.emit, run=run, recipe=recipe, limit=None if limit is None else float(limit))
 
 
 def _chat(call: Call) -> None:
@@ -178,6 +188,7 @@ STAGES: dict[str, Callable[[Call], None]] = {
     "train": _train,
     "eval": _eval,
     "export": _export,
+    "export-verify": _export_verify,
     "chat": _chat,
     "data-count": _data_count,
     "data-check": _data_check,

@@ -98,7 +98,34 @@ def test_export_passes_its_options(recipe, tunedock, worker):
     assert "largest difference  1e-06" in out
     told = [json.loads(line) for line in Run(recipe.parent / "runs" / "first").events.read_text().splitlines()]
     request = next(event for event in told if event.get("message") == "request")["data"]["request"]
-    assert request == {"to": str(recipe.parent / "out"), "format": "adapter"}
+    assert (request["to"], request["format"], request["quantize"]) == (str(recipe.parent / "out"), "adapter", None)
+
+
+def test_export_refuses_what_does_not_go_together(recipe, tunedock, worker):
+    worker(result({"steps": 1}))
+    tunedock("train", "r.yaml", "train.output_dir=runs/first")
+    for arguments, says in (
+        (["--format", "gguf", "--quantize", "int8"], "it is one of --format hf"),
+        (["--quantize", "q4_k_m"], "it is one of --format gguf"),
+        (["--format", "adapter", "--quantize", "int8"], "an adapter alone stays in the numbers it was trained in"),
+        (["--format", "gguf", "--quantize", "q9"], "`q9` is no kind of --format gguf"),
+        (["--format", "gguf", "--dtype", "float16"], "--dtype: it says nothing of --format gguf"),
+        (["--system", "hello"], "--system: it says nothing of --format hf"),
+        (["--max-shard-size", "lots"], "--max-shard-size: `LOTS`"),
+        (["--format", "ollama", "--parameter", "colour=3"], "--parameter: `colour`"),
+        (["--format", "ollama", "--parameter", "temperature=hot"], "is not of the form NAME=NUMBER"),
+        (["--run", "first"], "--run: `first` says nothing here"),
+    ):
+        code, _, err = tunedock("export", "first", "--to", "out", *arguments)
+        assert (code, says in err) == (2, True), err
+    for arguments, number, says in (
+        (["first"], 2, "no folder was given to write to"),
+        (["first", "out"], 2, "the folder to write to is given by --to"),
+        (["verify"], 2, "tunedock export verify DIR"),
+        (["verify", "nowhere"], 5, "there is no such folder"),
+    ):
+        code, _, err = tunedock("export", *arguments)
+        assert (code, says in err) == (number, True), err
 
 
 def test_data_check_shows_the_account(recipe, tunedock, worker):

@@ -53,7 +53,7 @@ def words(*typed: str) -> list[str]:
         (["data", "check", "--"], ["--to", "--json", "--help"]),
         (["data", "check", "--json", "--"], ["--to", "--help"]),
         (["--v"], ["--version"]),
-        (["export", "first", "--format", ""], ["hf", "adapter"]),
+        (["export", "first", "--format", ""], ["hf", "adapter", "gguf", "ollama"]),
         (["export", "first", "--format=a"], ["--format=adapter"]),
         (["init", "p", "--objective", "d"], ["dpo"]),
         (["completion", ""], ["bash", "zsh", "fish"]),

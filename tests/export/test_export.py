@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from families import save_tiny
 from tunedock import pipeline
 from tunedock.errors import CheckError, RecipeError, RunError
 from tunedock.events import Emitter
-from tunedock.export import stage
+from tunedock.export import hf, stage
+from tunedock.recipe.exporting import Order
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run
 from tunedock.run.stop import StopRequest
@@ -45,6 +47,10 @@ def trained(folder: Path, *overrides: str) -> tuple[Run, Recipe]:
     return run, resolved.recipe
 
 
+def export(run: Run, recipe: Recipe, to: Path, **order: Any) -> dict[str, Any]:
+    return stage.export(run, recipe, QUIET, order=Order(to=str(to), **order))
+
+
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Recipe]:
     return trained(tmp_path_factory.mktemp("lora"), "adapter.r=4")
@@ -52,7 +58,7 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Recipe]:
 
 def test_the_merged_files_are_the_runs_model(lora: tuple[Run, Recipe], tmp_path: Path) -> None:
     run, recipe = lora
-    told = stage.export(run, recipe, QUIET, to=tmp_path / "out", form="hf")
+    told = export(run, recipe, tmp_path / "out", format="hf")
     checks = told["checks"]
     assert checks["merged_difference"] < 1e-4
     assert checks["file_difference"] < 0.05
@@ -77,8 +83,8 @@ def test_the_adapter_alone_gives_the_same_model_through_peft(lora: tuple[Run, Re
     from peft import PeftModel
 
     run, recipe = lora
-    stage.export(run, recipe, QUIET, to=tmp_path / "hf", form="hf")
-    stage.export(run, recipe, QUIET, to=tmp_path / "adapter", form="adapter")
+    export(run, recipe, tmp_path / "hf", format="hf")
+    export(run, recipe, tmp_path / "adapter", format="adapter")
     base = AutoModelForCausalLM.from_pretrained(recipe.model.path, dtype=torch.float32)
     with_adapter = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
@@ -90,10 +96,10 @@ def test_the_adapter_alone_gives_the_same_model_through_peft(lora: tuple[Run, Re
 
 def test_full_weights_are_exported_and_have_no_adapter(tmp_path: Path) -> None:
     run, recipe = trained(tmp_path, "adapter=full")
-    told = stage.export(run, recipe, QUIET, to=tmp_path / "out", form="hf")
+    told = export(run, recipe, tmp_path / "out", format="hf")
     assert told["checks"]["changed_tensors"] > 0
     with pytest.raises(RecipeError, match="no adapter"):
-        stage.export(run, recipe, QUIET, to=tmp_path / "other", form="adapter")
+        export(run, recipe, tmp_path / "other", format="adapter")
     assert not (tmp_path / "other").exists()
 
 
@@ -106,7 +112,7 @@ def test_base_weights_in_disguise_are_caught(
 
     monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self: self.unload(), raising=False)
     with pytest.raises(CheckError, match="do not give the logits"):
-        stage.export(run, recipe, QUIET, to=tmp_path / "out", form="hf")
+        export(run, recipe, tmp_path / "out", format="hf")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
@@ -115,32 +121,32 @@ def test_an_untrained_adapter_is_caught(tmp_path: Path) -> None:
     path = run.model / "adapter_model.safetensors"
     save_file({k: torch.zeros_like(v) if "lora_B" in k else v for k, v in load_file(path).items()}, path)
     with pytest.raises(CheckError, match="base's own"):
-        stage.export(run, recipe, QUIET, to=tmp_path / "out", form="hf")
+        export(run, recipe, tmp_path / "out", format="hf")
 
 
 def test_files_that_went_wrong_on_the_way_are_caught(
     lora: tuple[Run, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, recipe = lora
-    plain_save = stage.adapters.save
+    plain_save = hf.adapters.save
 
-    def swap_two_layers(model: torch.nn.Module, folder: Path) -> None:
-        plain_save(model, folder)
+    def swap_two_layers(model: torch.nn.Module, folder: Path, **options: Any) -> None:
+        plain_save(model, folder, **options)
         weights = load_file(folder / "model.safetensors")
         a, b = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"
         weights[a], weights[b] = weights[b], weights[a]
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
-    monkeypatch.setattr(stage.adapters, "save", swap_two_layers)
+    monkeypatch.setattr(hf.adapters, "save", swap_two_layers)
     with pytest.raises(CheckError, match="written files"):
-        stage.export(run, recipe, QUIET, to=tmp_path / "out", form="hf")
+        export(run, recipe, tmp_path / "out", format="hf")
 
 
 def test_a_folder_in_use_is_left_alone(lora: tuple[Run, Recipe], tmp_path: Path) -> None:
     run, recipe = lora
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(RunError, match="in use"):
-        stage.export(run, recipe, QUIET, to=tmp_path, form="hf")
+        export(run, recipe, tmp_path, format="hf")
     assert (tmp_path / "mine").read_text() == "mine"
 
 
@@ -148,4 +154,4 @@ def test_a_run_without_a_result_has_nothing_to_export(lora: tuple[Run, Recipe], 
     _, recipe = lora
     (tmp_path / "run").mkdir()
     with pytest.raises(RunError, match="no result"):
-        stage.export(Run(tmp_path / "run"), recipe, QUIET, to=tmp_path / "out", form="hf")
+        export(Run(tmp_path / "run"), recipe, tmp_path / "out", format="hf")

@@ -11,6 +11,7 @@ import pytest
 
 from tunedock import pipeline
 from tunedock.errors import DataError, InterruptedRun, OutOfMemoryError, RecipeError, RunError
+from tunedock.recipe.exporting import Order
 from tunedock.run.record import Run
 
 
@@ -124,8 +125,8 @@ def test_export_refuses_a_folder_in_use_before_any_work(recipe, launcher, tmp_pa
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("")
     with pytest.raises(RunError, match="in use"):
-        pipeline.export(run, tmp_path / "full", launcher=launcher(RESULT))
-    assert pipeline.export(run, tmp_path / "new", launcher=launcher(RESULT)).value == {"steps": 3}
+        pipeline.export(run, Order(to=str(tmp_path / "full")), launcher=launcher(RESULT))
+    assert pipeline.export(run, Order(to=str(tmp_path / "new")), launcher=launcher(RESULT)).value == {"steps": 3}
 
 
 def test_a_data_check_that_fails_tells_its_result_first(recipe, launcher):

@@ -113,7 +113,11 @@ STAGES = "stages:\n  - {{name: a, model: m/m, data: {{train: r.jsonl}}}}\n{}"
         (STAGES.format("  - {name: b, eval: a, max_samples: 5}"), "`max_samples` is no key of a stage with `eval`"),
         (STAGES.format("  - {name: b, eval: a, split: held}"), "split: held"),
         (STAGES.format("  - {name: b, eval: 3}"), "eval: 3"),
-        (STAGES.format("  - {name: b, export: a, format: gguf}"), "format: gguf"),
+        (STAGES.format("  - {name: b, export: a, format: exe}"), "format: exe"),
+        (
+            STAGES.format("  - {name: b, export: a, format: gguf, quantize: int8}"),
+            "stage `b`: `int8` is no kind of --format gguf",
+        ),
         (STAGES.format("  - {name: b, export: a}\n  - {name: c, export: b}"), "`b` trains nothing"),
         (STAGES.format("  - {name: b, eval: a}\n  - {name: c, model: stage:b}"), "`b`, which only measures"),
         (STAGES.format("  - {name: b, recipe: no.yaml}"), "no such file"),

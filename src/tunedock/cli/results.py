@@ -68,9 +68,38 @@ def show_trained(outcome: Outcome) -> None:
     out.print(Text(printable(f"next: tunedock {'' if scores else f'chat {name} | tunedock '}eval {name}")))
 
 
-def show_exported(outcome: Outcome) -> None:
-    files = outcome.value.get("files")
-    _figures(console(), {**outcome.value, **({"files": ", ".join(files)} if files else {})})
+REPORTED = (
+    ("tokens of texts", "same_texts", "texts"),
+    ("prompts of conversations", "same_prompts", "prompts"),
+    ("answers, word for word", "same_answers", "answers"),
+    ("tokens of answers", "same_tokens", "tokens"),
+)
+"""Rows of an export's report: what, and its two keys."""
+MEASURED = ("perplexity_run", "perplexity", "perplexity_change", "limit", "load_s", "tokens_per_s")
+
+
+def show_exported(value: Mapping[str, Any]) -> None:
+    """What was written, and what came of trying it."""
+    out = console()
+    report = value.get("report") or {}
+    files = value.get("files")
+    told = {key: item for key, item in value.items() if key not in ("report", "notes", "checks")}
+    _figures(out, {**told, **({"files": ", ".join(files)} if files else {}), **(value.get("checks") or {})})
+    if report.get("texts"):
+        made = table("held against the run", "same", "of", numbers_from=1)
+        for name, same, of in REPORTED:
+            if report.get(of):
+                add_row(made, name, number(report[same]), number(report[of]))
+        out.print(made)
+        if report.get("ties"):
+            out.print(Text(f"{number(report['ties'])} answer(s) part from the run's where it was undecided"))
+        _figures(out, {key: report[key] for key in MEASURED if report.get(key) is not None})
+    for note in [
+        *(value.get("notes") or []),
+        *(report.get("notes") or []),
+        *(f"not tried: {what}" for what in report.get("not_run") or []),
+    ]:
+        out.print(Text(printable(note)))
 
 
 def show_metrics(outcome: Outcome) -> None:

@@ -1,19 +1,13 @@
-"""`tunedock train`, `eval`, `export`: the stages of a run."""
+"""`tunedock train` and `eval`: stages of a run. `export` has a room of its own."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tunedock.cli.options import RUNS_DIR, Json, RunName, RunsDir, recipe_files, split_recipe_arguments
-
-
-class ExportFormat(StrEnum):
-    hf = "hf"
-    adapter = "adapter"
 
 
 def train(
@@ -91,31 +85,3 @@ def evaluate(
         print_json(outcome.to_json())
     else:
         show_metrics(outcome)
-
-
-def export(
-    run: RunName,
-    to: Annotated[str, typer.Option("--to", metavar="DIR", help="A folder that is new or empty.", show_default=False)],
-    export_format: Annotated[
-        ExportFormat,
-        typer.Option(
-            "--format", metavar="hf|adapter", help="Whole weights in the Hugging Face layout, or the adapter alone."
-        ),
-    ] = ExportFormat.hf,
-    runs_dir: RunsDir = RUNS_DIR,
-    as_json: Json = False,
-) -> None:
-    """Write a run's model to a folder, and check it against the run."""
-    from tunedock import pipeline
-    from tunedock.cli.results import show_exported
-    from tunedock.cli.show import display
-    from tunedock.cli.text import print_json
-    from tunedock.run.store import find
-
-    found = find(run, Path(runs_dir))
-    with display() as tell:
-        outcome = pipeline.export(found, Path(to), export_format.value, on_event=tell)
-    if as_json:
-        print_json(outcome.to_json())
-    else:
-        show_exported(outcome)

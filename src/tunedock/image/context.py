@@ -171,7 +171,7 @@ def _code(folder: Path, target: Target, package: Package) -> None:
 
 
 def hidden(name: str) -> bool:
-    """Whether a file's name says that it is to stay out. A module may be about credentials; what it holds is looked at all the same."""
+    """Whether a file's name says that it is to stay out. A module may be about credentials: what it holds is looked at as well."""
     if name.endswith(".py"):
         return name.startswith(".")
     return any(fnmatch.fnmatch(name, pattern) for pattern in HIDDEN)

@@ -41,6 +41,7 @@ from tunedock.pipeline.notes import ignore, note_event
 from tunedock.plan.cards import gpus_here
 from tunedock.recipe.chain import Chain, EvalStage, ExportStage, Stage, TrainStage, read_chain
 from tunedock.recipe.chain_references import Reference
+from tunedock.recipe.exporting import Order
 from tunedock.recipe.resolve import resolve
 from tunedock.run.record import Run, write_json
 from tunedock.run.store import last_metrics
@@ -239,7 +240,8 @@ class _Runner:
         shutil.rmtree(aside, ignore_errors=True)
         self._state.save()
         run = self._run_of(stage.of)
-        outcome = stages.export(run, aside, stage.format, on_event=self._on_event, launcher=self._launcher)
+        order = Order(to=str(aside), format=stage.format, quantize=stage.quantize)
+        outcome = stages.export(run, order, on_event=self._on_event, launcher=self._launcher)
         try:
             if target.exists():
                 shutil.rmtree(target)
@@ -273,7 +275,7 @@ class _Runner:
             return folder
         shutil.rmtree(folder, ignore_errors=True)
         self._on_event(note_event(f"stage {name}: its LoRA is merged, for whole weights"))
-        stages.export(run, folder, "hf", on_event=self._on_event, launcher=self._launcher)
+        stages.export(run, Order(to=str(folder)), on_event=self._on_event, launcher=self._launcher)
         record.merged = written(folder)
         self._state.save()
         return folder

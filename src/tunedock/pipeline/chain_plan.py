@@ -112,9 +112,17 @@ def _check_uses(stage: TrainStage, chain: Chain, recipes: Mapping[str, Resolved]
                 f"`{reference.key}` takes a LoRA, and `{source}` trains with `adapter: {made.adapter.kind}`",
                 hint=f"begin with its weights: `model: stage:{source}`",
             )
-        if isinstance(other, ExportStage) and (other.format == "adapter") == (reference.use == "weights"):
+        if isinstance(other, ExportStage) and not _gives(other, reference.use):
             wants = "whole weights" if reference.use == "weights" else "an adapter or a run"
-            raise RecipeError(f"`{reference.key}` takes {wants}, and `{other.name}` exports `format: {other.format}`")
+            made_as = f"format: {other.format}" + (f", quantize: {other.quantize}" if other.quantize else "")
+            raise RecipeError(f"`{reference.key}` takes {wants}, and `{other.name}` exports `{made_as}`")
+
+
+def _gives(export: ExportStage, use: str) -> bool:
+    """Whether an export can stand where a reference is used."""
+    if use == "weights":
+        return export.format == "hf" and export.quantize is None
+    return export.format == "adapter"
 
 
 def _check_export(stage: ExportStage, recipes: Mapping[str, Resolved]) -> None:
@@ -136,7 +144,8 @@ def inputs_of(stage: Stage, checked: Checked, records: Mapping[str, Record], con
     found: Inputs = {"tunedock": __version__}
     found |= {f"stage.{name}": records[name].identity for name in needs(stage)}
     if isinstance(stage, ExportStage):
-        return {**found, "format": stage.format, "to": None if stage.to is None else os.path.relpath(stage.to, home)}
+        form = {"format": stage.format, **({"quantize": stage.quantize} if stage.quantize else {})}
+        return {**found, **form, "to": None if stage.to is None else os.path.relpath(stage.to, home)}
     if isinstance(stage, EvalStage):
         section = checked.evals[stage.name]
         if section.tasks_path is not None:

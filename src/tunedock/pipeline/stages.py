@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tunedock.errors import BugError, RecipeError, RunError
 from tunedock.launch.compose import ComposeLauncher
@@ -15,18 +15,17 @@ from tunedock.launch.job import JobSpec, Launcher
 from tunedock.launch.places import ready
 from tunedock.launch.watch import OnEvent
 from tunedock.pipeline.data_images import bring_for
-from tunedock.pipeline.jobs import Outcome, run_stage
+from tunedock.pipeline.jobs import Outcome, run_job, run_stage
 from tunedock.pipeline.nodes import beside_the_first, commands_elsewhere, join_run
 from tunedock.pipeline.notes import ignore, note_event
 from tunedock.plan.cards import gpus_here
 from tunedock.recipe import paths
+from tunedock.recipe.exporting import Order, check
 from tunedock.recipe.load import load
 from tunedock.recipe.resolve import Resolved, resolve
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run, RunState, write_atomic, write_json
 from tunedock.run.store import flatten
-
-ExportFormat = Literal["hf", "adapter"]
 
 SPREAD = ("launch", "parallel", "offload")
 """Sections and keys that a run may have otherwise when it is resumed: on how many processes, and how a model lies on them."""
@@ -169,21 +168,35 @@ def evaluate(
     return run_stage(JobSpec("eval", run.path, request), on_event, launcher)
 
 
-def export(
-    run: Run,
-    to: Path,
-    export_format: ExportFormat = "hf",
-    *,
-    on_event: OnEvent = ignore,
-    launcher: Launcher | None = None,
-) -> Outcome:
-    """Writes a run's result to a new folder: whole weights (`hf`) or the adapter alone."""
-    target = to.expanduser().absolute()
+def export(run: Run, order: Order, *, on_event: OnEvent = ignore, launcher: Launcher | None = None) -> Outcome:
+    """Writes a run's result to a new folder, in the form the order says. Raises RecipeError for what does not go together."""
+    check(order)
+    target = Path(order.to).expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RunError(
             "the target of the export is in use", where=str(target), hint="give a folder that is new or empty"
         )
-    return run_stage(JobSpec("export", run.path, {"to": str(target), "format": export_format}), on_event, launcher)
+    request = order.model_copy(update={"to": str(target)}).model_dump(mode="json")
+    return run_stage(JobSpec("export", run.path, request), on_event, launcher)
+
+
+def export_verify(
+    folder: Path,
+    *,
+    run: Run | None = None,
+    max_perplexity_change: float | None = None,
+    on_event: OnEvent = ignore,
+    launcher: Launcher | None = None,
+) -> dict[str, Any]:
+    """Holds an exported folder against what was expected of it when it was made or, with `run`, against the run itself.
+
+    When it fails, the `result` event still comes, then the CheckError is raised.
+    """
+    place = folder.expanduser().absolute()
+    if not place.is_dir():
+        raise RunError("there is no such folder", where=str(place))
+    request = {"folder": str(place), "max_perplexity_change": max_perplexity_change}
+    return run_job(JobSpec("export-verify", None if run is None else run.path, request), on_event, launcher)
 
 
 def create_run(resolved: Resolved) -> Run:

@@ -32,6 +32,7 @@ from pydantic import ValidationError
 from tunedock.errors import RecipeError
 from tunedock.recipe.chain_references import Reference, references_in, replaced
 from tunedock.recipe.document import Document, Key, dotted, parse, read
+from tunedock.recipe.exporting import Format, Order, check
 from tunedock.recipe.load import Loaded, checked
 from tunedock.recipe.merge import COMMAND_LINE, Merge
 from tunedock.recipe.section import Section
@@ -59,7 +60,9 @@ class ExportKeys(Section):
 
     name: str
     export: str
-    format: Literal["hf", "adapter"] = "hf"
+    format: Format = "hf"
+    quantize: str | None = None
+    """As `--quantize`."""
     to: str | None = None
     """A folder; `<output_dir>/<name>` by default."""
 
@@ -107,7 +110,8 @@ class ExportStage:
     name: str
     where: str
     of: str
-    format: Literal["hf", "adapter"]
+    format: Format
+    quantize: str | None
     to: Path | None
     """Absolute; None for the chain's own folder."""
 
@@ -297,7 +301,11 @@ def _export_stage(value: dict[str, Any], where: str, path: Path) -> ExportStage:
     keys = _validated(ExportKeys, value, where)
     assert isinstance(keys, ExportKeys)  # noqa: S101 - of the class asked for
     to = None if keys.to is None else _folder(keys.to, path, "to")
-    return ExportStage(keys.name, where, keys.export, keys.format, to)
+    try:
+        check(Order(to="/", format=keys.format, quantize=keys.quantize))
+    except RecipeError as error:
+        raise RecipeError(f"stage `{keys.name}`: {error.message}", where=where, hint=error.hint) from None
+    return ExportStage(keys.name, where, keys.export, keys.format, keys.quantize, to)
 
 
 def _validated(kind: type[EvalKeys] | type[ExportKeys], value: dict[str, Any], where: str) -> EvalKeys | ExportKeys:
