@@ -1,0 +1,307 @@
+"""What a chat template does with reasoning, tool calls and tool results, found from outside as in `pieces.py`.
+
+A turn after the last user text is its own case: most families show reasoning there only, some open an empty think block.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tunedock.export.ollama.gaps import ANSWERS, CONTENT, REASONING, RESULTS, USERS, cut, find_json, shared_start
+from tunedock.export.ollama.go_nodes import If, Nodes, Range, Text, Value, common_prefix, common_suffix, join, text
+from tunedock.export.ollama.own import Own, Tools
+from tunedock.export.ollama.pieces import Turns
+from tunedock.export.ollama.probes import assistant, result, user
+
+_NAMES = ("Fone7q", "Ftwo7q")
+_ARGUMENTS: tuple[dict[str, Any], ...] = (
+    {"kone7q": "xone7q", "lone7q": 710817},
+    {"ktwo7q": "xtwo7q", "ltwo7q": 720817},
+)
+_CLOSING_TAG = re.compile(r"\s*</([^<>\s]+)>")
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """The think block between the start of an assistant turn and its text. None: reasoning is not shown there."""
+
+    start: str
+    """What every assistant turn begins with."""
+    earlier_plain: str
+    """Before the text of an earlier turn without reasoning: an empty block, or nothing."""
+    last_plain: str
+    earlier: tuple[str, str] | None
+    """Around the reasoning of an earlier turn."""
+    last: tuple[str, str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    opening: str
+    """Before the first call of a turn."""
+    before_name: str
+    between: str
+    """After a name, before its arguments."""
+    arguments: Nodes
+    """As JSON, or one after the other by name."""
+    after_arguments: str
+    separator: str
+    """Between two calls, beside what stands around each."""
+    closing: str
+    keeps_text: bool
+    """Whether the turn's text is shown beside its calls."""
+    after_text: str
+    """Between the turn's text and its calls."""
+    without_text: str
+    several: bool
+    """Whether a turn may have several calls."""
+    ends_turn: bool
+    """Whether the end of an assistant turn follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    start: str
+    """Before the first result of several in a row."""
+    next_start: str
+    end: str
+    """After each result."""
+    last_end: str
+    """After the last of a row."""
+    as_json: bool
+    """Whether the result is shown as a JSON string."""
+    generation: str
+    assistant_start: str
+    """What an assistant turn after a result begins with, a think block apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolTurns:
+    calls: Calls
+    results: Results
+    text_start: str
+    """What a turn with calls, after the last user text, begins with before its text; without reasoning."""
+
+
+def read_tool_turns(own: Own, turns: Turns, tools: Tools, *, thinking: bool) -> ToolTurns | None:
+    """None where the template shows no calls, or their arguments in no way this knows."""
+    reader = _Reader(own, turns, tools, thinking)
+    return reader.read()
+
+
+class _Reader:
+    def __init__(self, own: Own, turns: Turns, tools: Tools, thinking: bool) -> None:
+        self._own, self._turns, self._tools, self._thinking = own, turns, tools, thinking
+
+    def _prompt(self, *messages: dict[str, object]) -> str | None:
+        return self._own.tried([user(USERS[0]), *messages], self._tools, thinking=self._thinking)
+
+    def read(self) -> ToolTurns | None:
+        called = [(name, arguments) for name, arguments in zip(_NAMES, _ARGUMENTS, strict=True)]
+        answered = result(RESULTS[0], _NAMES[0])
+        one = _call_gaps(self._prompt(assistant("", called[0]), answered))
+        if one is None:
+            return None
+        before, between, after, end = one.gaps
+        before = before.removeprefix(self._turns.user_end)
+        worded = _call_gaps(self._prompt(assistant(CONTENT, called[0]), answered), CONTENT)
+        text_start, before_calls = self._starts(before, worded)
+        opening, after_text, without_text = _opening(before_calls, worded.gaps[1] if worded is not None else None)
+        closing, start, ends_turn = self._closing(after, called[0])
+        separator, several = self._separator(called)
+        calls = Calls(
+            "", opening, between, one.arguments, closing, "", "", worded is not None, after_text, without_text, several,
+            ends_turn,
+        )  # fmt: skip
+        if separator is not None:
+            calls = _separated(calls, separator)
+        return ToolTurns(calls, self._results(called[0], start, end), text_start)
+
+    def _starts(self, before: str, worded: _CallGaps | None) -> tuple[str, str]:
+        """What a turn with calls begins with, and what stands from there to its first call when it has no text."""
+        if worded is not None:
+            start = worded.gaps[0].removeprefix(self._turns.user_end).removesuffix(before_text(self._turns))
+            kept = start if before.startswith(start) else shared_start(start, before)
+            return start, before[len(kept) :]
+        start = shared_start(self._turns.silent_start, before)
+        return start, before[len(start) :]
+
+    def _closing(self, after: str, call: tuple[str, dict[str, object]]) -> tuple[str, str, bool]:
+        """After the arguments: what closes the calls, what opens a result, and whether the turn's end stands between."""
+        turns = self._turns
+        answered = cut(self._prompt(assistant("", call), user(USERS[1])), USERS[1])
+        followed = answered[0] if answered is not None else ""
+        span = _arguments_in(followed, call[1])
+        closing = followed[span.end :].removesuffix(turns.user_start) if span is not None else ""
+        if span is None or not followed.endswith(turns.user_start) or not after.startswith(closing):
+            at = after.find(turns.assistant_end) if turns.assistant_end else -1
+            closing = (
+                after[: at + len(turns.assistant_end)] if at >= 0 else shared_start(after, closing) if closing else ""
+            )
+        start = after[len(closing) :]
+        if closing.endswith(turns.assistant_end):
+            return closing.removesuffix(turns.assistant_end), start, True
+        return closing, start, False
+
+    def _separator(self, called: list[tuple[str, dict[str, object]]]) -> tuple[str | None, bool]:
+        """Between two calls of a turn, from one's arguments to the other's name."""
+        answers = (result(RESULTS[0], _NAMES[0]), result(RESULTS[1], _NAMES[1], 1))
+        rendered = self._prompt(assistant("", *called), *answers)
+        first = _arguments_in(rendered or "", called[0][1])
+        gaps = cut((rendered or "")[first.end :] if first is not None else None, _NAMES[1])
+        return (gaps[0], True) if gaps is not None else (None, False)
+
+    def _results(self, call: tuple[str, dict[str, object]], start: str, end: str) -> Results:
+        turn = assistant("", call)
+        more = [result(RESULTS[at], _NAMES[0]) for at in range(3)]
+        gaps = cut(self._prompt(turn, *more), *RESULTS)
+        answered = cut(
+            self._prompt(turn, more[0], assistant(ANSWERS[1]), user(USERS[1])), RESULTS[0], ANSWERS[1], USERS[1]
+        )
+        last_end, assistant_start = self._last_end(end, answered[1] if answered is not None else None)
+        generation = end[len(last_end) :]
+        as_json = start.endswith('"') and last_end.startswith('"') and self._shown_as_json(turn)
+        if as_json:
+            start, last_end = start[:-1], last_end[1:]
+        middle = gaps[1] if gaps is not None else None
+        if middle is None:
+            return Results(start, start, "", last_end, as_json, generation, assistant_start)
+        if as_json:
+            middle = middle[1:-1]
+        each = shared_start(middle, last_end)
+        return Results(start, middle[len(each) :], each, last_end[len(each) :], as_json, generation, assistant_start)
+
+    def _last_end(self, end: str, before_answer: str | None) -> tuple[str, str]:
+        """What ends a row of results, and what an assistant turn after it begins with."""
+        turns = self._turns
+        if before_answer is not None and before_answer.endswith(turns.assistant_start):
+            last_end = before_answer.removesuffix(turns.assistant_start)
+            if end.startswith(last_end):
+                return last_end, turns.silent_start
+        if before_answer is None:
+            return end.removesuffix(turns.generation), turns.silent_start
+        last_end = shared_start(before_answer, end)
+        return last_end, before_answer[len(last_end) :]
+
+    def _shown_as_json(self, turn: dict[str, object]) -> bool:
+        content = 'a "quoted" word'
+        return json.dumps(content) in (self._prompt(turn, result(content, _NAMES[0])) or "")
+
+
+@dataclass(frozen=True, slots=True)
+class _CallGaps:
+    gaps: list[str]
+    """[..., after the user text and the words up to the name, up to the arguments, up to the result, to the end]."""
+    arguments: Nodes
+
+
+def _call_gaps(rendered: str | None, *words: str) -> _CallGaps | None:
+    gaps = cut(rendered, USERS[0], *words, _NAMES[0])
+    if gaps is None:
+        return None
+    span = _arguments_in(gaps[-1], _ARGUMENTS[0])
+    ended = cut(gaps[-1][span.end :], RESULTS[0]) if span is not None else None
+    if span is None or ended is None:
+        return None
+    return _CallGaps([*gaps[1:-1], gaps[-1][: span.start], *ended], span.nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Arguments:
+    start: int
+    end: int
+    nodes: Nodes
+
+
+def _arguments_in(shown: str, arguments: dict[str, Any]) -> _Arguments | None:
+    """Where the arguments stand: as JSON, or each by its name, a text bare and other values as JSON."""
+    span = find_json(shown, arguments)
+    if span is not None:
+        return _Arguments(*span, (Value("json .Function.Arguments"),))
+    (first, first_value), (second, second_value) = arguments.items()
+    gaps = cut(shown, first, str(first_value), second, str(second_value))
+    if gaps is None or gaps[1] != gaps[3]:
+        return None
+    ahead = common_suffix(gaps[0], gaps[2])
+    ahead = ahead[ahead.find("<") :] if "<" in ahead else ""
+    behind = gaps[2].removesuffix(ahead)
+    if not gaps[4].startswith(behind):
+        return None
+    value = If('eq (printf "%T" $v) "string"', (Value("$v"),), (Value("json $v"),))
+    item = join(text(ahead), (Value("$k"), Text(gaps[1]), value), text(behind))
+    start, end = len(gaps[0]) - len(ahead), len(shown) - len(gaps[4]) + len(behind)
+    return _Arguments(start, end, (Range("$k, $v := .Function.Arguments", item),))
+
+
+def _opening(without: str, worded: str | None) -> tuple[str, str, str]:
+    """(before the first call, beside it after a text, beside it without one)."""
+    if worded is None:
+        return without, "", ""
+    opening = without if worded.endswith(without) else common_suffix(without, worded)
+    return opening, worded.removesuffix(opening), without.removesuffix(opening)
+
+
+def _separated(calls: Calls, between_calls: str) -> Calls:
+    """What stands before and after every call, told from what opens and closes them all. `between_calls`: arguments to name."""
+    before_name = common_suffix(calls.before_name, between_calls)
+    rest = between_calls.removesuffix(before_name)
+    after_arguments = common_prefix(rest, calls.after_arguments)
+    return replace(
+        calls,
+        opening=calls.before_name.removesuffix(before_name),
+        before_name=before_name,
+        after_arguments=after_arguments,
+        separator=rest.removeprefix(after_arguments),
+        closing=calls.after_arguments.removeprefix(after_arguments),
+    )
+
+
+def read_thinking(own: Own, turns: Turns, tool_turns: ToolTurns | None, tools: Tools, *, thinking: bool) -> Thinking:
+    """Where reasoning is shown, and what stands there when there is none."""
+    earlier = cut(
+        own.tried([user(USERS[0]), assistant(ANSWERS[0], reasoning=REASONING), user(USERS[1])], thinking=thinking),
+        USERS[0], REASONING, ANSWERS[0], USERS[1],
+    )  # fmt: skip
+    call = assistant(CONTENT, (_NAMES[0], _ARGUMENTS[0]), reasoning=REASONING)
+    last = cut(
+        own.tried([user(USERS[0]), call, result(RESULTS[0], _NAMES[0])], tools, thinking=thinking),
+        USERS[0], REASONING, CONTENT, RESULTS[0],
+    )  # fmt: skip
+    earlier_plain = turns.silent_start
+    shown_earlier = _around(earlier, turns)
+    shown_last = _around(last, turns) if tool_turns is not None else None
+    last_plain = earlier_plain
+    if tool_turns is not None and tool_turns.calls.keeps_text:
+        last_plain = tool_turns.text_start
+    shown = [around for around in (shown_earlier, shown_last) if around is not None]
+    start = shared_start(earlier_plain, last_plain, *(opening for opening, _ in shown))
+    for opening, closing in shown:
+        start = _without_tag(start, opening, closing)
+    cut_off = len(start)
+    return Thinking(
+        start,
+        earlier_plain[cut_off:],
+        last_plain[cut_off:],
+        (shown_earlier[0][cut_off:], shown_earlier[1]) if shown_earlier is not None else None,
+        (shown_last[0][cut_off:], shown_last[1]) if shown_last is not None else None,
+    )
+
+
+def _around(gaps: list[str] | None, turns: Turns) -> tuple[str, str] | None:
+    return None if gaps is None else (gaps[1].removeprefix(turns.user_end), gaps[2].removesuffix(before_text(turns)))
+
+
+def before_text(turns: Turns) -> str:
+    """What stands before the text of an assistant turn only where it has one."""
+    return turns.assistant_start[len(turns.silent_start) :]
+
+
+def _without_tag(start: str, opening: str, closing: str) -> str:
+    """The start less a tag that the think block closes: Ollama finds the tags around `.Thinking`."""
+    closed = _CLOSING_TAG.match(closing)
+    tag = f"<{closed[1]}>" if closed is not None else ""
+    inside = tag in start and tag not in opening[len(start) :]
+    return start[: start.rfind(tag)] if tag and inside else start

@@ -1,0 +1,270 @@
+"""Templates derived for Ollama say what the families' own templates say, and what they cannot say is told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from families import FAMILIES, stop_ids, tokenizer
+from tunedock.data.conversation import RowRefused
+from tunedock.errors import CheckError
+from tunedock.export.ollama import go_template
+from tunedock.export.ollama.compare import Comparison, compare, require
+from tunedock.export.ollama.derive import Derived, derive
+from tunedock.export.ollama.own import Render, bos_added, own_render
+from tunedock.export.ollama.probes import PROBES, assistant, user
+from tunedock.export.ollama.values import values
+
+
+@cache
+def own(family: str) -> Render:
+    return own_render(tokenizer(family), stop_ids(family))
+
+
+@cache
+def compared(family: str) -> tuple[Derived, Comparison]:
+    derived = derive(own(family), bos=bos_added(tokenizer(family)))
+    return derived, compare(derived, own(family))
+
+
+def counted(family: str, kind: str) -> dict[str, int]:
+    return dict(Counter(v.status for v in compared(family)[1].verdicts if v.kind == kind))
+
+
+JSON_ONLY = {"json": 9}, {"identical": 4, "json": 3}
+NO_TOOLS = {"identical": 3, "not offered": 6}, {"identical": 4, "not offered": 3}
+REFUSES_TOOLS = {"identical": 3, "refused": 6}, {"identical": 4, "refused": 3}
+SAID: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+    "qwen2.5": JSON_ONLY,
+    "qwen3": JSON_ONLY,
+    "qwen3-2507": JSON_ONLY,
+    "glm4-moe": JSON_ONLY,
+    "qwen3.5": ({"json": 8, "different": 1}, JSON_ONLY[1]),  # it writes a truth as Python does
+    "llama3.2": ({"json": 8, "refused": 1}, JSON_ONLY[1]),  # it refuses two calls in a turn
+    "deepseek-v3": (
+        {"identical": 3, "json": 5, "not offered": 1},
+        JSON_ONLY[1],
+    ),  # a second call opens no list of its own
+    "phi3": ({"identical": 4, "not offered": 5}, NO_TOOLS[1]),
+    "cohere2": ({"identical": 3, "not offered": 4, "refused": 2}, NO_TOOLS[1]),
+    "llama3": NO_TOOLS,
+    "deepseek-r1": NO_TOOLS,
+    "always-thinks": NO_TOOLS,
+    "chatml": NO_TOOLS,
+    "gemma": REFUSES_TOOLS,
+    "gemma3": REFUSES_TOOLS,
+    "mistral": REFUSES_TOOLS,
+}
+"""Family -> how its probes with tools and those with thinking come out."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_said_to_the_letter_and_what_is_not(family: str) -> None:
+    require(compared(family)[1])
+    assert counted(family, "plain") == {"identical": 7}
+    assert (counted(family, "tools"), counted(family, "thinking")) == SAID[family]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_trained_without_reasoning_is_served_without(family: str) -> None:
+    derived = derive(own(family), bos=bos_added(tokenizer(family)), thinking=False)
+    assert ".Thinking" not in derived.template
+    assert "Think" not in derived.template.replace("IsThinkSet", "")
+    comparison = compare(derived, own(family))
+    require(comparison)
+    assert all(v.status != "different" or v.kind == "edge" or family == "qwen3.5" for v in comparison.verdicts)
+
+
+@pytest.mark.parametrize(
+    ("family", "tools", "thinking"),
+    [("qwen2.5", True, False), ("qwen3", True, True), ("deepseek-r1", False, True), ("gemma", False, False)],
+)
+def test_what_ollama_will_offer(family: str, tools: bool, thinking: bool) -> None:
+    derived, _ = compared(family)
+    assert (derived.tools, derived.thinking) == (tools, thinking)
+    assert (".Tools" in derived.template) == tools
+
+
+@pytest.mark.parametrize(
+    ("family", "note"),
+    [
+        ("gemma", "refuses a system message; its text is put before the first user text"),
+        ("mistral", "refuses a system message"),
+        ("llama3", "takes no tools"),
+        ("llama3.2", "refuses several calls in one turn"),
+        ("llama3.2", "today's date"),
+        ("qwen3.5", "which Ollama does not read"),
+    ],
+)
+def test_what_cannot_be_said_is_a_note(family: str, note: str) -> None:
+    derived, comparison = compared(family)
+    assert any(note in told for told in derived.notes)
+    assert comparison.to_json()["notes"] == list(derived.notes)
+
+
+def test_plain_families_have_no_notes() -> None:
+    assert all(not compared(family)[0].notes for family in ("qwen2.5", "qwen3", "qwen3-2507"))
+
+
+def test_the_token_the_engine_adds_is_left_out_once() -> None:
+    derived, _ = compared("llama3")
+    assert derived.bos == "<|begin_of_text|>"
+    assert derived.bos not in derived.template
+    kept = derive(own("llama3"))
+    assert kept.template.count(derived.bos) == 1
+    require(compare(kept, own("llama3")))
+
+
+def test_a_token_the_engine_adds_and_the_template_does_not_have_is_a_note() -> None:
+    assert any("add_bos_token" in note for note in derive(own("phi3"), bos="<s>").notes)
+
+
+def test_the_last_turn_is_gone_on_with_when_it_is_the_assistants() -> None:
+    talk = [user("Name three primes."), assistant("2, 3 and")]
+    said = go_template.render(compared("qwen3")[0].template, values(talk, think=False))
+    assert said.endswith("<|im_start|>assistant\n2, 3 and")
+
+
+def test_reasoning_is_told_from_text_where_the_prompt_opens_the_block() -> None:
+    talk = [user("Why?"), assistant("So", reasoning="Because.")]
+    for family in ("qwen3", "deepseek-r1"):
+        said = go_template.render(compared(family)[0].template, values(talk, think=True))
+        assert said.endswith("<think>\nBecause.\n</think>\n\nSo")
+
+
+@pytest.mark.parametrize(
+    ("family", "old", "new"),
+    [
+        ("qwen3", "<|im_start|>user", "<|im_start|>usr"),
+        ("qwen3", "{{ .Content }}<|im_end|>\n", "{{ .Content }}<|im_end|>"),
+        ("qwen3", "{{ if $last }}", "{{ if not $last }}"),
+        ("qwen2.5", "You are Qwen", "You were Qwen"),
+        ("llama3.2", "<|eot_id|>", "<|eom_id|>"),
+        ("gemma", "model\n", "model "),
+        ("gemma", "{{ .Content }}", "{{ .Content }} "),
+        ("gemma", "$asked = true", "$asked = false"),
+        ("mistral", ".Content", ".Role"),
+    ],
+)
+def test_any_change_of_a_template_is_found(family: str, old: str, new: str) -> None:
+    derived, _ = compared(family)
+    assert old in derived.template
+    with pytest.raises(CheckError, match="part in a plain conversation"):
+        require(compare(replace(derived, template=derived.template.replace(old, new)), own(family)))
+
+
+def test_a_difference_names_the_probe_and_shows_the_place() -> None:
+    derived, _ = compared("qwen2.5")
+    changed = replace(derived, template=derived.template.replace("assistant\n", "assistant:\n"))
+    with pytest.raises(CheckError, match=r"one turn.*assistant\\n.*assistant:\\n"):
+        require(compare(changed, own("qwen2.5")))
+
+
+def test_json_is_the_same_however_it_is_spelled_and_nothing_else_is() -> None:
+    from tunedock.export.ollama.compare import _status
+
+    assert _status('x {"a": 1, "b": ["<"]} y', 'x {"a":1,"b":["\\u003c"]} y') == ("json", "")
+    assert _status('x {"a": 1, "b": 2}', 'x {"b":2,"a":1}') == ("keys", "")
+    assert _status('x {"a": 1}', 'x {"a":2}')[0] == "different"
+    assert _status("x  y", "x y")[0] == "different"
+    assert _status('{"a": 1} ', '{"a":1}')[0] == "different"
+
+
+AROUND = st.lists(
+    st.sampled_from(
+        [
+            "<u>",
+            "</u>",
+            "\n",
+            " ",
+            "{{",
+            "{",
+            "}}",
+            "{{-",
+            '"""',
+            "word",
+            "\u00a0",
+            "中",
+            "\r\n",
+            "<think>\n\n</think>\n\n",
+        ]
+    ),
+    max_size=4,
+).map("".join)
+
+
+@given(AROUND, AROUND, AROUND, AROUND, AROUND, AROUND, AROUND, AROUND)
+def test_any_texts_around_turns_are_said_to_the_letter(
+    first: str, before_system: str, after_system: str, before_user: str, after_user: str, before_answer: str, after_answer: str,
+    header: str,
+) -> None:  # fmt: skip
+    around = {
+        "system": (before_system, after_system),
+        "user": (before_user, after_user),
+        "assistant": (before_answer, after_answer),
+    }
+
+    def rendered(
+        messages: Sequence[Any], tools: Sequence[Any], *, add_generation_prompt: bool, enable_thinking: bool
+    ) -> str:
+        if tools or any(message["role"] == "tool" or message["content"] == "" for message in messages):
+            raise RowRefused("template_refused", "neither tools nor empty texts")
+        turns = [message["content"].join(around[message["role"]]) for message in messages]
+        return first + "".join(turns) + (header if add_generation_prompt else "")
+
+    require(compare(derive(rendered), rendered))
+
+
+def hand_made(
+    messages: Sequence[Any], tools: Sequence[Any], *, add_generation_prompt: bool, enable_thinking: bool
+) -> str:
+    """A template with all that is hard at once: a text before the first user only, no line ends, braces beside texts."""
+    if any(message["role"] in ("tool", "system") for message in messages) or tools:
+        raise RowRefused("template_refused", "only users and assistants")
+    text = ""
+    for at, message in enumerate(messages):
+        text += {"user": "{{U{", "assistant": '"""A{'}[message["role"]] + message["content"] + "}}\u00a0{"
+        text += "first" if at == 0 else ""
+    return text + ("{GO{" if add_generation_prompt else "")
+
+
+def test_a_template_that_looks_like_go_is_said_to_the_letter() -> None:
+    def plain(messages: Sequence[Any], tools: Sequence[Any], **switches: bool) -> str:
+        return hand_made(messages, tools, **switches).replace("first", "")  # type: ignore[arg-type]
+
+    derived = derive(plain)
+    require(compare(derived, plain))
+    assert '"""' not in derived.template
+    assert "\u00a0" not in derived.template
+
+
+def test_a_template_that_treats_the_first_turn_otherwise_is_refused_by_name() -> None:
+    with pytest.raises(CheckError, match=r"probe `three turns`|probe `one turn`"):
+        require(compare(derive(hand_made), hand_made))
+
+
+def test_a_template_that_hides_texts_is_refused() -> None:
+    def silent(messages: Sequence[Any], tools: Sequence[Any], **switches: bool) -> str:
+        return "".join(message["content"][::-1] for message in messages)
+
+    with pytest.raises(CheckError, match="does not show the texts of a plain conversation"):
+        derive(silent)
+
+
+def test_a_template_that_refuses_everything_is_refused() -> None:
+    def refusing(messages: Sequence[Any], tools: Sequence[Any], **switches: bool) -> str:
+        raise RowRefused("template_refused", "not today")
+
+    with pytest.raises(CheckError, match="refuses a plain conversation: not today"):
+        derive(refusing)
+
+
+def test_probes_are_told_apart_by_name() -> None:
+    assert len({probe.name for probe in PROBES}) == len(PROBES)
