@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -133,6 +134,22 @@ def test_what_nobody_foresaw_is_our_bug_and_shown_in_full(recipe, tunedock, monk
     code, out, err = tunedock("recipe", "show", "r.yaml", "--json")
     assert json.loads(out)["error"]["kind"] == "BugError"
     assert "ZeroDivisionError: surprise" in err
+
+
+def test_ctrl_c_that_a_library_made_an_error_of_is_no_bug(recipe, tunedock, monkeypatch):
+    """As pydantic does while it makes a schema."""
+
+    def interrupted(*_arguments, **_options):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("KeyboardInterrupt: ") from None
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("tunedock.pipeline.resolve_recipe", interrupted)
+    code, _, err = tunedock("recipe", "show", "r.yaml")
+    assert (code, err) == (130, "")
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_error_cannot_steer_the_terminal(capsys):

@@ -13,9 +13,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -40,7 +43,7 @@ from tunedock.cli import (
 from tunedock.cli.options import Help
 from tunedock.cli.streams import prepare_streams
 from tunedock.cli.text import print_json, printable
-from tunedock.errors import BugError, DiskError, TunedockError
+from tunedock.errors import BugError, DiskError, InterruptedRun, TunedockError
 
 app = typer.Typer(
     help="Fine-tune large language models from one recipe.",
@@ -100,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
     prepare_streams()
+    interrupts = _Interrupts()
     try:
         if given[:1] == [completion.ASK]:
             completion.answer(typer.main.get_command(app), given[1:])
@@ -113,9 +117,32 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         code = _last_words(_of_the_disk(error), as_json)
     except Exception:  # noqa: BLE001 - the policy: whatever no one foresaw is our mistake, and is shown in full
+        if interrupts.came:
+            sys.exit(InterruptedRun.exit_code)
         sys.stderr.write(traceback.format_exc())
         code = _last_words(_bug(), as_json)
+    finally:
+        interrupts.close()
     sys.exit(code)
+
+
+class _Interrupts:
+    """Whether Ctrl-C came. Not every library lets it through: pydantic, while it makes a schema, makes an error of it."""
+
+    def __init__(self) -> None:
+        self.came = False
+        main_thread = threading.current_thread() is threading.main_thread()  # no other may hear of signals
+        self._ours = main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._ours:
+            signal.signal(signal.SIGINT, self._hear)
+
+    def _hear(self, _number: int, _frame: FrameType | None) -> NoReturn:
+        self.came = True
+        raise KeyboardInterrupt
+
+    def close(self) -> None:
+        if self._ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def print_error(error: TunedockError, as_json: bool) -> None:
