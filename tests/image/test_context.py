@@ -186,3 +186,6 @@ def test_a_folder_of_the_users(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DiskError, match="cannot be made"):
         write_to(tmp_path / "file/x", target("cpu"), Sources(package()))
+    with pytest.raises(RecipeError, match="there are no wheels"):
+        write_to(tmp_path / "new/two", target("cpu"), Sources(package(), wheels=tmp_path))
+    assert not any((tmp_path / "new/two").iterdir())  # it can be named again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +76,32 @@ def test_saved_and_loaded(tiny_image: str, tmp_path: Path) -> None:
         assert client.images.get(tiny_image).id == own
 
 
+def test_two_do_not_write_one_file(tiny_image: str, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.tar"
+    (tmp_path / ".tiny.tar.part").write_bytes(b"left by one that was killed" * 10_000)
+    refused = []
+    with connected() as client, connected() as other:
+
+        def second(task: str, done: int, total: int | None) -> None:
+            with pytest.raises(RunError, match="another process writes this file") as caught:
+                transfer.save(other, tiny_image, file, quiet)
+            refused.append(caught.value)
+
+        made = transfer.save(client, tiny_image, file, second)
+        assert refused
+        assert transfer.sum_of(file) == made
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.tar", "tiny.tar.sha256"]
+
+        def stop(task: str, done: int, total: int | None) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            transfer.save(client, tiny_image, tmp_path / "stopped.tar", stop)
+        with pytest.raises(DiskError, match="too long"):
+            transfer.save(client, tiny_image, tmp_path / ("n" * 300), quiet)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.tar", "tiny.tar.sha256"]
+
+
 def test_a_changed_byte_is_not_loaded(tiny_image: str, tmp_path: Path) -> None:
     file = tmp_path / "tiny.tar"
     with connected() as client:
@@ -101,3 +128,5 @@ def test_a_disk_without_room(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match="GB are to be written") as caught:
         transfer.need_room(tmp_path, 1 << 60)
     assert caught.value.where == str(tmp_path)
+    with pytest.raises(DiskError, match="to stay so"):
+        transfer.need_room(tmp_path, shutil.disk_usage(tmp_path).free - transfer.SPARE // 2)

@@ -279,11 +279,16 @@ def _link(source: Path, target: Path) -> None:
 
 
 def write_to(folder: Path, target: Target, sources: Sources) -> Context:
-    """`write`, for a builder of the user's own. Raises RecipeError for a folder that holds something."""
+    """`write`, for a builder of the user's own: all of it or nothing. Raises RecipeError for a folder that holds something."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise RecipeError("is not empty", where=f"--context {folder}", hint="name a new folder")
     except OSError as error:
         raise DiskError(f"cannot be made: {error.strerror}", where=f"--context {folder}") from error
-    return write(folder, target, sources, mounts=True)
+    try:
+        return write(folder, target, sources, mounts=True)
+    except BaseException:
+        for made in folder.iterdir():
+            shutil.rmtree(made, ignore_errors=True) if made.is_dir() else made.unlink(missing_ok=True)
+        raise

@@ -5,14 +5,15 @@ A saved image is the archive that `docker save` writes, with its SHA-256 beside 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tunedock.errors import CheckError, DiskError, EngineError, RunError
 from tunedock.image.engine import told, translated
@@ -65,32 +66,56 @@ def save(client: DockerClient, image: str, to: Path, tell: Tell) -> str:
 
     Raises EngineError, RunError for a file that is there, DiskError.
     """
-    if to.exists():
-        raise RunError("the file is there already", where=str(to), hint="give another name by --to, or remove it")
     with told(f"image {image}"):
         size = int(client.images.get(image).attrs["Size"])
         pieces = client.api.get_image(image, chunk_size=BLOCK)
-    need_room(to.parent, size)
-    aside = to.with_name(f".{to.name}.{os.getpid()}.part")
     made = hashlib.sha256()
-    try:
-        with aside.open("xb") as file, told(f"image {image}"):
+    with _written(to, size) as file:
+        with told(f"image {image}"):
             for piece in pieces:
                 file.write(piece)
                 made.update(piece)
                 tell(f"save {image}", file.tell(), None)
-            file.flush()
-            os.fsync(file.fileno())
         sums_of(to).write_text(f"{made.hexdigest()}  {to.name}\n", encoding="utf-8")
-        aside.rename(to)
+    return made.hexdigest()
+
+
+@contextmanager
+def _written(to: Path, size: int) -> Iterator[BinaryIO]:
+    """A file aside, which is `to` where nothing is raised, and gone where something is; by one process at a time.
+
+    Raises RunError for a file that is there, DiskError.
+    """
+    aside = to.with_name(f".{to.name}.part")
+    try:
+        if to.exists():
+            raise RunError("the file is there already", where=str(to), hint="give another name by --to, or remove it")
+        need_room(to.parent, size)
+        with aside.open("ab") as file:  # one that was killed may have left some
+            _alone(file, to)
+            try:
+                file.truncate(0)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                aside.rename(to)
+            except BaseException:
+                aside.unlink(missing_ok=True)
+                raise
     except OSError as error:
         raise DiskError(
             f"cannot write: {error.strerror}", where=str(to), hint="free disk space or pick another place"
         ) from error
-    finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-    return made.hexdigest()
+
+
+def _alone(file: BinaryIO, to: Path) -> None:
+    """Raises RunError where another process writes the same file, or has just done so."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError("another process writes this file", where=str(to), hint="wait for it, or stop it") from None
+    if to.exists():
+        raise RunError("the file is there already", where=str(to), hint="give another name by --to, or remove it")
 
 
 def load(client: DockerClient, file: Path, tell: Tell, sha256: str | None = None) -> list[str]:
@@ -150,8 +175,9 @@ def need_room(folder: Path, size: int) -> None:
     except OSError as error:
         raise DiskError(f"cannot make the folder: {error.strerror}", where=str(folder)) from error
     if free < size + SPARE:
+        spare = f", of which {SPARE / 1e9:,.2f} GB are to stay so" if free >= size else ""
         raise DiskError(
-            f"{size / 1e9:,.2f} GB are to be written and {free / 1e9:,.2f} GB are free",
+            f"{size / 1e9:,.2f} GB are to be written and {free / 1e9:,.2f} GB are free{spare}",
             where=str(folder),
             hint="free disk space or pick another place",
         )
