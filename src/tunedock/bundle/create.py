@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -79,6 +79,21 @@ def create(wanted: Wanted, folder: Path, tell: Tell) -> Created:
         keys.sign(b"", wanted.key)  # a wrong key is told of before hours of copying
     older, old_files = _older(wanted.older)
     writer = Writer(folder, split=wanted.split, old=old_files, tell=tell)
+    try:
+        content = _filled(wanted, writer, folder, old_files, older, tell)
+    except BaseException:
+        writer.leave()
+        raise
+    here = len(set(writer.files) - {path for path, sum_ in old_files.items() if writer.files.get(path) == sum_})
+    return Created(
+        Facts.from_json((folder / FACTS).read_text(encoding="utf-8")), len(writer.files), here, content.left_out
+    )
+
+
+def _filled(
+    wanted: Wanted, writer: Writer, folder: Path, old_files: Mapping[str, str], older: list[Older], tell: Tell
+) -> Content:
+    """Puts everything in; the content, wheels and all."""
     with (
         tempfile.TemporaryDirectory(prefix="tunedock-wheels-") as made,
         connected() if wanted.images else nullcontext() as client,
@@ -95,10 +110,7 @@ def create(wanted: Wanted, folder: Path, tell: Tell) -> Created:
         images = add_images(client, wanted.images, writer, tell) if client is not None else []
         _add_content(wanted, content, images, writer)
     _finish(wanted, writer, images, older)
-    here = len(set(writer.files) - {path for path, sum_ in old_files.items() if writer.files.get(path) == sum_})
-    return Created(
-        Facts.from_json((folder / FACTS).read_text(encoding="utf-8")), len(writer.files), here, content.left_out
-    )
+    return content
 
 
 def _older(bundles: Sequence[Path]) -> tuple[list[Older], dict[str, str]]:

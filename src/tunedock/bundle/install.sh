@@ -96,7 +96,7 @@ while IFS= read -r line; do
 done <"$here/FILES"
 
 need=$(du -sk "$here" | cut -f 1)
-mkdir -p "$to"
+mkdir -p "$to" || fail "$to: this folder cannot be made" "give another place by --to"
 free=$(df -Pk "$to" | awk 'NR == 2 { print $4 }')
 [ "$free" -gt "$need" ] || fail "$to: $need KiB are to be written and $free KiB are free" "give another place by --to"
 

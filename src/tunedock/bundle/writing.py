@@ -40,6 +40,7 @@ class Writer:
         self._tell = tell
         self._sums: dict[str, str] = {}
         with writing(folder):
+            self._new = not folder.exists()
             folder.mkdir(parents=True, exist_ok=True)
             journal = folder / JOURNAL
             if any(folder.iterdir()) and not journal.is_file():
@@ -131,6 +132,18 @@ class Writer:
                 _whole(self.folder / SIGNATURE, sign(data))
             _whole(listed, data)
             (self.folder / JOURNAL).unlink()
+
+    def leave(self) -> None:
+        """Where making it has failed: what is in stays for the next call; a folder in which nothing is yet is left as it was."""
+        if any("sha256" in line for line in self._known.values()):
+            return
+        with suppress(OSError):
+            self._clear()
+            for folder in sorted(self.folder.rglob("*/"), reverse=True):
+                folder.rmdir()
+            (self.folder / JOURNAL).unlink()
+            if self._new:
+                self.folder.rmdir()
 
     @property
     def bytes_here(self) -> int:
