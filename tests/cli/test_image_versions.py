@@ -78,3 +78,7 @@ def test_mistakes_are_told(tunedock: Tunedock, open_registry: str, docker_config
     assert code == 12
     assert "nothing to go back to" in err
     assert "Traceback" not in err
+    for name in ("mistakes/bot:none", "mistakes/nobody", "mistakes/nobody:1"):
+        code, out, err = tunedock("image", "tags", f"{open_registry}/{name}")
+        assert (code, out) == (12, "")
+        assert f"it has no `{name}`" in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -173,9 +174,19 @@ def test_wheels(folder: Path, tmp_path: Path) -> None:
         write(folder, target("cpu"), Sources(package(), wheels=tmp_path), mounts=True)
     shutil.rmtree(folder)
     folder.mkdir()
+    os.mkfifo(tmp_path / "b-1-py3-none-any.whl")  # a builder would wait for it
     (tmp_path / "a-1-py3-none-any.whl").touch()
     write(folder, target("cpu"), Sources(package(), wheels=tmp_path), mounts=False)
     assert files(folder / "wheels") == {"a-1-py3-none-any.whl"}
+
+
+@pytest.mark.parametrize(("target_of_link", "said"), [("loop.json", "symbolic links"), ("/none", "No such file")])
+def test_a_link_that_leads_nowhere_is_told(
+    folder: Path, tmp_path: Path, model: Path, target_of_link: str, said: str
+) -> None:
+    (model / "loop.json").symlink_to(target_of_link)
+    with pytest.raises(DiskError, match=said):
+        write(folder, target("cpu", "serve"), Sources(package(), model=model), mounts=True)
 
 
 def test_a_folder_of_the_users(tmp_path: Path) -> None:

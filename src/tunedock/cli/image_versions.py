@@ -78,6 +78,7 @@ def tags(
     from tunedock.cli.results import add_row, table
     from tunedock.cli.show import console
     from tunedock.cli.text import print_json
+    from tunedock.errors import EngineError
     from tunedock.image.reference import parse
     from tunedock.image.registry import Registry
     from tunedock.image.versions import history, is_history
@@ -88,6 +89,8 @@ def tags(
         shown = [tag for tag in there if not is_history(tag)] if target.tag is None else [target.tag]
         digests = {tag: registry.digest(target.repository, tag) for tag in shown}
     past = list(reversed(history(target.tag, there))) if target.tag else []
+    if not past and not any(digests.values()):
+        raise EngineError(f"it has no `{target.repository}{f':{target.tag}' if target.tag else ''}`", where=target.host)
     if as_json:
         before = [{"digest": former.digest, "until": former.until.isoformat(), "how": former.how} for former in past]
         print_json({"tags": digests, **({"history": before} if target.tag else {})})

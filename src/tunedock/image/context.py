@@ -104,7 +104,7 @@ def write(folder: Path, target: Target, sources: Sources, *, mounts: bool) -> Co
                 context.left_out += _served(source, folder / name, f"--{name}", kinds)
     except OSError as error:
         raise DiskError(
-            f"the build's files cannot be written: {error.strerror or error}", where=str(error.filename or folder)
+            f"the build's files cannot be put together: {error.strerror or error}", where=str(error.filename or folder)
         ) from error
     found = next(secrets(folder), None)
     if found is not None:
@@ -186,7 +186,7 @@ def _tree(source: Path, target: Path, keep: Iterable[str] = ("*",)) -> list[str]
         folders[:] = sorted(name for name in folders if not hidden(name))
         for name in sorted(files):
             path = here / name
-            inside = path.resolve().is_relative_to(source.resolve()) or patterns != ("*",)
+            inside = Path(os.path.realpath(path)).is_relative_to(source.resolve()) or patterns != ("*",)
             if hidden(name) or not inside or not any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
                 left_out.append(str(path.relative_to(source)))
                 continue
@@ -244,7 +244,7 @@ def _public() -> set[str]:
 def _wheels(folder: Path | None) -> list[Path]:
     if folder is None:
         return []
-    found = sorted([*folder.glob("*.whl"), *folder.glob("*.tar.gz")]) if folder.is_dir() else []
+    found = sorted(path for kind in ("*.whl", "*.tar.gz") for path in folder.glob(kind) if path.is_file())
     if not found:
         raise RecipeError(
             "there are no wheels in it", where=f"--wheels {folder}", hint="`pip download --dest` fills such a folder"
