@@ -29,6 +29,7 @@ def test_sizes_are_those_of_docker(text: str, size: int) -> None:
         ({"memory": "0g"}, "512m or 8g"),
         ({"shm_size": "big"}, "512m or 8g"),
         ({"gpus": 0}, "greater than 0"),
+        ({"cpus": 1e-9}, "0.01"),  # an engine takes it, and limits nothing
         ({"mps": 101}, "less than or equal to 100"),
         ({"user": "ann"}, "1000:1000"),
         ({"ulimits": {"files": 1}}, "no limit `files`"),
@@ -51,6 +52,16 @@ def test_gpus_are_all_some_or_named() -> None:
 
 def test_a_secret_is_named_and_stays_outside() -> None:
     assert Container(env=["HF_TOKEN", "A=b=c"]).env == ["HF_TOKEN", "A=b=c"]
+
+
+def test_a_secret_that_is_refused_is_not_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    file = tmp_path / "r.yaml"
+    file.write_text("model: a/b\ndata: {train: ./rows.jsonl}\n")
+    with pytest.raises(RecipeError) as caught:
+        load([file], ["launch.container.env=[MY_TOKEN=s3cret]"])
+    assert "MY_TOKEN=***" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_mounts_start_from_the_recipes_folder_and_must_be_there(tmp_path: Path) -> None:

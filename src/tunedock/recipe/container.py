@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 
 from tunedock.recipe.section import Section, shorthand, switch
 
@@ -81,7 +81,7 @@ class Mount(Section):
 
 
 class Container(Section):
-    cpus: PositiveFloat | None = None
+    cpus: Annotated[float, Field(ge=0.01)] | None = None
     """How much of how many processors; all of them by default. A worker gets as many threads, so that it is not held back."""
     memory: Size | None = None
     """Main memory, without swap (`24g`); all there is by default."""

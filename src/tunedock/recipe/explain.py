@@ -56,6 +56,9 @@ _MISSING = {
 }
 
 
+ENVIRONMENT: Key = ("launch", "container", "env")
+
+
 def choices(key: Key) -> list[str]:
     """The values a key can have today, read from the JSON schema so that they cannot go stale."""
     if key[-1] == "kind":
@@ -119,6 +122,8 @@ def _problem(key: Key, items: list[Any], values: dict[str, Any], merge: Merge) -
         return _wrong_kind((*key, "kind"), values, where)
     expected = " or ".join(dict.fromkeys(_expected(item) for item in items))
     hint = _SECTION_HINT.get(name) if kind in _NO_MAPPING else _value_hint(name, value, items[0])
+    if key[: len(ENVIRONMENT)] == ENVIRONMENT and isinstance(value, str) and "=" in value:
+        value = f"{value.partition('=')[0]}=***"  # refused because it may be a secret; it is not to be told either
     return Problem(f"`{name}: {_shown(value)}` should be {expected}", where, hint, key=key)
 
 
