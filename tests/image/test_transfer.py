@@ -10,7 +10,7 @@ import pytest
 
 from engine_bed import Engine
 from registry_bed import layer_of, log_in
-from tunedock.errors import CheckError, DiskError, EngineError, RunError
+from tunedock.errors import CheckError, DiskError, EngineError, RecipeError, RunError
 from tunedock.image import transfer
 from tunedock.image.engine import connected
 from tunedock.image.reference import parse
@@ -56,6 +56,9 @@ def test_an_image_that_is_not_here(
             transfer.push(client, "nobody:has", parse(f"{open_registry}/a:1"), quiet)
         with pytest.raises(EngineError, match=r"[Nn]o such image"):
             transfer.save(client, "nobody:has", tmp_path / "a.tar", quiet)
+        for name in ("", "../containers/json", "a b", "-x"):
+            with pytest.raises(RecipeError):
+                transfer.save(client, name, tmp_path / "a.tar", quiet)
         with pytest.raises(EngineError) as caught:
             transfer.pull(client, parse(f"{open_registry}/nobody/has:1"), quiet)
     assert caught.value.where == f"{open_registry}/nobody/has:1"

@@ -32,6 +32,7 @@ from tunedock.launch.docker_job import DockerJob
 from tunedock.launch.job import JobSpec
 from tunedock.launch.watch import watch
 from tunedock.pipeline.jobs import run_stage
+from tunedock.recipe.schema import Recipe
 from tunedock.run.placed import read_placed
 from tunedock.run.record import Run
 
@@ -359,6 +360,25 @@ def test_a_gpu_without_the_toolkit(scripted: Scripted) -> None:
             JobSpec("train", scripted(RESULT, gpus="all").path)
         )
     assert "nvidia-container-toolkit" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("launch", "container", "said"),
+    [
+        ({}, {"runtime": "kata-nowhere"}, "knows no runtime"),
+        ({}, {"network": "nowhere"}, r"no network `nowhere`: it has .*bridge"),
+        ({"image": "../x"}, {}, "is no host"),
+        ({"image": "a b"}, {}, "is no repository"),
+    ],
+)
+def test_what_the_engine_has_not_is_told_before_there_is_a_run(
+    scripted: Scripted, tmp_path: Path, launch: dict[str, Any], container: dict[str, Any], said: str
+) -> None:
+    recipe = Recipe.model_validate(scripted(RESULT, **container).resolved()["recipe"])
+    recipe = recipe.model_copy(update={"launch": recipe.launch.model_copy(update=launch)})
+    with pytest.raises(RecipeError, match=said):
+        DockerLauncher().check(recipe, tmp_path / "not yet")
+    assert not (tmp_path / "not yet").exists()
 
 
 def test_a_runtime_that_the_engine_does_not_know(scripted: Scripted) -> None:

@@ -21,6 +21,7 @@ from tunedock.bundle.listing import FACTS, FILES, INSTALL, SUMS, Facts, Image, O
 from tunedock.bundle.writing import Writer, writing
 from tunedock.errors import DependencyError, RecipeError
 from tunedock.image.engine import connected, told
+from tunedock.image.store import named
 from tunedock.image.transfer import Tell, need_room, sum_of
 
 SMALLEST_SPLIT = 1 << 20
@@ -103,7 +104,7 @@ def _filled(
         if client is not None:
             for name in wanted.images:
                 with told(f"image {name}"):
-                    sizes.append(int(client.images.get(name).attrs["Size"]))
+                    sizes.append(int(named(client, name).attrs["Size"]))
         writer.total = sum(sizes)
         there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         need_room(folder, max(0, sum(sizes) - there) if not old_files else 0)

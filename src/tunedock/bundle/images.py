@@ -19,6 +19,7 @@ from tunedock.bundle.listing import IMAGES_MANIFEST, Image
 from tunedock.bundle.writing import Writer
 from tunedock.errors import EngineError
 from tunedock.image.engine import told
+from tunedock.image.store import named
 from tunedock.image.transfer import BLOCK, Tell
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def add_images(client: DockerClient, names: Sequence[str], writer: Writer, tell:
     found, entries = [], []
     for name in names:
         with told(f"image {name}"):
-            image = client.images.get(name)
+            image = named(client, name)
         id_, tags = str(image.id), [name] if name in image.tags else list(image.tags)
         entry = writer.noted(f"image {id_}")
         if entry is None or not all(writer.has(path, posixpath.basename(path)) for path in _paths(entry)):

@@ -239,10 +239,11 @@ def _pushed(image: str, target: Reference) -> str:
     """Pushes an image of this machine into the target's repository, under a tag that says its id; its digest."""
     from tunedock.image import transfer
     from tunedock.image.engine import connected, told
+    from tunedock.image.store import named
 
     with connected() as client, progress() as tell:
         with told(f"image {image}"):
-            own = client.images.get(image).id.removeprefix("sha256:")
+            own = named(client, image).id.removeprefix("sha256:")
         return transfer.push(client, image, target.tagged(f"id-{own[:12]}"), tell)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunedock.errors import EngineError
 from tunedock.image.dockerfile import PLACE
+from tunedock.image.reference import parse
 from tunedock.image.sizes import Layer, layers
 
 if TYPE_CHECKING:
@@ -47,9 +48,15 @@ class Image:
 
 
 def inspect(client: DockerClient, name: str) -> Image:
-    """All of one image. The caller turns the SDK's errors into ours."""
-    image = client.images.get(name)
+    """All of one image. The caller turns the SDK's errors into ours. Raises RecipeError for what is no name."""
+    image = named(client, name)
     return _image(image.attrs, layers(image.history()))
+
+
+def named(client: DockerClient, name: str) -> Any:
+    """The SDK's image of that name or id. Raises RecipeError for what is neither: the engine's address is made of it."""
+    parse(name)
+    return client.images.get(name)
 
 
 def images(client: DockerClient) -> list[Image]:
@@ -60,7 +67,7 @@ def images(client: DockerClient) -> list[Image]:
 
 def file(client: DockerClient, name: str, path: str) -> bytes:
     """A file's content, by a container that is made and never started. Raises EngineError for one that is not a file."""
-    container = client.containers.create(name, ["true"], network_disabled=True)
+    container = client.containers.create(named(client, name).id, ["true"], network_disabled=True)
     try:
         chunks, about = container.get_archive(path)
         if about["size"] > MOST:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from tunedock.errors import CheckError, DiskError, EngineError, RunError
 from tunedock.image.engine import told, translated
 from tunedock.image.reference import Reference
+from tunedock.image.store import named
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -37,7 +38,7 @@ def push(client: DockerClient, image: str, target: Reference, tell: Tell) -> str
     """
     tag = target.tag or "latest"
     with told(f"image {image}"):
-        client.images.get(image).tag(target.place, tag=tag)
+        named(client, image).tag(target.place, tag=tag)
     digest = ""
     with told(str(target)):
         lines = client.api.push(target.place, tag=tag, stream=True, decode=True)
@@ -67,7 +68,7 @@ def save(client: DockerClient, image: str, to: Path, tell: Tell) -> str:
     Raises EngineError, RunError for a file that is there, DiskError.
     """
     with told(f"image {image}"):
-        size = int(client.images.get(image).attrs["Size"])
+        size = int(named(client, image).attrs["Size"])
         pieces = client.api.get_image(image, chunk_size=BLOCK)
     made = hashlib.sha256()
     with _written(to, size) as file:

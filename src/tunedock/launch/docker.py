@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tunedock import __version__
 from tunedock.errors import DependencyError, EngineError, RecipeError, RunError, TunedockError
 from tunedock.image import engine
+from tunedock.image.reference import parse
 from tunedock.launch.container import (
     INFINIBAND,
     LABEL,
@@ -89,7 +90,9 @@ class DockerLauncher:
             image = image_to_run(image_here(client, name), name, recipe.launch)
             info = engine_info(client)
             refuse_too_much(recipe.launch.container, gpus, others, cpus=info["NCPU"], memory_bytes=info["MemTotal"])
+            self.machine(recipe.launch, info, gpus)
             network, why = network_of(recipe, "train", self._environment)
+            _refuse_unknown_network(client, network)
             self._binds(recipe, JobSpec("train", run), network, make=False)
         notes = [f"in a container of {name} ({image.id.removeprefix('sha256:')[:12]})"]
         return [*notes, *([f"with the {network} network: {why}"] if why is not None else [])]
@@ -227,10 +230,25 @@ def image_name(launch: Launch, gpus: Sequence[str]) -> str:
     return launch.image or DEFAULT_IMAGES[bool(gpus)]
 
 
+def _refuse_unknown_network(client: DockerClient, name: str) -> None:
+    """Raises RecipeError where the engine has no network of that name."""
+    if name in ("none", "bridge", "host"):
+        return
+    with engine.told("container engine"):
+        known = sorted(str(each["Name"]) for each in client.api.networks())
+    if name not in known:
+        raise RecipeError(
+            f"the engine has no network `{name}`: it has {', '.join(known)}",
+            where="launch.container.network",
+            hint=f"make it: `docker network create {name}`",
+        )
+
+
 def image_here(client: DockerClient, name: str) -> Mapping[str, Any]:
-    """What the engine says of an image. Raises EngineError where it has none by that name."""
+    """What the engine says of an image. Raises EngineError where it has none by that name, RecipeError for what is no name."""
     from docker.errors import ImageNotFound
 
+    parse(name)  # the engine's address is made of it
     try:
         with engine.told(f"image {name}"):
             found: Mapping[str, Any] = client.api.inspect_image(name)
