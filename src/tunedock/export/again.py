@@ -8,6 +8,7 @@ likelihood of its held-out rows is measured again as well, and what is expected 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def verify_again(
         facts = ChatFacts.read(run.model)
         base = find_base(recipe, stop_ids=facts.stop_ids)
         policy = tuned_policy(base, run.model, precision=FLOAT32)
-        expected = expected_of(base, facts, policy.model, policy.device)
+        made = Expected.read(folder).made_nll
+        expected = replace(expected_of(base, facts, policy.model, policy.device), made_nll=made)
         held = held_out_of(base, facts, policy.model, policy.device, emit)
         del policy
     else:

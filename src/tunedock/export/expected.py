@@ -50,8 +50,12 @@ class Expected:
     talks: dict[str, list[int]]
     """Ids of the prompts of `probes.TALKS` that the template takes, as training has them."""
     answers: dict[str, Answer]
+    nll: dict[str, list[float]]
+    """Of each answer with its prompt: negative log-likelihoods (nats) of all tokens but the first."""
     stop_ids: list[int]
     thinking: bool
+    made_nll: dict[str, list[float]] | None = None
+    """The same of the files, as they were when they were made: what they must still give, to the rounding of a machine."""
 
     def write(self, folder: Path) -> None:
         write_json(folder / EXPECTED, TypeAdapter(Expected).dump_python(self))
@@ -93,7 +97,8 @@ def expected_of(base: Base, facts: ChatFacts, model: nn.Module, device: torch.de
     stops = set(facts.stop_ids)
     prompts = talks or {name: base.tokenizer(TEXTS[name])["input_ids"] for name in DOCUMENTS}
     answers = {name: answer_of(model, ids, device, stops) for name, ids in prompts.items()}
-    return Expected(texts, talks, answers, sorted(stops), facts.thinking)
+    nll = {name: nll_of(model, [*one.prompt, *one.tokens], device).tolist() for name, one in answers.items()}
+    return Expected(texts, talks, answers, nll, sorted(stops), facts.thinking)
 
 
 def held_out_of(base: Base, facts: ChatFacts, model: nn.Module, device: torch.device, emit: Emitter) -> HeldOut:

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -293,7 +293,8 @@ def _described(making: Making, expected: Expected | None) -> None:
     """The record, what is expected, and the card."""
     run, order = making.run, making.order
     if expected is not None:
-        expected.write(making.folder)
+        made = making.report.nll if making.report is not None and making.report.nll else None
+        replace(expected, made_nll=made).write(making.folder)
     record = {
         "tunedock": __version__,
         "run": run.name,

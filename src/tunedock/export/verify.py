@@ -4,6 +4,7 @@
     prompts     a server's rendering of every probe conversation has the ids training gave it
     answers     the most likely continuation of every prompt, token by token; where the run's model was as good as undecided between
                 two tokens (a gap below rounding), the other one is a tie, not a fault
+    weights     the likelihood of every probe, token by token
     likelihood  the perplexity of the run's held-out rows, where the run is at hand
     ends        every token that ended an answer in training ends it there
 
@@ -27,6 +28,10 @@ from tunedock.export.readers import Reader
 
 TIE = 0.02
 """Gap between the two best logits, relative to the largest, below which rounding may turn them round."""
+STILL = 0.01
+"""Nats a token's likelihood may differ from what the same files gave before, on another machine."""
+ROUNDED = 0.2
+"""The same between files of rounded weights and the run's model."""
 CERTAIN = 3.0
 """Standard errors by which a perplexity must be off to count."""
 NAMED = 4
@@ -56,6 +61,9 @@ class Report:
     tokens: int = 0
     same_tokens: int = 0
     """Up to where each answer parts from the run's."""
+    nll: dict[str, list[float]] = field(default_factory=dict)
+    nll_difference: float | None = None
+    """Mean difference (nats) of a token's likelihood in the probes, from the run's or, tried again, from when it was made."""
     perplexity_run: float | None = None
     perplexity: float | None = None
     perplexity_change: float | None = None
@@ -72,7 +80,8 @@ class Report:
     """Checks that could not be made here, and why."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without the likelihoods one by one."""
+        return {name: value for name, value in asdict(self).items() if name != "nll"}
 
     def judge(self, where: str) -> None:
         """Raises CheckError where there are problems."""
@@ -96,6 +105,7 @@ def verify(reader: Reader, expected: Expected, held: HeldOut, *, kind: str, exac
     _texts(reader, expected, report)
     _prompts(reader, expected, report)
     _ends(reader, expected, report)
+    _weights(reader, expected, report)
     _answers(reader, {**expected.answers, **held.answers}, expected.stop_ids, report)
     _likelihood(reader, held, limit_of(kind) if limit is None else limit, report)
     return report
@@ -133,6 +143,22 @@ def _ends(reader: Reader, expected: Expected, report: Report) -> None:
     if missing:
         report.problems.append(
             f"answers would not end at the tokens {', '.join(map(str, missing))}, as they did in training"
+        )
+
+
+def _weights(reader: Reader, expected: Expected, report: Report) -> None:
+    """Whether the weights are those that were written, seen from what they give. Answers alone may stay the same with others."""
+    found = {name: reader.nll([*one.prompt, *one.tokens]).tolist() for name, one in expected.answers.items()}
+    wanted = expected.nll if expected.made_nll is None else expected.made_nll
+    pairs = [(a, b) for name, values in found.items() for a, b in zip(wanted[name], values, strict=True)]
+    report.nll = found
+    report.nll_difference = float(np.mean([abs(a - b) for a, b in pairs]))
+    limit = STILL if expected.made_nll is not None else ROUNDED if report.exact else np.inf
+    if not report.nll_difference <= limit:
+        since = "when they were made" if expected.made_nll is not None else "of the run's model"
+        report.problems.append(
+            f"the likelihoods of the probes are not those {since}: they differ by {report.nll_difference:.3g} nats a token: "
+            "these are other weights"
         )
 
 
