@@ -17,12 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 from test_docker_training import folder, losses, surroundings, whole
 
 from engine_bed import Engine
 from tunedock.errors import DependencyError
 from tunedock.image.engine import Endpoint, connected
-from tunedock.launch.compose import find_compose
+from tunedock.launch.compose import find_compose, project_name
 from tunedock.run.record import Run
 
 __all__ = ["folder", "whole"]
@@ -145,6 +146,37 @@ def test_a_written_file_trains_by_compose_alone(
 def test_two_nodes_that_do_not_fit_are_refused(folder: Path, tunedock: Tunedock) -> None:
     done = tunedock("train", "r.yaml", *TWO, "train.output_dir=runs/large", "launch.container.memory=40g")
     assert (done.returncode, "memory: 40g" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_written_file_is_for_another_shell(folder: Path, tunedock: Tunedock, environment: dict[str, str]) -> None:
+    """Its variables may be set there alone; its containers are those tunedock means, whoever calls compose."""
+    environment["SET_HERE"] = "s3cret"
+    shown = f"launch.container.env={json.dumps([*surroundings_of(folder), 'SET_HERE', 'SET_THERE'])}"
+    done = tunedock("train", "r.yaml", *TWO, "train.output_dir=runs/given", "--write", shown)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = Run(folder / "runs/given")
+    text = (run.path / "compose.yaml").read_text()
+    assert "      SET_HERE:\n" in text and "      SET_THERE:\n" in text
+    assert "s3cret" not in text
+    listed = subprocess.run(
+        ["docker-compose", "--file", str(run.path / "compose.yaml"), "up", "--no-start"],
+        env={**environment, "SET_THERE": "x"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    try:
+        assert project_name(run) in listed.stderr  # and not `given`, the name of the folder
+    finally:
+        down = ["docker-compose", "--file", str(run.path / "compose.yaml"), "down"]
+        subprocess.run(down, env=environment, capture_output=True, timeout=120, check=True)
+
+
+def surroundings_of(folder: Path) -> list[str]:
+    """What the recipe of the tests has there, which a list on the command line takes the place of."""
+    found: list[str] = YAML(typ="safe").load((folder / "r.yaml").read_text())["launch"]["container"]["env"]
+    return found
 
 
 def test_without_compose_the_way_out_is_told(tmp_path: Path) -> None:

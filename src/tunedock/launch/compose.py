@@ -80,7 +80,7 @@ class ComposeLauncher(DockerLauncher):
         spec = JobSpec("train", run.path)
         with engine.connected(endpoint) as client:
             recipe = recipe_of(run, spec)
-            return self._write(client, spec, recipe, restarts=recipe.launch.max_restarts)[0]
+            return self._write(client, spec, recipe, by_hand=True)[0]
 
     def _submitted(self, client: DockerClient, endpoint: engine.Endpoint, spec: JobSpec) -> DockerJob:
         if spec.stage != "train" or spec.run is None:
@@ -90,7 +90,7 @@ class ComposeLauncher(DockerLauncher):
         launch = recipe.launch
         project = Project.of(run, endpoint, self._environment, launch.compose.profiles)
         sweep(client, run)
-        _file, image, image_id = self._write(client, spec, recipe, restarts=0)
+        _file, image, image_id = self._write(client, spec, recipe, by_hand=False)
         try:
             project.make(node_names(launch), services_beside(launch.compose.profiles))
             first, *others = project.nodes(client, launch.nodes)
@@ -124,13 +124,17 @@ class ComposeLauncher(DockerLauncher):
             found.append(gpus)
         return found
 
-    def _write(self, client: DockerClient, spec: JobSpec, recipe: Recipe, *, restarts: int) -> tuple[Path, str, str]:
-        """(the file, the image's name, its id). Raises as `start` does for what the machine cannot give."""
+    def _write(self, client: DockerClient, spec: JobSpec, recipe: Recipe, *, by_hand: bool) -> tuple[Path, str, str]:
+        """(the file, the image's name, its id). Raises as `start` does for what the machine cannot give.
+
+        `by_hand`: for who starts it later, in a shell with variables of its own, and watches nothing.
+        """
         run, launch = Run(run_of(spec)), recipe.launch
         gpus_of_nodes = self._shared_out(client, launch)
         network, _why = network_of(_alone(recipe), "train", self._environment)
         binds = self._binds(recipe, spec, network)
-        names = [name for name in variables(recipe, "train", network) if name in self._environment]
+        names = [name for name in variables(recipe, "train", network) if by_hand or name in self._environment]
+        restarts = launch.max_restarts if by_hand else 0
         image = image_name(launch, gpus_of_nodes[0])
         found = image_to_run(image_here(client, image), image, launch)
         info, bodies = engine_info(client), []
