@@ -128,6 +128,25 @@ def test_gguf_answers_as_the_run_does(run: tuple[Run, Recipe], tmp_path: Path, k
     assert (again["report"]["same_texts"], again["report"]["same_prompts"]) == (22, 7)
 
 
+def test_an_ollama_model(run: tuple[Run, Recipe], tmp_path: Path) -> None:
+    told = export(
+        *run, tmp_path / "out", format="ollama", quantize="q8_0", system="Be brief.", parameters={"num_ctx": 512}
+    )
+    text = (tmp_path / "out/Modelfile").read_text()
+    assert text.startswith('FROM ./model-q8_0.gguf\nTEMPLATE """')
+    for line in ('SYSTEM """Be brief."""', "PARAMETER num_ctx 512", 'PARAMETER stop """<|im_end|>"""'):
+        assert line in text.splitlines()
+    template = told["checks"]["ollama_template"]
+    assert template["counts"]["plain"].keys() == {"identical"}
+    llama_cpp()
+    assert verify_again(tmp_path / "out", QUIET)["report"]["same_texts"] == 22
+    (tmp_path / "out/Modelfile").write_text(text.replace("PARAMETER num_ctx 512", "PARAMETER num_ctx 1024"))
+    verify_again(tmp_path / "out", QUIET)
+    (tmp_path / "out/Modelfile").write_text(text.replace("<|im_start|>user", "<|im_start|>human"))
+    with pytest.raises(CheckError, match="its template or its stop words are not those"):
+        verify_again(tmp_path / "out", QUIET)
+
+
 def test_without_llama_cpp_it_says_what_was_not_tried(
     run: tuple[Run, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from tunedock.events import Emitter
 from tunedock.export.expected import Expected, HeldOut, expected_of, held_out_of
 from tunedock.export.gguf.reader import LlamaReader
 from tunedock.export.merge import FLOAT32
+from tunedock.export.ollama import make as ollama_model
 from tunedock.export.readers import AdapterReader, Reader, TransformersReader
 from tunedock.export.stage import RECORD
 from tunedock.export.verify import verify
@@ -41,6 +42,12 @@ def verify_again(
         del policy
     else:
         expected, held = Expected.read(folder), HeldOut()
+    if record["format"] == "ollama" and ollama_model.fixed(folder) != (record.get("checks") or {}).get("modelfile"):
+        raise CheckError(
+            "its template or its stop words are not those that were made, and held against the model's own",
+            where=str(folder / ollama_model.MODELFILE),
+            hint="export again; a system text and parameters may be changed",
+        )
     reader = _reader(folder, record, base)
     try:
         report = verify(reader, expected, held, kind=record["kind"], exact=bool(record["exact"]), limit=limit)

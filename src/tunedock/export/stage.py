@@ -44,6 +44,8 @@ from tunedock.export.merge import (
     own_dtype,
     prompts_of,
 )
+from tunedock.export.ollama import make as ollama_model
+from tunedock.export.push import push, require
 from tunedock.export.readers import AdapterReader, Reader, TransformersReader
 from tunedock.export.verify import Report, verify
 from tunedock.model import adapter as adapters
@@ -84,6 +86,8 @@ def export(run: Run, recipe: Recipe, emit: Emitter, *, order: Order) -> dict[str
     for a form this model has not, DependencyError, DiskError.
     """
     to = Path(order.to)
+    if order.push is not None:
+        require(order.push)
     if not run.model.is_dir():
         raise RunError(
             "the run has no result yet", where=str(run.path), hint=f"`tunedock train --resume {run.path}` finishes it"
@@ -116,7 +120,11 @@ def export(run: Run, recipe: Recipe, emit: Emitter, *, order: Order) -> dict[str
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return {"to": str(to), "format": order.format, "kind": order.kind, "seconds": time.monotonic() - began, **told}
+    pushed = None
+    if order.push is not None:
+        pushed = push(to, order.push, lambda done, total: emit.progress("push", done, total, "files"))
+    timed = {"seconds": time.monotonic() - began, **({"pushed": pushed} if pushed else {})}
+    return {"to": str(to), "format": order.format, "kind": order.kind, **timed, **told}
 
 
 def _made(run: Run, recipe: Recipe, order: Order, folder: Path, emit: Emitter) -> Making:
@@ -171,6 +179,12 @@ def _refuse(making: Making) -> None:
             "a reward model scores and does not answer: it is exported as it is",
             where=f"--quantize {order.quantize}" if order.quantize else f"--format {order.format}",
             hint="use --format hf or adapter",
+        )
+    if order.format == "ollama" and making.base.chat.documents:
+        raise RecipeError(
+            "this model was trained on documents and has no conversations",
+            where="--format ollama",
+            hint="use --format gguf",
         )
     if order.format in ("gguf", "ollama"):
         config = load.require_config(making.base.located.folder)
@@ -253,7 +267,25 @@ def _gguf(making: Making, model: nn.Module, prompts: Prompts) -> None:
     found.judge(kind)
 
 
-_WRITE: dict[str, Callable[[Making, nn.Module, Prompts], None]] = {"hf": _hf, "gguf": _gguf}
+def _ollama(making: Making, model: nn.Module, prompts: Prompts) -> None:
+    """The GGUF file, and a Modelfile beside it."""
+    order, generation, config = making.order, getattr(model, "generation_config", None), model.config
+    _gguf(making, model, prompts)
+    comparison = ollama_model.make(
+        making.folder,
+        making.weights.name,
+        making.base,
+        making.facts,
+        generation=generation.to_dict() if generation is not None else {},
+        longest=int(getattr(config, "max_position_embeddings")),  # noqa: B009 - a config of any family
+        system=order.system,
+        given={str(name): value for name, value in order.parameters.items()},
+    )
+    making.notes += comparison.notes
+    making.checks |= {"ollama_template": comparison.to_json(), "modelfile": ollama_model.fixed(making.folder)}
+
+
+_WRITE: dict[str, Callable[[Making, nn.Module, Prompts], None]] = {"hf": _hf, "gguf": _gguf, "ollama": _ollama}
 
 
 def _verified(making: Making, expected: Expected, held: HeldOut) -> None:

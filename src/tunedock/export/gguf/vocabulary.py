@@ -68,7 +68,6 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int, stop_ids: Colle
     tokens, types = _tokens(told, size, bytes_=spaces is not None)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     ends = _ends(tokenizer, stop_ids)
-    said = tokenizer("a")["input_ids"]
     return Vocabulary(
         model="gpt2" if spaces is None else "llama",
         pre=pre,
@@ -77,12 +76,17 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int, stop_ids: Colle
         scores=None if spaces is None else _scores(tokens, types, model["merges"]),
         merges=merges if spaces is None else None,
         ids={**_special(tokenizer), **ends},
-        add_bos=bool(said) and said[0] == tokenizer.bos_token_id,
-        add_eos=bool(said) and said[-1] == tokenizer.eos_token_id,
+        add_bos=adds_bos(tokenizer),
+        add_eos=tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id],
         add_space_prefix=bool(spaces),
         chat_template=_template(tokenizer),
         notes=notes,
     )
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it puts a BOS before a text by itself, as llama.cpp then will."""
+    return bool(tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id])
 
 
 def _refused(what: str, hint: str = HINT) -> ModelError:
