@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
+from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -175,6 +177,81 @@ def test_json_is_the_same_however_it_is_spelled_and_nothing_else_is() -> None:
     assert _status('x {"a": 1}', 'x {"a":2}')[0] == "different"
     assert _status("x  y", "x y")[0] == "different"
     assert _status('{"a": 1} ', '{"a":1}')[0] == "different"
+
+
+START = (
+    "{%- set rest = messages -%}{%- if messages[0].role == 'system' -%}"
+    "{%- set told = messages[0].content -%}{%- set rest = messages[1:] -%}{%- endif -%}"
+)
+OTHERS = {
+    # Before the last user text, while that is the last message: Mistral 7B v0.3.
+    "system last": START + "{{- bos_token -}}{%- for m in rest -%}"
+    "{%- if m.role == 'user' -%}{{- '[INST] ' + (told + '\n\n' if told and loop.last else '') + m.content + '[/INST]' -}}"
+    "{%- elif m.role == 'assistant' -%}{{- ' ' + m.content + eos_token -}}"
+    "{%- else -%}{{- raise_exception('no ' + m.role) -}}{%- endif -%}{%- endfor -%}",
+    # Tools there too, and calls as a list of JSON objects.
+    "tools last": START + "{%- set ns = namespace(last=-1) -%}"
+    "{%- for m in rest -%}{%- if m.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}{{- bos_token -}}"
+    "{%- for m in rest -%}"
+    "{%- if m.role == 'user' -%}"
+    "{%- if tools and loop.index0 == ns.last -%}{{- '[AVAILABLE_TOOLS] ' + (tools | tojson) + '[/AVAILABLE_TOOLS]' -}}{%- endif -%}"
+    "{{- '[INST] ' + (told + '\n\n' if told and loop.last else '') + m.content + '[/INST]' -}}"
+    "{%- elif m.role == 'tool' -%}{{- '[TOOL_RESULTS] ' + m.content + '[/TOOL_RESULTS]' -}}"
+    "{%- elif m.tool_calls -%}{{- '[TOOL_CALLS] [' -}}{%- for c in m.tool_calls -%}"
+    "{{- '{\"name\": \"' + c.function.name + '\", \"arguments\": ' + (c.function.arguments | tojson) + '}' -}}"
+    "{{- '' if loop.last else ', ' -}}"
+    "{%- endfor -%}{{- ']' + eos_token -}}"
+    "{%- else -%}{{- ' ' + m.content + eos_token -}}{%- endif -%}{%- endfor -%}",
+    # In the first user turn, and a beginning for every turn: Llama 2.
+    "system in the turn": START + "{%- for m in rest -%}"
+    "{%- if m.role == 'user' -%}"
+    "{{- bos_token + '[INST] ' + ('<<SYS>>\n' + told + '\n<</SYS>>\n\n' if told and loop.first else '') -}}"
+    "{{- m.content + ' [/INST]' -}}"
+    "{%- elif m.role == 'assistant' -%}{{- ' ' + m.content + ' ' + eos_token -}}"
+    "{%- else -%}{{- raise_exception('no ' + m.role) -}}{%- endif -%}{%- endfor -%}",
+}
+"""Templates in the manner of families whose own are not at hand, a few lines each."""
+
+
+def in_the_manner_of(name: str) -> tuple[Derived, Comparison]:
+    made = deepcopy(tokenizer("mistral"))
+    made.chat_template = OTHERS[name]
+    render = own_render(made, stop_ids("mistral"))
+    derived = derive(render, bos=bos_added(made))
+    return derived, compare(derived, render)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_system_text_stands_where_the_template_puts_it(name: str) -> None:
+    derived, comparison = in_the_manner_of(name)
+    require(comparison)
+    assert Counter(v.status for v in comparison.verdicts if v.kind == "plain") == {"identical": 7}
+    assert not derived.system_before_user
+
+
+def test_tools_stand_before_the_last_user_text() -> None:
+    derived, comparison = in_the_manner_of("tools last")
+    assert derived.tools
+    assert Counter(v.status for v in comparison.verdicts if v.kind == "tools") == {"json": 9}
+
+
+PICTURES = ("idefics3", "llava_next", "smolvlm")
+"""Their templates show texts beside pictures only."""
+
+
+@pytest.mark.long
+def test_every_template_at_hand_is_said_to_the_letter() -> None:
+    told = 0
+    for path in (files("trl") / "chat_templates").iterdir():
+        name, _, suffix = path.name.partition(".")
+        if suffix == "jinja" and name.removesuffix("_training") not in PICTURES:
+            made = deepcopy(tokenizer("qwen3"))
+            made.bos_token = "<s>"
+            made.chat_template = path.read_text(encoding="utf-8")
+            render = own_render(made, stop_ids("qwen3"))
+            require(compare(derive(render), render))
+            told += 1
+    assert told > 20
 
 
 AROUND = st.lists(

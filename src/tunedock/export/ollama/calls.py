@@ -83,7 +83,7 @@ class ToolTurns:
     calls: Calls
     results: Results
     text_start: str
-    """What a turn with calls, after the last user text, begins with before its text; without reasoning."""
+    """What a turn with calls, after the last user text, begins with; without reasoning."""
 
 
 def read_tool_turns(own: Own, turns: Turns, tools: Tools, *, thinking: bool) -> ToolTurns | None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from tunedock.export.ollama.calls import Calls, Results, Thinking, ToolTurns, before_text
 from tunedock.export.ollama.go_nodes import If, Node, Nodes, Range, Set, Text, Value, With, choose, join, quote, text
-from tunedock.export.ollama.pieces import Head, Turns
+from tunedock.export.ollama.pieces import Cases, Head, Turns
 
 OFF = "and $.IsThinkSet (not $.Think)"
 """Thinking is asked not to be done. Where a request says nothing of it, the model's own default stands."""
@@ -34,6 +34,10 @@ class Shape:
     thinking: Thinking
     tool_turns: ToolTurns | None
 
+    @property
+    def takes_tools(self) -> bool:
+        return self.head.tools_role == "told" and self.tool_turns is not None
+
 
 def compose(on: Shape, off: Shape) -> Nodes:
     """The template; `off` is `on` where the model has no switch."""
@@ -44,6 +48,8 @@ class _Composer:
     def __init__(self, on: Shape, off: Shape) -> None:
         self._on, self._off = on, off
         self._tools = on.tool_turns if on.tool_turns is not None and off.tool_turns is not None else None
+        self._takes_tools = on.takes_tools and off.takes_tools
+        self._leads_last = any(case != on.head.last.plain for case in self._cases(on.head.last))
         self._last_differs = (
             on.thinking.last != on.thinking.earlier or on.thinking.last_plain != on.thinking.earlier_plain
         )
@@ -68,20 +74,42 @@ class _Composer:
 
     # -- before and between turns -------------------------------------------------------------------------------------
 
+    def _cases(self, cases: Cases) -> tuple[Nodes, ...]:
+        return (cases.plain, cases.system, *((cases.tools, cases.both) if self._takes_tools else ()))
+
     def _head(self) -> tuple[Nodes, Nodes | None]:
         """What stands before all turns, and before the first user text where that is not what stands before the others."""
-        on, off = self._on.head, self._off.head
-        cases = []
-        for found in (on, off):
-            cases += [found.without_tools, found.system, found.tools, found.system_and_tools]
         start = self._on.turns.user_start
-        apart = self._off.turns.user_start == start and all(_ends_with(case, start) for case in cases)
-        heads = [_head_of(found, start if apart else "") for found in (on, off)]
-        head = choose(OFF, heads[1], heads[0])
+        found = [*self._cases(self._on.head.first), *self._cases(self._off.head.first)]
+        apart = self._off.turns.user_start == start and all(_ends_with(case, start) for case in found)
+        on, off = (self._chosen(shape.head.first, start if apart else "") for shape in (self._on, self._off))
+        head = choose(OFF, off, on)
         return (at_top(head), None) if apart else ((), head)
 
+    def _chosen(
+        self, cases: Cases, end: str = "", *, with_system: str = "$.System", with_tools: str = "$.Tools"
+    ) -> Nodes:
+        """What stands in each case, less an end that all have."""
+        plain, system, tools, both = (
+            _without_end(c, end) for c in (cases.plain, cases.system, cases.tools, cases.both)
+        )
+        without = choose(with_system, system, plain)
+        return choose(with_tools, choose(with_system, both, tools), without) if self._takes_tools else without
+
+    def _user_start(self, first: Nodes | None) -> Nodes:
+        start = self._either("turns", "user_start")
+        if self._leads_last:
+            head = self._on.head
+            last = self._chosen(
+                head.last,
+                with_system="and $.System $last" if head.system_with_last_message else "$.System",
+                with_tools="and $.Tools $last" if head.tools_with_last_message else "$.Tools",
+            )
+            start = choose("eq $i $lastUser", last, start)
+        return choose("$asked", start, join(first, (Set("$asked = true"),))) if first is not None else start
+
     def _last_user(self) -> Nodes:
-        if not self._last_differs:
+        if not self._last_differs and not self._leads_last:
             return ()
         found = (If('eq $m.Role "user"', (Set("$lastUser = $i"),)),)
         return (Set("$lastUser := -1"), Range("$i, $m := .Messages", found))
@@ -96,11 +124,10 @@ class _Composer:
     # -- turns --------------------------------------------------------------------------------------------------------
 
     def _user(self, first: Nodes | None) -> Nodes:
-        start = self._either("turns", "user_start")
-        if first is not None:
-            start = choose("$asked", start, join(first, (Set("$asked = true"),)))
         generation = self._either("turns", "generation")
-        return join(start, (Value(".Content"),), self._either("turns", "user_end"), _when("$last", generation))
+        return join(
+            self._user_start(first), (Value(".Content"),), self._either("turns", "user_end"), _when("$last", generation)
+        )
 
     def _other_roles(self) -> Nodes:
         results = (If('eq .Role "tool"', self._result(self._tools.results)),) if self._tools is not None else ()
@@ -112,17 +139,16 @@ class _Composer:
             after_result = self._either("tool_turns", "results", "assistant_start")
             start = choose('eq $prev "tool"', after_result, start)
         end = self._either("turns", "assistant_end")
-        calls = self._tools.calls if self._tools is not None else None
-        content = self._content()
-        if calls is None:
-            return join(start, self._think(), content, _when("not $last", end))
-        if not calls.keeps_text:
-            body: Nodes = (If(".ToolCalls", self._calls(calls), content),)
-        else:
-            body = join(content, self._beside_calls(calls), (If(".ToolCalls", self._calls(calls)),))
-        if not calls.ends_turn:
-            end = _when("not .ToolCalls", end)
-        return join(start, self._think(), body, _when("not $last", end))
+        body = join(start, self._think(), self._content())
+        if self._tools is not None:
+            calls = self._tools.calls
+            if calls.keeps_text:
+                body = join(body, self._beside_calls(calls), (If(".ToolCalls", self._calls(calls)),))
+            else:
+                body = choose(".ToolCalls", join(self._either("tool_turns", "text_start"), self._calls(calls)), body)
+            if not calls.ends_turn:
+                end = _when("not .ToolCalls", end)
+        return join(body, _when("not $last", end))
 
     def _content(self) -> Nodes:
         before = text(before_text(self._on.turns))
@@ -210,13 +236,6 @@ def at_top(nodes: Nodes) -> Nodes:
         else:
             moved.append(node)
     return tuple(moved)
-
-
-def _head_of(head: Head, user_start: str) -> Nodes:
-    cases = (head.without_tools, head.system, head.tools, head.system_and_tools)
-    plain, system, tools, both = (_without_end(case, user_start) for case in cases)
-    without = choose("$.System", system, plain)
-    return choose("$.Tools", choose("$.System", both, tools), without) if head.takes_tools else without
 
 
 def _ends_with(nodes: Nodes, end: str) -> bool:

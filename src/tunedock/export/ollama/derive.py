@@ -25,7 +25,7 @@ class Derived:
     system_before_user: bool
     """The model's template refuses a system message; here its text stands before the first user text."""
     tools: bool
-    """Whether a request may bring tools."""
+    """Whether a request may bring tools; Ollama refuses them where the template does not name them."""
     thinking: bool
     """Whether Ollama can tell reasoning from text."""
     switches: bool
@@ -54,7 +54,7 @@ def derive(render: Render, *, bos: str = "", thinking: bool = True) -> Derived:
         template=template,
         notes=tuple(_notes(own, on, off, thinking=thinking)),
         system_before_user=on.head.system_role == "refused",
-        tools=on.head.takes_tools and on.tool_turns is not None,
+        tools=on.takes_tools,
         thinking=".Thinking" in template,
         switches=on != off,
         bos=bos,
@@ -64,8 +64,8 @@ def derive(render: Render, *, bos: str = "", thinking: bool = True) -> Derived:
 
 def _shape(own: Own, *, thinking: bool) -> Shape:
     turns = read_turns(own, thinking=thinking)
-    head = read_head(own, thinking=thinking)
-    tools = (WEATHER,) if head.takes_tools else ()
+    head = read_head(own, turns, thinking=thinking)
+    tools = (WEATHER,) if head.tools_role == "told" else ()
     tool_turns = read_tool_turns(own, turns, tools, thinking=thinking)
     return Shape(head, turns, read_thinking(own, turns, tool_turns, tools, thinking=thinking), tool_turns)
 
@@ -76,12 +76,12 @@ def _notes(own: Own, on: Shape, off: Shape, *, thinking: bool) -> Sequence[str]:
         notes.append("the chat template refuses a system message; its text is put before the first user text")
     if on.head.system_role == "ignored":
         notes.append("the chat template leaves a system message out, and so does this one")
-    if on.head.tools_refused:
-        notes.append("tools are not told as JSON before the first user text; this template takes none")
-    elif not on.head.takes_tools:
+    if on.head.tools_role == "otherwise":
+        notes.append("the chat template tells tools in a way that cannot be said here; this one takes none")
+    if on.head.tools_role == "ignored":
         notes.append("the chat template takes no tools")
-    if on.head.takes_tools and on.tool_turns is None:
-        notes.append("calls of earlier turns are not shown as a name and its arguments; this template leaves them out")
+    if on.head.tools_role == "told" and on.tool_turns is None:
+        notes.append("the chat template shows calls in a way that cannot be said here; this one takes no tools")
     if on.tool_turns is not None and any(isinstance(node, Range) for node in on.tool_turns.calls.arguments):
         notes.append(
             "the model calls tools otherwise than by JSON, which Ollama does not read: its calls come back as text"
@@ -105,7 +105,7 @@ def _begins_with_bos(own: Own) -> bool:
 
 
 def _all_text(shape: Shape) -> str:
-    return re.sub(r"\s+", " ", write(shape.head.without_tools) + write(shape.head.system))
+    return re.sub(r"\s+", " ", write(shape.head.first.plain) + write(shape.head.first.system))
 
 
 def _today() -> list[str]:

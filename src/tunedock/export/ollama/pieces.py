@@ -1,6 +1,6 @@
 """The texts a chat template puts around turns, found from outside: sentinels are rendered, and what stands between them is read.
 
-    head    everything before the first user text, for each of: with or without a system text, with or without tools
+    head    what stands before the first user text, and before the last, with a system text and tools or without
     turns   user_start U user_end, assistant_start A assistant_end, and the header an answer follows
 
 Where one text ends and the next begins cannot be seen in a rendering of both; it is taken from a conversation that ends there.
@@ -18,9 +18,11 @@ from tunedock.errors import CheckError
 from tunedock.export.ollama.gaps import ANSWERS, SYSTEM, USERS, cut, find_json, shared_start
 from tunedock.export.ollama.go_nodes import If, Nodes, Range, Text, Value, common_suffix, join, text
 from tunedock.export.ollama.own import Own
-from tunedock.export.ollama.probes import CLOCK, WEATHER, assistant, system, user
+from tunedock.export.ollama.probes import CLOCK, WEATHER, assistant, result, system, user
 
 SystemRole = Literal["own", "refused", "ignored"]
+ToolsRole = Literal["told", "ignored", "otherwise"]
+"""`otherwise`: they change the prompt, but stand in it as no JSON before a user text."""
 _TOOL_PREFIX = '{"type": "function", "function": '
 """How Jinja's `tojson` begins a tool. Ollama writes JSON without blanks, so as much of a tool as can be is text."""
 
@@ -38,16 +40,26 @@ class Turns:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    without_tools: Nodes
+class Cases:
+    """A text for each of: with or without a system text, with or without tools."""
+
+    plain: Nodes
     system: Nodes
     tools: Nodes
-    system_and_tools: Nodes
+    both: Nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    first: Cases
+    """Before the first user text."""
+    last: Cases
+    """Before the last user text, where it is not the first: the start of a user turn, and what Mistral puts there."""
     system_role: SystemRole
-    takes_tools: bool
-    """Whether tools are told, as JSON, before the first user text."""
-    tools_refused: bool
-    """Whether tools change the prompt in a way that is not that."""
+    tools_role: ToolsRole
+    system_with_last_message: bool
+    """What stands before the last user text does so only while that is the last message."""
+    tools_with_last_message: bool
 
 
 def read_turns(own: Own, *, thinking: bool) -> Turns:
@@ -106,60 +118,91 @@ def _silent(gaps: list[str] | None, before: str, after: str, start: str) -> str:
 
 # -- the head -------------------------------------------------------------------------------------------------------
 
+_NONE: Sequence[Mapping[str, Any]] = ()
+_BOTH = (WEATHER, CLOCK)
 
-def read_head(own: Own, *, thinking: bool) -> Head:
-    """Raises CheckError where a plain conversation is refused."""
-    plain = _before_user(own, (), with_system=False, thinking=thinking) or ()
-    told = _before_user(own, (), with_system=True, thinking=thinking)
-    shown = told is not None and _value_of("System") in told
-    role: SystemRole = "own" if shown else "refused" if told is None else "ignored"
-    with_system = told if told is not None and shown else plain
-    if told is None:
-        # Ollama's own idiom for Gemma: the system text leads the first user text.
-        with_system = join(plain, (_value_of("System"),), text("\n\n"))
-    tools = _before_user(own, (WEATHER, CLOCK), with_system=False, thinking=thinking)
-    takes_tools = tools is not None and any(isinstance(node, Range) or node == _value_of("Tools") for node in tools)
-    if not takes_tools or tools is None:
-        changed = own.tried([user(USERS[0])], (WEATHER,), thinking=thinking) != own.tried(
-            [user(USERS[0])], thinking=thinking
-        )
-        return Head(plain, with_system, plain, with_system, role, False, changed)
-    both = _before_user(own, (WEATHER, CLOCK), with_system=True, thinking=thinking) if shown else None
+
+def read_head(own: Own, turns: Turns, *, thinking: bool) -> Head:
+    """Where a system text and tools stand."""
+    seen = _Seen(own, turns, thinking)
+    plain = seen.before(_NONE, with_system=False) or ((), text(turns.user_start))
+    told = seen.before(_NONE, with_system=True)
+    tools = seen.before(_BOTH, with_system=False)
+    shows_system = told is not None and any(_SYSTEM in nodes for nodes in told)
+    shows_tools = tools is not None and any(isinstance(node, Range) for nodes in tools for node in nodes)
+    with_system = told if told is not None and shows_system else plain
+    with_tools = tools if tools is not None and shows_tools else plain
+    both = seen.before(_BOTH, with_system=True) if shows_system and shows_tools else None
     if both is None:
-        both = join(tools, (_value_of("System"),), text("\n\n")) if told is None else tools
-    return Head(plain, with_system, tools, both, role, True, False)
+        both = with_tools if shows_tools else with_system
+    if told is None:  # Ollama's own idiom for Gemma: the system text leads the first user text
+        with_system = (join(with_system[0], (_SYSTEM,), text("\n\n")), with_system[1])
+        both = (join(both[0], (_SYSTEM,), text("\n\n")), both[1])
+    cases = zip(plain, with_system, with_tools, both, strict=True)
+    first, last = (Cases(*four) for four in cases)
+    return Head(
+        first,
+        last,
+        "own" if shows_system else "refused" if told is None else "ignored",
+        "told" if shows_tools else "otherwise" if seen.changed_by_tools() else "ignored",
+        shows_system and last.system != last.plain and not seen.beside_result(_NONE, with_system=True),
+        shows_tools and last.tools != last.plain and not seen.beside_result(_BOTH, with_system=False),
+    )
 
 
-def _value_of(name: str) -> Value:
-    return Value(f"$.{name}")
+_SYSTEM = Value("$.System")
 
 
-def _before_user(own: Own, tools: Sequence[Mapping[str, Any]], *, with_system: bool, thinking: bool) -> Nodes | None:
-    """What stands before the first user text, tools as a range; None where it is refused or not found."""
-    messages = [*([system(SYSTEM)] if with_system else []), user(USERS[0])]
-    gaps = cut(own.tried(messages, tools, thinking=thinking), USERS[0])
-    if gaps is None:
-        return None
-    before = _tools_in(gaps[0], tools) if tools else text(gaps[0])
-    return join(*(_system_in(node) for node in before))
+class _Seen:
+    """A conversation of two user texts, rendered with and without a system text and tools."""
+
+    def __init__(self, own: Own, turns: Turns, thinking: bool) -> None:
+        self._own, self._turns, self._thinking = own, turns, thinking
+
+    def before(self, tools: Sequence[Mapping[str, Any]], *, with_system: bool) -> tuple[Nodes, Nodes] | None:
+        """What stands before the first and before the last user text; None where it is refused or not found."""
+        told = [user(USERS[0]), assistant(ANSWERS[0]), user(USERS[1])]
+        rendered = self._own.tried([*_system(with_system), *told], tools, thinking=self._thinking)
+        gaps = cut(rendered, USERS[0], ANSWERS[0], USERS[1])
+        if gaps is None:
+            return None
+        first, last = gaps[0], gaps[2].removeprefix(self._turns.assistant_end)
+        return _with_values(first, tools), _with_values(last, tools)
+
+    def changed_by_tools(self) -> bool:
+        asked = [user(USERS[0])]
+        return self._own.tried(asked, _BOTH, thinking=self._thinking) != self._own.tried(asked, thinking=self._thinking)
+
+    def beside_result(self, tools: Sequence[Mapping[str, Any]], *, with_system: bool) -> bool:
+        """Whether it still stands there when a result is the last message; so it is said to where results are refused."""
+        turn = [user(USERS[0]), assistant("", ("f", {})), result("1", "f")]
+        rendered = self._own.tried([*_system(with_system), *turn], tools, thinking=self._thinking)
+        shown = self._own.tried(turn, thinking=self._thinking)
+        return rendered is None or rendered != shown
+
+
+def _system(wanted: bool) -> list[dict[str, Any]]:
+    return [system(SYSTEM)] if wanted else []
+
+
+def _with_values(before: str, tools: Sequence[Mapping[str, Any]]) -> Nodes:
+    nodes = _tools_in(before, tools) if tools else text(before)
+    return join(*(_system_in(node) for node in nodes))
 
 
 def _system_in(node: Any) -> Nodes:
     if not isinstance(node, Text) or SYSTEM not in node.value:
         return (node,)
     before, _, after = node.value.partition(SYSTEM)
-    return join(text(before), (_value_of("System"),), text(after))
+    return join(text(before), (_SYSTEM,), text(after))
 
 
 def _tools_in(before: str, tools: Sequence[Mapping[str, Any]]) -> Nodes:
     """The text with its two tools as a range over any number; as it is where they are not found as JSON."""
     for named, wanted in (("json .", list(tools)), ("json .Function", [tool["function"] for tool in tools])):
-        whole = find_json(before, wanted)
-        if whole is not None and named == "json .":
-            return join(text(before[: whole[0]]), (Value("json $.Tools"),), text(before[whole[1] :]))
-        spans = [find_json(before, value) for value in wanted]
-        if spans[0] is not None and spans[1] is not None and spans[0][1] <= spans[1][0]:
-            return _ranged(before, spans[0], spans[1], named)
+        first, second = (find_json(before, value) for value in wanted)
+        if first is not None and second is not None and first[1] <= second[0]:
+            return _ranged(before, first, second, named)
     return text(before)
 
 
