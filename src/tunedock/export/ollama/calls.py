@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tunedock.export.ollama.gaps import ANSWERS, CONTENT, REASONING, RESULTS, USERS, cut, find_json, shared_start
-from tunedock.export.ollama.go_nodes import If, Nodes, Range, Text, Value, common_prefix, common_suffix, join, text
+from tunedock.export.ollama.go_nodes import If, Nodes, Range, Set, Text, Value, common_prefix, common_suffix, join, text
 from tunedock.export.ollama.own import Own, Tools
 from tunedock.export.ollama.pieces import Turns
 from tunedock.export.ollama.probes import assistant, result, user
@@ -46,7 +46,8 @@ class Calls:
     between: str
     """After a name, before its arguments."""
     arguments: Nodes
-    """As JSON, or one after the other by name."""
+    as_json: bool
+    """Whether the arguments stand there as JSON, or each by its name."""
     after_arguments: str
     separator: str
     """Between two calls, beside what stands around each."""
@@ -113,8 +114,8 @@ class _Reader:
         closing, start, ends_turn = self._closing(after, called[0])
         separator, several = self._separator(called)
         calls = Calls(
-            "", opening, between, one.arguments, closing, "", "", worded is not None, after_text, without_text, several,
-            ends_turn,
+            "", opening, between, one.arguments, one.as_json, closing, "", "", worded is not None, after_text, without_text,
+            several, ends_turn,
         )  # fmt: skip
         if separator is not None:
             calls = _separated(calls, separator)
@@ -196,6 +197,7 @@ class _CallGaps:
     gaps: list[str]
     """[..., after the user text and the words up to the name, up to the arguments, up to the result, to the end]."""
     arguments: Nodes
+    as_json: bool
 
 
 def _call_gaps(rendered: str | None, *words: str) -> _CallGaps | None:
@@ -206,7 +208,19 @@ def _call_gaps(rendered: str | None, *words: str) -> _CallGaps | None:
     ended = cut(gaps[-1][span.end :], RESULTS[0]) if span is not None else None
     if span is None or ended is None:
         return None
-    return _CallGaps([*gaps[1:-1], gaps[-1][: span.start], *ended], span.nodes)
+    return _CallGaps([*gaps[1:-1], gaps[-1][: span.start], *ended], span.nodes, span.as_json)
+
+
+_SPACED: Nodes = (
+    Text("{"),
+    Set('$comma := ""'),
+    Range(
+        "$k, $v := .Function.Arguments",
+        (Value("$comma"), Value("json $k"), Text(": "), Value("json $v"), Set('$comma = ", "')),
+    ),
+    Text("}"),
+)
+"""JSON with a blank after each colon and comma, as Jinja's `tojson` writes it and Go's does not; values that hold others apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,13 +228,15 @@ class _Arguments:
     start: int
     end: int
     nodes: Nodes
+    as_json: bool
 
 
 def _arguments_in(shown: str, arguments: dict[str, Any]) -> _Arguments | None:
     """Where the arguments stand: as JSON, or each by its name, a text bare and other values as JSON."""
     span = find_json(shown, arguments)
     if span is not None:
-        return _Arguments(*span, (Value("json .Function.Arguments"),))
+        spaced = shown[slice(*span)] == json.dumps(arguments)
+        return _Arguments(*span, _SPACED if spaced else (Value("json .Function.Arguments"),), True)
     (first, first_value), (second, second_value) = arguments.items()
     gaps = cut(shown, first, str(first_value), second, str(second_value))
     if gaps is None or gaps[1] != gaps[3]:
@@ -233,7 +249,7 @@ def _arguments_in(shown: str, arguments: dict[str, Any]) -> _Arguments | None:
     value = If('eq (printf "%T" $v) "string"', (Value("$v"),), (Value("json $v"),))
     item = join(text(ahead), (Value("$k"), Text(gaps[1]), value), text(behind))
     start, end = len(gaps[0]) - len(ahead), len(shown) - len(gaps[4]) + len(behind)
-    return _Arguments(start, end, (Range("$k, $v := .Function.Arguments", item),))
+    return _Arguments(start, end, (Range("$k, $v := .Function.Arguments", item),), False)
 
 
 def _opening(without: str, worded: str | None) -> tuple[str, str, str]:

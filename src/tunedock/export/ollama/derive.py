@@ -9,7 +9,7 @@ from datetime import date
 
 from tunedock.export.ollama.calls import read_thinking, read_tool_turns
 from tunedock.export.ollama.compose import Shape, compose
-from tunedock.export.ollama.go_nodes import Range, write
+from tunedock.export.ollama.go_nodes import write
 from tunedock.export.ollama.own import Own, Render
 from tunedock.export.ollama.pieces import read_head, read_turns
 from tunedock.export.ollama.probes import WEATHER
@@ -82,12 +82,14 @@ def _notes(own: Own, on: Shape, off: Shape, *, thinking: bool) -> Sequence[str]:
         notes.append("the chat template takes no tools")
     if on.head.tools_role == "told" and on.tool_turns is None:
         notes.append("the chat template shows calls in a way that cannot be said here; this one takes no tools")
-    if on.tool_turns is not None and any(isinstance(node, Range) for node in on.tool_turns.calls.arguments):
+    if on.tool_turns is not None and not on.tool_turns.calls.as_json:
         notes.append(
             "the model calls tools otherwise than by JSON, which Ollama does not read: its calls come back as text"
         )
     if on.tool_turns is not None and not on.tool_turns.calls.several:
         notes.append("the chat template refuses several calls in one turn; this one shows them one after the other")
+    if _trims(own, thinking=thinking):
+        notes.append("the chat template takes blanks off the ends of texts; here the model sees them")
     if not thinking:
         notes.append("the model was trained to answer without reasoning, so thinking cannot be asked for")
     if own.bos and not _begins_with_bos(own):
@@ -97,6 +99,10 @@ def _notes(own: Own, on: Shape, off: Shape, *, thinking: bool) -> Sequence[str]:
     if any(day in _all_text(on) for day in _today()):
         notes.append("the chat template tells today's date; here it stays the day of the export")
     return notes
+
+
+def _trims(own: Own, *, thinking: bool) -> bool:
+    return " x " not in own.prompt([{"role": "user", "content": " x "}], thinking=thinking)
 
 
 def _begins_with_bos(own: Own) -> bool:
