@@ -6,13 +6,19 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import engine_keeper
+from engine_bed import debian
 from stage_containers import SITE, launch_section
 from tunedock.errors import (
     DataError,
@@ -25,6 +31,7 @@ from tunedock.errors import (
     TunedockError,
 )
 from tunedock.events import Event
+from tunedock.image.engine import Endpoint, connect
 from tunedock.launch import at_work
 from tunedock.launch.chat import ChatSession
 from tunedock.launch.docker import DockerLauncher
@@ -409,3 +416,39 @@ def test_an_engine_that_is_not_there(scripted: Scripted, monkeypatch: pytest.Mon
     monkeypatch.setenv("DOCKER_HOST", "tcp://far.example:2376")
     with pytest.raises(EngineError, match="on another machine"):
         DockerLauncher().start(JobSpec("train", run.path))
+
+
+@pytest.mark.long
+def test_an_engine_that_dies_is_told_once_and_the_wait_can_be_given_up(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunedock.launch.docker_job.SILENT_S", 0.5)
+    folder = Path(tempfile.mkdtemp(prefix="td-dies-"))
+    keeper = subprocess.Popen([sys.executable, engine_keeper.__file__, str(folder), str(os.getpid())])
+    try:
+        wait_until(lambda: engine_keeper.answers(folder), 60)
+        client = connect(Endpoint(f"unix://{engine_keeper.socket_of(folder)}", "the tests"), timeout_s=240)
+        client.api.import_image_from_file(str(debian()), repository="base", tag="debian")
+        container = client.api.create_container_from_config({"Image": "base:debian", "Cmd": ["sleep", "600"]})["Id"]
+        job = DockerJob(JobSpec("train", run.path), client, container, "dies", memory_bytes=None)
+        os.kill(int((folder / "dockerd.pid").read_text()), signal.SIGKILL)
+        keeper.wait(60)
+        told: list[Event] = []
+        wait_until(lambda: bool(told.extend(job.events(0.1)) or told), 30)
+        told += [event for _ in range(5) for event in job.events(0.2)]
+        assert [event["kind"] for event in told] == ["warning"]
+        assert "does not answer" in told[0]["message"]
+        job.kill()
+        wait_until(lambda: job.poll() is not None, 30)
+        assert isinstance(job.verdict(None, stopped_by=None), EngineError)
+        job.close()
+    finally:
+        (folder / "stop").touch() if folder.exists() else None
+        keeper.wait(60)
+
+
+def wait_until(true: Callable[[], bool], limit_s: float) -> None:
+    end = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 AGAIN_S = 1.0
 """How long an engine that does not answer is left alone before it is asked again."""
 
+SILENT_S = 5.0
+"""How long the engine may be silent before whoever watches is told that it is."""
+
 LAST_ORDERS_S = 3.0
 """How long a signal may take to reach the engine when nobody watches any more."""
 
@@ -80,6 +83,8 @@ class DockerJob:
         self._aside = aside
         self._record: Record | None = None
         self._closed = False
+        self._silent_since: float | None = None
+        self._told_silence = False
         self._orders: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._reader: EventReader | None = None
         self._attached: Attached | None = None
@@ -112,6 +117,7 @@ class DockerJob:
 
     def events(self, timeout_s: float) -> Iterator[Event]:
         ended = self.poll() is not None
+        yield from self._silence()
         if self._attached is not None:
             yield from self._attached.events(0.0 if ended else timeout_s, ended=ended)
             return
@@ -221,7 +227,22 @@ class DockerJob:
             except NotFound:
                 self._record = LOST
             except Exception:  # noqa: BLE001 - policy: an engine that is restarted is asked again; the container may go on
+                self._silent_since = None if self._answers() else self._silent_since or time.monotonic()
                 time.sleep(AGAIN_S)
+
+    def _silence(self) -> Iterator[Event]:
+        """Told once: what watches goes on waiting, for the engine may come back and the container may be at work."""
+        since = self._silent_since
+        if since is None or self._told_silence or time.monotonic() - since < SILENT_S:
+            return
+        self._told_silence = True
+        yield {
+            "kind": "warning",
+            "time": time.time(),
+            "message": f"the container engine does not answer; whether {self._name} goes on is seen when it does",
+            "where": None,
+            "hint": "start the engine again, or give up waiting by Ctrl-C, pressed twice",
+        }
 
     def _ended(self) -> Record:
         state = self._client.api.inspect_container(self._id)["State"]
