@@ -66,8 +66,8 @@ def test_the_command_line_never_loads_the_work_plane(recipe):
         ["nope"],
         ["train", "--nope"],
         ["data", "show", "r.yaml"],
-        ["export", "r"],
-        ["export", "r", "--to", "d", "--format", "gguf"],
+        ["export"],
+        ["export", "r", "--to", "d", "--format", "exe"],
     ],
 )
 def test_usage_errors_end_with_2(tunedock, arguments):

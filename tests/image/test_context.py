@@ -180,7 +180,25 @@ def test_wheels(folder: Path, tmp_path: Path) -> None:
     assert files(folder / "wheels") == {"a-1-py3-none-any.whl"}
 
 
-@pytest.mark.parametrize(("target_of_link", "said"), [("loop.json", "symbolic links"), ("/none", "No such file")])
+def test_links_lead_no_further_than_the_folder_or_a_hubs_blobs(folder: Path, tmp_path: Path) -> None:
+    """A model's folder from elsewhere could name any file of this machine."""
+    (tmp_path / "secret.txt").write_text("mine")
+    snapshot = tmp_path / "models--o--n/snapshots/abc"
+    blobs = tmp_path / "models--o--n/blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "1").write_bytes(bytes(8))
+    (blobs / "2").write_text("{}")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/1")
+    (snapshot / "config.json").symlink_to("../../blobs/2")
+    (snapshot / "notes.txt").symlink_to("config.json")
+    (snapshot / "stolen.txt").symlink_to(tmp_path / "secret.txt")
+    made = write(folder, target("cpu", "serve"), Sources(package(), model=snapshot), mounts=True)
+    assert {path.name for path in (folder / "model").iterdir()} == {"model.safetensors", "config.json", "notes.txt"}
+    assert made.left_out == ["stolen.txt"]
+
+
+@pytest.mark.parametrize(("target_of_link", "said"), [("loop.json", "symbolic links"), ("none.json", "No such file")])
 def test_a_link_that_leads_nowhere_is_told(
     folder: Path, tmp_path: Path, model: Path, target_of_link: str, said: str
 ) -> None:

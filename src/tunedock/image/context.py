@@ -178,15 +178,21 @@ def hidden(name: str) -> bool:
 
 
 def _tree(source: Path, target: Path, keep: Iterable[str] = ("*",)) -> list[str]:
-    """Copies the files whose names `keep` has and `HIDDEN` has not; the others' paths come back. Links are not followed out."""
+    """Copies the files whose names `keep` has and `HIDDEN` has not; the others' paths come back.
+
+    Links are followed within the folder and, of a snapshot in a hub's cache, to the blobs beside it; no further.
+    """
     left_out = []
     patterns = tuple(keep)
+    own = source.resolve()
+    roots = (own, own.parents[1] / "blobs") if own.parent.name == "snapshots" else (own,)
     for place, folders, files in os.walk(source):
         here = Path(place)
         folders[:] = sorted(name for name in folders if not hidden(name))
         for name in sorted(files):
             path = here / name
-            inside = Path(os.path.realpath(path)).is_relative_to(source.resolve()) or patterns != ("*",)
+            real = Path(os.path.realpath(path))
+            inside = not path.is_symlink() or any(real.is_relative_to(root) for root in roots)
             if hidden(name) or not inside or not any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
                 left_out.append(str(path.relative_to(source)))
                 continue
