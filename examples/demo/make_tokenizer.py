@@ -2,9 +2,12 @@
 
     python examples/demo/make_tokenizer.py CORPUS.jsonl FOLDER
 
-Two choices matter for so small a model. Numbers are cut into pairs of digits: single digits repeat too often to tell which
+Two choices matter for so small a model. Numbers are learnt as pairs of digits: single digits repeat too often to tell which
 one to copy next, and the thousand groups of three are each too rare to be learnt so soon. And the end of a document is the end of a
 turn (`<|im_end|>`), so pretraining teaches the one special token the model must produce.
+
+Once its merges are made, texts are cut as GPT-2 cuts them: llama.cpp knows expressions by name and not by text, and has none for
+pairs of digits. Longer numbers are then whatever pairs were merged first.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config
 
 PAD, TURN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 WORDS = Regex(r"\p{N}{1,2}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+")
+"""By which merges are learnt."""
+GPT2 = Regex(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+"""By which texts are cut."""
 VOCABULARY = 2176
 """Enough for one token per product and few across two words; more would glue whole clauses together."""
 LONGEST_PIECE = 15
@@ -42,11 +48,18 @@ def texts(corpus: Path) -> Iterator[str]:
     yield from [every_pair] * 300  # often enough that each becomes a token, whatever numbers the corpus drew
 
 
+def cut_by(expression: Regex) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(expression, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
 def train_tokenizer(corpus: Path) -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(WORDS, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    bpe.pre_tokenizer = cut_by(WORDS)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
@@ -56,6 +69,7 @@ def train_tokenizer(corpus: Path) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     bpe.train_from_iterator(texts(corpus), trainer)
+    bpe.pre_tokenizer = cut_by(GPT2)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=PAD, eos_token=END, model_max_length=CONTEXT)
     tokenizer.chat_template = TEMPLATE
     return tokenizer
