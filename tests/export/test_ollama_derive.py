@@ -11,8 +11,6 @@ from importlib.resources import files
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from families import FAMILIES, stop_ids, tokenizer
 from tunedock.data.conversation import RowRefused
@@ -251,51 +249,6 @@ def test_every_template_at_hand_is_said_to_the_letter() -> None:
             require(compare(derive(render), render))
             told += 1
     assert told > 20
-
-
-AROUND = st.lists(
-    st.sampled_from(
-        [
-            "<u>",
-            "</u>",
-            "\n",
-            " ",
-            "{{",
-            "{",
-            "}}",
-            "{{-",
-            '"""',
-            "word",
-            "\u00a0",
-            "中",
-            "\r\n",
-            "<think>\n\n</think>\n\n",
-        ]
-    ),
-    max_size=4,
-).map("".join)
-
-
-@given(AROUND, AROUND, AROUND, AROUND, AROUND, AROUND, AROUND, AROUND)
-def test_any_texts_around_turns_are_said_to_the_letter(
-    first: str, before_system: str, after_system: str, before_user: str, after_user: str, before_answer: str, after_answer: str,
-    header: str,
-) -> None:  # fmt: skip
-    around = {
-        "system": (before_system, after_system),
-        "user": (before_user, after_user),
-        "assistant": (before_answer, after_answer),
-    }
-
-    def rendered(
-        messages: Sequence[Any], tools: Sequence[Any], *, add_generation_prompt: bool, enable_thinking: bool
-    ) -> str:
-        if tools or any(message["role"] == "tool" or message["content"] == "" for message in messages):
-            raise RowRefused("template_refused", "neither tools nor empty texts")
-        turns = [message["content"].join(around[message["role"]]) for message in messages]
-        return first + "".join(turns) + (header if add_generation_prompt else "")
-
-    require(compare(derive(rendered), rendered))
 
 
 def hand_made(

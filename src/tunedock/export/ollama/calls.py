@@ -1,41 +1,19 @@
-"""What a chat template does with reasoning, tool calls and tool results, found from outside as in `pieces.py`.
+"""What a chat template does with tool calls and tool results, found from outside as in `pieces.py`.
 
-A turn after the last user text is its own case: most families show reasoning there only, some open an empty think block.
+The arguments of a call stand there as JSON, or each by its name between tags; a template that shows them otherwise is not read.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tunedock.export.ollama.gaps import ANSWERS, CONTENT, REASONING, RESULTS, USERS, cut, find_json, shared_start
+from tunedock.export.ollama.gaps import ANSWERS, ARGUMENTS, CONTENT, NAMES, RESULTS, USERS, cut, find_json, shared_start
 from tunedock.export.ollama.go_nodes import If, Nodes, Range, Set, Text, Value, common_prefix, common_suffix, join, text
 from tunedock.export.ollama.own import Own, Tools
 from tunedock.export.ollama.pieces import Turns
 from tunedock.export.ollama.probes import assistant, result, user
-
-_NAMES = ("Fone7q", "Ftwo7q")
-_ARGUMENTS: tuple[dict[str, Any], ...] = (
-    {"kone7q": "xone7q", "lone7q": 710817},
-    {"ktwo7q": "xtwo7q", "ltwo7q": 720817},
-)
-_CLOSING_TAG = re.compile(r"\s*</([^<>\s]+)>")
-
-
-@dataclass(frozen=True, slots=True)
-class Thinking:
-    """The think block between the start of an assistant turn and its text. None: reasoning is not shown there."""
-
-    start: str
-    """What every assistant turn begins with."""
-    earlier_plain: str
-    """Before the text of an earlier turn without reasoning: an empty block, or nothing."""
-    last_plain: str
-    earlier: tuple[str, str] | None
-    """Around the reasoning of an earlier turn."""
-    last: tuple[str, str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +67,7 @@ class ToolTurns:
 
 def read_tool_turns(own: Own, turns: Turns, tools: Tools, *, thinking: bool) -> ToolTurns | None:
     """None where the template shows no calls, or their arguments in no way this knows."""
-    reader = _Reader(own, turns, tools, thinking)
-    return reader.read()
+    return _Reader(own, turns, tools, thinking).read()
 
 
 class _Reader:
@@ -101,8 +78,8 @@ class _Reader:
         return self._own.tried([user(USERS[0]), *messages], self._tools, thinking=self._thinking)
 
     def read(self) -> ToolTurns | None:
-        called = [(name, arguments) for name, arguments in zip(_NAMES, _ARGUMENTS, strict=True)]
-        answered = result(RESULTS[0], _NAMES[0])
+        called = list(zip(NAMES, ARGUMENTS, strict=True))
+        answered = result(RESULTS[0], NAMES[0])
         one = _call_gaps(self._prompt(assistant("", called[0]), answered))
         if one is None:
             return None
@@ -124,7 +101,7 @@ class _Reader:
     def _starts(self, before: str, worded: _CallGaps | None) -> tuple[str, str]:
         """What a turn with calls begins with, and what stands from there to its first call when it has no text."""
         if worded is not None:
-            start = worded.gaps[0].removeprefix(self._turns.user_end).removesuffix(before_text(self._turns))
+            start = worded.gaps[0].removeprefix(self._turns.user_end).removesuffix(self._turns.before_text)
             kept = start if before.startswith(start) else shared_start(start, before)
             return start, before[len(kept) :]
         start = shared_start(self._turns.silent_start, before)
@@ -149,15 +126,15 @@ class _Reader:
 
     def _separator(self, called: list[tuple[str, dict[str, object]]]) -> tuple[str | None, bool]:
         """Between two calls of a turn, from one's arguments to the other's name."""
-        answers = (result(RESULTS[0], _NAMES[0]), result(RESULTS[1], _NAMES[1], 1))
+        answers = (result(RESULTS[0], NAMES[0]), result(RESULTS[1], NAMES[1], 1))
         rendered = self._prompt(assistant("", *called), *answers)
         first = _arguments_in(rendered or "", called[0][1])
-        gaps = cut((rendered or "")[first.end :] if first is not None else None, _NAMES[1])
+        gaps = cut((rendered or "")[first.end :] if first is not None else None, NAMES[1])
         return (gaps[0], True) if gaps is not None else (None, False)
 
     def _results(self, call: tuple[str, dict[str, object]], start: str, end: str) -> Results:
         turn = assistant("", call)
-        more = [result(RESULTS[at], _NAMES[0]) for at in range(3)]
+        more = [result(RESULTS[at], NAMES[0]) for at in range(3)]
         gaps = cut(self._prompt(turn, *more), *RESULTS)
         answered = cut(
             self._prompt(turn, more[0], assistant(ANSWERS[1]), user(USERS[1])), RESULTS[0], ANSWERS[1], USERS[1]
@@ -189,7 +166,7 @@ class _Reader:
 
     def _shown_as_json(self, turn: dict[str, object]) -> bool:
         content = 'a "quoted" word'
-        return json.dumps(content) in (self._prompt(turn, result(content, _NAMES[0])) or "")
+        return json.dumps(content) in (self._prompt(turn, result(content, NAMES[0])) or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +178,10 @@ class _CallGaps:
 
 
 def _call_gaps(rendered: str | None, *words: str) -> _CallGaps | None:
-    gaps = cut(rendered, USERS[0], *words, _NAMES[0])
+    gaps = cut(rendered, USERS[0], *words, NAMES[0])
     if gaps is None:
         return None
-    span = _arguments_in(gaps[-1], _ARGUMENTS[0])
+    span = _arguments_in(gaps[-1], ARGUMENTS[0])
     ended = cut(gaps[-1][span.end :], RESULTS[0]) if span is not None else None
     if span is None or ended is None:
         return None
@@ -273,51 +250,3 @@ def _separated(calls: Calls, between_calls: str) -> Calls:
         separator=rest.removeprefix(after_arguments),
         closing=calls.after_arguments.removeprefix(after_arguments),
     )
-
-
-def read_thinking(own: Own, turns: Turns, tool_turns: ToolTurns | None, tools: Tools, *, thinking: bool) -> Thinking:
-    """Where reasoning is shown, and what stands there when there is none."""
-    earlier = cut(
-        own.tried([user(USERS[0]), assistant(ANSWERS[0], reasoning=REASONING), user(USERS[1])], thinking=thinking),
-        USERS[0], REASONING, ANSWERS[0], USERS[1],
-    )  # fmt: skip
-    call = assistant(CONTENT, (_NAMES[0], _ARGUMENTS[0]), reasoning=REASONING)
-    last = cut(
-        own.tried([user(USERS[0]), call, result(RESULTS[0], _NAMES[0])], tools, thinking=thinking),
-        USERS[0], REASONING, CONTENT, RESULTS[0],
-    )  # fmt: skip
-    earlier_plain = turns.silent_start
-    shown_earlier = _around(earlier, turns)
-    shown_last = _around(last, turns) if tool_turns is not None else None
-    last_plain = earlier_plain
-    if tool_turns is not None and tool_turns.calls.keeps_text:
-        last_plain = tool_turns.text_start
-    shown = [around for around in (shown_earlier, shown_last) if around is not None]
-    start = shared_start(earlier_plain, last_plain, *(opening for opening, _ in shown))
-    for opening, closing in shown:
-        start = _without_tag(start, opening, closing)
-    cut_off = len(start)
-    return Thinking(
-        start,
-        earlier_plain[cut_off:],
-        last_plain[cut_off:],
-        (shown_earlier[0][cut_off:], shown_earlier[1]) if shown_earlier is not None else None,
-        (shown_last[0][cut_off:], shown_last[1]) if shown_last is not None else None,
-    )
-
-
-def _around(gaps: list[str] | None, turns: Turns) -> tuple[str, str] | None:
-    return None if gaps is None else (gaps[1].removeprefix(turns.user_end), gaps[2].removesuffix(before_text(turns)))
-
-
-def before_text(turns: Turns) -> str:
-    """What stands before the text of an assistant turn only where it has one."""
-    return turns.assistant_start[len(turns.silent_start) :]
-
-
-def _without_tag(start: str, opening: str, closing: str) -> str:
-    """The start less a tag that the think block closes: Ollama finds the tags around `.Thinking`."""
-    closed = _CLOSING_TAG.match(closing)
-    tag = f"<{closed[1]}>" if closed is not None else ""
-    inside = tag in start and tag not in opening[len(start) :]
-    return start[: start.rfind(tag)] if tag and inside else start

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tunedock.export.ollama.calls import Calls, Results, Thinking, ToolTurns, before_text
+from tunedock.export.ollama.calls import Calls, Results, ToolTurns
 from tunedock.export.ollama.go_nodes import If, Node, Nodes, Range, Set, Text, Value, With, choose, join, quote, text
 from tunedock.export.ollama.pieces import Cases, Head, Turns
+from tunedock.export.ollama.reasoning import Thinking
 
 OFF = "and $.IsThinkSet (not $.Think)"
 """Thinking is asked not to be done. Where a request says nothing of it, the model's own default stands."""
@@ -151,7 +152,7 @@ class _Composer:
         return join(body, _when("not $last", end))
 
     def _content(self) -> Nodes:
-        before = text(before_text(self._on.turns))
+        before = text(self._on.turns.before_text)
         return (If(".Content", join(before, (Value(".Content"),))),) if before else (Value(".Content"),)
 
     def _beside_calls(self, calls: Calls) -> Nodes:
@@ -161,11 +162,7 @@ class _Composer:
 
     def _think(self) -> Nodes:
         on = self._on.thinking
-        plain = (
-            choose("gt $i $lastUser", text(on.last_plain), text(on.earlier_plain))
-            if self._last_differs
-            else text(on.earlier_plain)
-        )
+        plain = choose("gt $i $lastUser", text(on.last_plain), text(on.earlier_plain))
         shown = on.last if on.last is not None else on.earlier
         if shown is None:
             return join(plain, self._own_last_thinking())

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
-from tunedock.export.ollama.calls import read_thinking, read_tool_turns
+from tunedock.export.ollama.calls import read_tool_turns
 from tunedock.export.ollama.compose import Shape, compose
 from tunedock.export.ollama.go_nodes import write
 from tunedock.export.ollama.own import Own, Render
 from tunedock.export.ollama.pieces import read_head, read_turns
-from tunedock.export.ollama.probes import WEATHER
+from tunedock.export.ollama.probes import WEATHER, user
+from tunedock.export.ollama.reasoning import read_thinking
 
 _DATES = ("%d %b %Y", "%d %B %Y", "%Y-%m-%d", "%B %d, %Y")
 
@@ -102,12 +103,11 @@ def _notes(own: Own, on: Shape, off: Shape, *, thinking: bool) -> Sequence[str]:
 
 
 def _trims(own: Own, *, thinking: bool) -> bool:
-    return " x " not in own.prompt([{"role": "user", "content": " x "}], thinking=thinking)
+    return " x " not in (own.tried([user(" x ")], thinking=thinking) or " x ")
 
 
 def _begins_with_bos(own: Own) -> bool:
-    whole = Own(own.render, "").prompt([{"role": "user", "content": "x"}], thinking=False)
-    return whole.startswith(own.bos)
+    return Own(own.render, "").prompt([user("x")], thinking=False).startswith(own.bos)
 
 
 def _all_text(shape: Shape) -> str:

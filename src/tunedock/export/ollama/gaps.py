@@ -11,6 +11,11 @@ from tunedock.export.ollama.go_nodes import common_prefix
 SYSTEM, REASONING, CONTENT = "Sone7q", "Rone7q", "Cone7q"
 USERS = ("Uone7q", "Utwo7q", "Uthree7q")
 ANSWERS = ("Aone7q", "Atwo7q")
+NAMES = ("Fone7q", "Ftwo7q")
+ARGUMENTS: tuple[dict[str, Any], ...] = (
+    {"kone7q": "xone7q", "lone7q": 710817},
+    {"ktwo7q": "xtwo7q", "ltwo7q": 720817},
+)
 RESULTS = ("Tone7q", "Ttwo7q", "Tthree7q")
 
 

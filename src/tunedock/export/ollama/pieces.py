@@ -4,7 +4,7 @@
     turns   user_start U user_end, assistant_start A assistant_end, and the header an answer follows
 
 Where one text ends and the next begins cannot be seen in a rendering of both; it is taken from a conversation that ends there.
-Whatever boundary is found, texts in a row are those rendered. How a template treats reasoning and calls is in `calls.py`.
+Whatever boundary is found, texts in a row are those rendered. Calls and results are in `calls.py`, reasoning is in `reasoning.py`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ class Turns:
     """The same before an empty text: some templates put a line break before a text only."""
     assistant_end: str
     generation: str
+
+    @property
+    def before_text(self) -> str:
+        """What stands before the text of an assistant turn only where it has one."""
+        return self.assistant_start[len(self.silent_start) :]
 
 
 @dataclass(frozen=True, slots=True)
