@@ -147,6 +147,18 @@ def test_an_ollama_model(run: tuple[Run, Recipe], tmp_path: Path) -> None:
         verify_again(tmp_path / "out", QUIET)
 
 
+def test_tokens_that_the_recipe_adds_are_in_every_form(tmp_path: Path) -> None:
+    run, recipe = trained(tmp_path, "adapter.r=4", "model.add_special_tokens=['<|order|>','<|refund|>']")
+    for form in ("hf", "gguf"):
+        if form == "gguf":
+            llama_cpp()
+        report = export(run, recipe, tmp_path / form, format=form)["report"]
+        assert all_same(report)
+    field = gguf.GGUFReader(tmp_path / "gguf/model-f16.gguf").fields["tokenizer.ggml.tokens"]
+    words = {bytes(part).decode() for part in field.parts if part.dtype == "uint8"}
+    assert {"<|order|>", "<|refund|>"} <= words
+
+
 def test_without_llama_cpp_it_says_what_was_not_tried(
     run: tuple[Run, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

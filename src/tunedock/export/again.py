@@ -21,6 +21,7 @@ from tunedock.export.ollama import make as ollama_model
 from tunedock.export.readers import AdapterReader, Reader, TransformersReader
 from tunedock.export.stage import RECORD
 from tunedock.export.verify import verify
+from tunedock.model.load import roomy_device
 from tunedock.model.session import Base, ChatFacts, find_base, tuned_policy
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run, read_json
@@ -35,7 +36,7 @@ def verify_again(
     if run is not None and recipe is not None:
         facts = ChatFacts.read(run.model)
         base = find_base(recipe, stop_ids=facts.stop_ids)
-        policy = tuned_policy(base, run.model, precision=FLOAT32)
+        policy = tuned_policy(base, run.model, precision=FLOAT32, device=roomy_device(base.located.folder))
         made = Expected.read(folder).made_nll
         expected = replace(expected_of(base, facts, policy.model, policy.device), made_nll=made)
         held = held_out_of(base, facts, policy.model, policy.device, emit)

@@ -19,7 +19,7 @@ from tunedock.export.expected import Answer, answer_of, nll_of
 from tunedock.export.merge import FLOAT32
 from tunedock.export.probes import Talk, as_text
 from tunedock.model import adapter as adapters
-from tunedock.model.load import find_device
+from tunedock.model.load import roomy_device
 from tunedock.model.session import Base, ChatFacts, base_weights
 
 
@@ -52,9 +52,9 @@ class Reader(Protocol):
 class TransformersReader:
     """A folder of Hugging Face's layout, by plain transformers; in float32, unless its weights are quantised."""
 
-    def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
+    def __init__(self, folder: Path, *, trust_remote_code: bool = False, device: torch.device | None = None) -> None:
         began = time.monotonic()
-        self.device = find_device()
+        self.device = device or roomy_device(folder)
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code
         )
@@ -100,7 +100,8 @@ class AdapterReader(TransformersReader):
 
     def __init__(self, folder: Path, base: Base) -> None:
         self._base, self._folder = base, folder
-        super().__init__(folder, trust_remote_code=base.recipe.model.trust_remote_code)
+        device = roomy_device(base.located.folder)
+        super().__init__(folder, trust_remote_code=base.recipe.model.trust_remote_code, device=device)
 
     def _model(self, folder: Path, code: bool) -> nn.Module:
         model: nn.Module = adapters.load_adapter(base_weights(self._base, FLOAT32, self.device, quantise=False), folder)

@@ -135,7 +135,7 @@ def _made(run: Run, recipe: Recipe, order: Order, folder: Path, emit: Emitter) -
     facts.write(folder)
     steps = 5
     emit.progress("export", 0, steps, "steps")
-    policy = tuned_policy(base, run.model, precision=FLOAT32)
+    policy = tuned_policy(base, run.model, precision=FLOAT32, device=load.roomy_device(base.located.folder))
     prompts = prompts_of(base, facts, policy, emit)
     expected = held = None
     if not prompts.scored:
@@ -228,7 +228,7 @@ def _hf(making: Making, model: nn.Module, prompts: Prompts) -> None:
 def _files_again(making: Making, folder: Path, prompts: Prompts, dtype: torch.dtype) -> None:
     base = making.base
     own = base.recipe.model.model_copy(update={"init": "pretrained", "config_overrides": {}})
-    device = load.find_device()
+    device = load.roomy_device(folder)
     again = load.load_weights(folder, own, dtype=torch.float32, device=device, head=base.head)
     got = prompts.asked_of(again, device)
     figures = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -46,6 +47,22 @@ def find_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def roomy_device(folder: Path, *, spare: float = 1.3) -> torch.device:
+    """The device that a folder's weights fit on in float32, and `spare` times their bytes: the usual one, or the CPU.
+
+    Their number is read from the headers of the safetensors files.
+    """
+    device = find_device()
+    if device.type != "cuda":
+        return device
+    parameters = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            parameters += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118 - no mapping
+    free, _ = torch.cuda.mem_get_info(device)
+    return device if 4 * parameters * spare <= free else CPU
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -171,12 +171,15 @@ def _on_meta() -> Iterator[None]:
         yield
 
 
-def tuned_policy(base: Base, folder: Path, *, precision: Precision | None = None) -> Policy:
+def tuned_policy(
+    base: Base, folder: Path, *, precision: Precision | None = None, device: torch.device | None = None
+) -> Policy:
     """The result of a run: the base with its adapter, or its whole weights.
 
-    `precision`: this one instead of the recipe's, and the base's weights whole where the recipe quantises them.
+    `precision`: this one instead of the recipe's, and the base's weights whole where the recipe quantises them. `device`: in the
+    place of the one that would train.
     """
-    device = load.find_device()
+    device = device or load.find_device()
     chosen = precision or load.precision(base.recipe, device)
     if adapters.is_adapter(folder):
         _require_same_beneath(base, folder)
