@@ -37,7 +37,7 @@ demo-base: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(QUICK)
 
-test-all: $(VENV)/.installed-dev
+test-all: $(VENV)/.installed-all
 	$(PYTEST)
 
 check: $(VENV)/.installed-dev
@@ -89,4 +89,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing what the tests need into $(VENV)"
 	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The quick tests leave out what asks llama.cpp where it is not installed; all tests never do.
+$(VENV)/.installed-all: $(VENV)/.installed-dev
+	@echo "compiling llama.cpp into $(VENV): some minutes, and a C++ compiler"
+	@$(PIP) install -c constraints.txt -e '.[dev,llama-cpp]'
 	@touch $@
