@@ -1,7 +1,7 @@
 """What an engine of this process is: token ids in, token ids out, one at a time, many requests at once.
 
-Text, templates, stop strings, tools and reasoning are not its concern (`engines.tokens`): it is asked for tokens after a prompt, and
-for the likelihoods that go with them.
+Text, templates, stop strings, tools and reasoning are not its concern (`engines.tokens`): it is asked for tokens after a prompt,
+and for the likelihoods that go with them.
 """
 
 from __future__ import annotations
