@@ -11,16 +11,23 @@ from importlib.resources import files
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from families import FAMILIES, stop_ids, tokenizer
 from tunedock.data.conversation import RowRefused
 from tunedock.errors import CheckError
+from tunedock.export.gguf.vocabulary import adds_bos
 from tunedock.export.ollama import go_template
 from tunedock.export.ollama.compare import Comparison, compare, require
 from tunedock.export.ollama.derive import Derived, derive
-from tunedock.export.ollama.own import Render, bos_added, own_render
+from tunedock.export.ollama.own import Render, own_render
 from tunedock.export.ollama.probes import PROBES, assistant, user
 from tunedock.export.ollama.values import values
+
+
+def engine_bos(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the engine puts before every prompt by itself."""
+    return str(tokenizer.bos_token) if adds_bos(tokenizer) else ""
 
 
 @cache
@@ -30,7 +37,7 @@ def own(family: str) -> Render:
 
 @cache
 def compared(family: str) -> tuple[Derived, Comparison]:
-    derived = derive(own(family), bos=bos_added(tokenizer(family)))
+    derived = derive(own(family), bos=engine_bos(tokenizer(family)))
     return derived, compare(derived, own(family))
 
 
@@ -72,7 +79,7 @@ def test_what_is_said_to_the_letter_and_what_is_not(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_trained_without_reasoning_is_served_without(family: str) -> None:
-    derived = derive(own(family), bos=bos_added(tokenizer(family)), thinking=False)
+    derived = derive(own(family), bos=engine_bos(tokenizer(family)), thinking=False)
     assert ".Thinking" not in derived.template
     assert "Think" not in derived.template.replace("IsThinkSet", "")
     comparison = compare(derived, own(family))
@@ -106,6 +113,14 @@ def test_what_cannot_be_said_is_a_note(family: str, note: str) -> None:
     derived, comparison = compared(family)
     assert any(note in told for told in derived.notes)
     assert comparison.to_json()["notes"] == list(derived.notes)
+
+
+@pytest.mark.parametrize(
+    ("family", "could"), [("qwen3", True), ("deepseek-r1", True), ("qwen2.5", False), ("llama3", False)]
+)
+def test_only_a_model_that_could_think_is_said_not_to(family: str, could: bool) -> None:
+    notes = derive(own(family), bos=engine_bos(tokenizer(family)), thinking=False).notes
+    assert any("thinking cannot be asked for" in note for note in notes) == could
 
 
 def test_plain_families_have_no_notes() -> None:
@@ -214,7 +229,7 @@ def in_the_manner_of(name: str) -> tuple[Derived, Comparison]:
     made = deepcopy(tokenizer("mistral"))
     made.chat_template = OTHERS[name]
     render = own_render(made, stop_ids("mistral"))
-    derived = derive(render, bos=bos_added(made))
+    derived = derive(render, bos=engine_bos(made))
     return derived, compare(derived, render)
 
 

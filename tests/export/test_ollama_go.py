@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from families import FAMILIES, stop_ids, tokenizer
+from tunedock.export.gguf.vocabulary import adds_bos
 from tunedock.export.ollama import go_template
 from tunedock.export.ollama.derive import Derived, derive
 from tunedock.export.ollama.go_nodes import If, Node, Nodes, Range, Set, Text, Value, With, choose, join, write
-from tunedock.export.ollama.own import bos_added, own_render
+from tunedock.export.ollama.own import own_render
 from tunedock.export.ollama.probes import PROBES, Probe, assistant, system, user
 from tunedock.export.ollama.values import go_json, values
 
@@ -52,9 +54,14 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
     return asked
 
 
+def engine_bos(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the engine puts before every prompt by itself."""
+    return str(tokenizer.bos_token) if adds_bos(tokenizer) else ""
+
+
 @cache
 def derived(family: str) -> Derived:
-    return derive(own_render(tokenizer(family), stop_ids(family)), bos=bos_added(tokenizer(family)))
+    return derive(own_render(tokenizer(family), stop_ids(family)), bos=engine_bos(tokenizer(family)))
 
 
 def question(template: str, probe: Probe) -> dict[str, Any]:

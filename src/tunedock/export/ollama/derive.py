@@ -29,10 +29,9 @@ class Derived:
     """Whether a request may bring tools; Ollama refuses them where the template does not name them."""
     thinking: bool
     """Whether Ollama can tell reasoning from text."""
-    switches: bool
-    """Whether thinking can be switched off."""
     bos: str
     always_off: bool
+    """Every prompt is the one of an answer without reasoning."""
 
 
 def derive(render: Render, *, bos: str = "", thinking: bool = True) -> Derived:
@@ -45,19 +44,17 @@ def derive(render: Render, *, bos: str = "", thinking: bool = True) -> Derived:
     Raises CheckError where the chat template does not show a plain conversation turn by turn.
     """
     own = Own(render, bos)
-    off = _shape(own, thinking=False)
+    on, off = _shape(own, thinking=True), _shape(own, thinking=False)
+    thinks = on != off or on.thinking.last is not None or on.thinking.earlier is not None
     if not thinking:
-        off = replace(off, thinking=replace(off.thinking, earlier=None, last=None))
-    on = _shape(own, thinking=True) if thinking else off
-    nodes = compose(on, off)
-    template = write(nodes)
+        on = off = replace(off, thinking=replace(off.thinking, earlier=None, last=None))
+    template = write(compose(on, off))
     return Derived(
         template=template,
-        notes=tuple(_notes(own, on, off, thinking=thinking)),
+        notes=tuple(_notes(own, on, silenced=thinks and not thinking)),
         system_before_user=on.head.system_role == "refused",
         tools=on.takes_tools,
         thinking=".Thinking" in template,
-        switches=on != off,
         bos=bos,
         always_off=not thinking,
     )
@@ -71,39 +68,40 @@ def _shape(own: Own, *, thinking: bool) -> Shape:
     return Shape(head, turns, read_thinking(own, turns, tool_turns, tools, thinking=thinking), tool_turns)
 
 
-def _notes(own: Own, on: Shape, off: Shape, *, thinking: bool) -> Sequence[str]:
+def _notes(own: Own, shape: Shape, *, silenced: bool) -> Sequence[str]:
+    head, calls = shape.head, shape.tool_turns.calls if shape.tool_turns is not None else None
     notes = []
-    if on.head.system_role == "refused":
+    if head.system_role == "refused":
         notes.append("the chat template refuses a system message; its text is put before the first user text")
-    if on.head.system_role == "ignored":
+    if head.system_role == "ignored":
         notes.append("the chat template leaves a system message out, and so does this one")
-    if on.head.tools_role == "otherwise":
+    if head.tools_role == "otherwise":
         notes.append("the chat template tells tools in a way that cannot be said here; this one takes none")
-    if on.head.tools_role == "ignored":
+    if head.tools_role == "ignored":
         notes.append("the chat template takes no tools")
-    if on.head.tools_role == "told" and on.tool_turns is None:
+    if head.tools_role == "told" and calls is None:
         notes.append("the chat template shows calls in a way that cannot be said here; this one takes no tools")
-    if on.tool_turns is not None and not on.tool_turns.calls.as_json:
+    if shape.takes_tools and calls is not None and not calls.as_json:
         notes.append(
             "the model calls tools otherwise than by JSON, which Ollama does not read: its calls come back as text"
         )
-    if on.tool_turns is not None and not on.tool_turns.calls.several:
+    if shape.takes_tools and calls is not None and not calls.several:
         notes.append("the chat template refuses several calls in one turn; this one shows them one after the other")
-    if _trims(own, thinking=thinking):
+    if _trims(own):
         notes.append("the chat template takes blanks off the ends of texts; here the model sees them")
-    if not thinking:
+    if silenced:
         notes.append("the model was trained to answer without reasoning, so thinking cannot be asked for")
     if own.bos and not _begins_with_bos(own):
         notes.append(
             f"the engine puts {own.bos} before every prompt, the chat template does not: set add_bos_token to false"
         )
-    if any(day in _all_text(on) for day in _today()):
+    if any(day in _all_text(shape) for day in _today()):
         notes.append("the chat template tells today's date; here it stays the day of the export")
     return notes
 
 
-def _trims(own: Own, *, thinking: bool) -> bool:
-    return " x " not in (own.tried([user(" x ")], thinking=thinking) or " x ")
+def _trims(own: Own) -> bool:
+    return " x " not in (own.tried([user(" x ")], thinking=False) or " x ")
 
 
 def _begins_with_bos(own: Own) -> bool:

@@ -71,14 +71,6 @@ def _arguments(value: Any) -> dict[str, Any]:
     return dict(json.loads(value) if isinstance(value, str) else value)
 
 
-def bos_added(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of the token the tokenizer puts before every text by itself, as a GGUF's `tokenizer.ggml.add_bos_token` has the
-    engine do; empty where it puts none."""
-    ids = tokenizer("x")["input_ids"]
-    bos = tokenizer.bos_token
-    return str(bos) if bos is not None and ids and ids[0] == tokenizer.bos_token_id else ""
-
-
 class Own:
     """The model's prompts, less the text of the token the engine puts before each (`bos`)."""
 
