@@ -6,7 +6,7 @@ events become OpenAI's JSON in `replies`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -105,9 +105,9 @@ class Engine(Protocol):
     can: frozenset[str]
     """Of `n`, `seed`, `logprobs`, `tools`, `tool_choice`, `response_format`, `completions`, `embeddings`, `logit_bias`."""
 
-    def chat(self, job: ChatJob) -> AsyncIterator[Event]: ...
+    def chat(self, job: ChatJob) -> AsyncGenerator[Event]: ...
 
-    def complete(self, job: TextJob) -> AsyncIterator[Event]: ...
+    def complete(self, job: TextJob) -> AsyncGenerator[Event]: ...
 
     async def embed(self, model: str, texts: Sequence[str | Sequence[int]]) -> tuple[list[list[float]], int]:
         """(a vector each, tokens read)."""
