@@ -1,0 +1,93 @@
+"""What is read from a client before it is believed: bounded in bytes, in depth, in time; then checked against its model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from tunedock.serve.errors import ApiError, invalid
+
+DEEPEST = 64
+"""Arrays and objects inside one another."""
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+
+M = TypeVar("M", bound=BaseModel)
+
+
+async def read(request: Request, *, most_bytes: int, limit_s: float) -> Any:
+    """The JSON of a request's body. Raises ApiError."""
+    said = request.headers.get("content-length", "")
+    if said.isdecimal() and int(said) > most_bytes:
+        raise _too_large(most_bytes)
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, f"the body is `{kind[:100]}`, and this endpoint reads application/json")
+    data = bytearray()
+    try:
+        async with asyncio.timeout(limit_s):
+            async for piece in request.stream():
+                data += piece
+                if len(data) > most_bytes:
+                    raise _too_large(most_bytes)
+    except TimeoutError:
+        raise ApiError(408, f"the body did not come within {limit_s:.0f} s", headers={"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise ApiError(400, "the client went away") from None
+    return parse(bytes(data))
+
+
+def _too_large(most_bytes: int) -> ApiError:
+    return ApiError(
+        413, f"the body is larger than {most_bytes:,} bytes", code="request_too_large", headers={"Connection": "close"}
+    )
+
+
+def parse(data: bytes) -> Any:
+    """Raises ApiError for what is no JSON, or nested without measure."""
+    depth = 0
+    for found in _BRACKETS.finditer(data):
+        depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(found[0], 0)
+        if depth > DEEPEST:
+            raise invalid(f"the body is nested deeper than {DEEPEST} levels")
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_no_number)
+    except UnicodeDecodeError:
+        raise invalid("the body is not UTF-8") from None
+    except (ValueError, RecursionError):
+        raise invalid("the body is not JSON") from None
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(text)
+
+
+def checked(value: Any, kind: type[M]) -> M:
+    """A request of its kind. Raises ApiError that names the field."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise invalid(*_first(error)) from None
+
+
+def _first(error: ValidationError) -> tuple[str, str | None]:
+    """(message, field) of the first problem. Of a union's branches, that which got furthest is meant."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    deepest = max(problems, key=lambda problem: len(problem["loc"])) if problems else None
+    first = problems[0]
+    chosen = first if deepest is None or first["type"] in ("missing", "extra_forbidden") else deepest
+    place = ""
+    for part in chosen["loc"]:
+        if isinstance(part, int):
+            place += f"[{part}]"
+        elif part.isidentifier():
+            place += f".{part}" if place else part
+    if chosen["type"] == "extra_forbidden":
+        return f"Unknown parameter: `{place[:200]}`", place[:200] or None
+    if chosen["type"] == "missing":
+        return f"Missing required parameter: `{place[:200]}`", place[:200] or None
+    return f"`{place[:200]}`: {chosen['msg'][:500]}", place[:200] or None
