@@ -1,0 +1,310 @@
+"""An OpenAI-compatible server as an engine: vLLM, SGLang, Ollama, llama.cpp's, another gateway. What a client asked is asked again.
+
+Answers are always streamed from it, so that a client that goes away ends the work there too. Whatever it says is read by our own
+rules: what is no event of OpenAI's kind is an error of the engine, not the client's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, get_args
+
+import httpx
+
+from tunedock.serve.engines.generator import Load
+from tunedock.serve.errors import ApiError, unavailable, unsupported
+from tunedock.serve.jobs import ChatJob, Delta, Event, Finish, Job, Reason, TextJob, TokenLogprob, ToolDelta, Usage
+
+CAN: Mapping[str, frozenset[str]] = {
+    "vllm": frozenset(
+        {"n", "seed", "logprobs", "tools", "tool_choice", "response_format", "completions", "embeddings"}
+    ),
+    "sglang": frozenset(
+        {"n", "seed", "logprobs", "tools", "tool_choice", "response_format", "completions", "embeddings"}
+    ),
+    "llama-server": frozenset({"seed", "logprobs", "tools", "response_format", "completions", "embeddings"}),
+    "ollama": frozenset({"seed", "tools", "response_format", "completions", "embeddings"}),
+    "openai": frozenset(
+        {"n", "seed", "logprobs", "tools", "tool_choice", "response_format", "completions", "embeddings"}
+    ),
+    "tunedock": frozenset({"n", "seed", "logprobs", "tools", "completions"}),
+}
+"""By the kind of server."""
+OWN_FIELDS = frozenset({"top_k", "min_p", "repetition_penalty"})
+"""vLLM's, which others refuse."""
+TAKES_OWN = frozenset({"vllm", "sglang", "tunedock"})
+LONGEST_LINE = 8 << 20
+CHARACTERS_A_TOKEN = 4
+
+
+class RemoteEngine:
+    """`base_url` ends in `/v1`. `key`: what it wants to see, if anything."""
+
+    def __init__(
+        self, kind: str, base_url: str, *, key: str | None = None, connect_s: float = 5.0, silence_s: float = 300.0
+    ) -> None:
+        self.kind = kind
+        self.can = CAN[kind]
+        self._url = base_url.rstrip("/")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        times = httpx.Timeout(silence_s, connect=connect_s)
+        limits = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
+        self._client = httpx.AsyncClient(
+            headers=headers, timeout=times, limits=limits, follow_redirects=False, trust_env=False
+        )
+        self._running = 0
+
+    async def chat(self, job: ChatJob) -> AsyncGenerator[Event]:
+        body = self._common(job)
+        body["messages"] = [message.model_dump(mode="json", exclude_none=True) for message in job.messages]
+        if job.tools:
+            body["tools"] = [tool.model_dump(mode="json", exclude_none=True) for tool in job.tools]
+            body["tool_choice"] = job.tool_choice
+            if not job.parallel_tool_calls:
+                body["parallel_tool_calls"] = False
+        if job.response_format is not None:
+            body["response_format"] = dict(job.response_format)
+        if job.top_logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": job.top_logprobs}
+        if job.thinking is not None:
+            if self.kind not in TAKES_OWN:
+                raise unsupported("switching reasoning on or off", "chat_template_kwargs")
+            body["chat_template_kwargs"] = {"enable_thinking": job.thinking}
+        events = self._events("chat/completions", body, _chat_events)
+        try:
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()
+
+    async def complete(self, job: TextJob) -> AsyncGenerator[Event]:
+        body = self._common(job)
+        body["prompt"] = job.prompt if isinstance(job.prompt, str) else list(job.prompt)
+        if job.top_logprobs is not None:
+            body["logprobs"] = job.top_logprobs
+        events = self._events("completions", body, _text_events)
+        try:
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()
+
+    async def embed(self, model: str, texts: Sequence[str | Sequence[int]]) -> tuple[list[list[float]], int]:
+        body = {"model": model, "input": [text if isinstance(text, str) else list(text) for text in texts]}
+        async with self._asked("embeddings", body) as answer:
+            try:
+                value = json.loads(await answer.aread())
+                rows = sorted(value["data"], key=lambda row: int(row["index"]))
+                vectors = [[float(number) for number in row["embedding"]] for row in rows]
+                return vectors, int(value.get("usage", {}).get("prompt_tokens", 0))
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise _broken(error) from error
+
+    def count(self, job: ChatJob | TextJob) -> int:
+        if isinstance(job, ChatJob):
+            text = sum(len(message.model_dump_json(exclude_none=True)) for message in job.messages)
+        else:
+            text = len(job.prompt) if isinstance(job.prompt, str) else CHARACTERS_A_TOKEN * len(job.prompt)
+        return text // CHARACTERS_A_TOKEN + 1
+
+    async def ready(self) -> str | None:
+        try:
+            answer = await self._client.get(f"{self._url}/models", timeout=5.0)
+        except httpx.HTTPError as error:
+            return f"{type(error).__name__}: the engine does not answer"
+        return None if answer.status_code == 200 else f"the engine answers with HTTP {answer.status_code}"
+
+    def load(self) -> Load:
+        return Load(self._running, 0)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    def _common(self, job: Job) -> dict[str, Any]:
+        """What all requests have. Sampling is only said where the client said it: else the engine's own defaults hold."""
+        given = {name: getattr(job.sampling, name) for name in sorted(job.given)}
+        if (own := OWN_FIELDS & given.keys()) and self.kind not in TAKES_OWN:
+            raise unsupported(f"`{min(own)}`", min(own))
+        body: dict[str, Any] = {
+            "model": job.adapter or job.model,
+            **given,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if job.max_tokens is not None:
+            body["max_tokens"] = job.max_tokens
+        if job.n > 1:
+            body["n"] = job.n
+        if job.stops:
+            body["stop"] = list(job.stops)
+        return body
+
+    async def _events(
+        self, path: str, body: Mapping[str, Any], read: Callable[[Mapping[str, Any]], list[Event]]
+    ) -> AsyncGenerator[Event]:
+        usage, finished = None, set()
+        async with self._asked(path, body) as answer:
+            try:
+                async for value in _values(answer):
+                    if "error" in value:
+                        raise _theirs(502, value)
+                    if value.get("usage"):
+                        usage = _usage(value["usage"])
+                    for event in read(value):
+                        if isinstance(event, Finish):
+                            finished.add(event.index)
+                        yield event
+            except (LookupError, TypeError, AttributeError, ValueError) as error:
+                raise _broken(error) from error
+            except httpx.HTTPError as error:
+                raise unavailable(f"the engine broke off: {type(error).__name__}") from error
+        if len(finished) < int(body.get("n", 1)):
+            raise unavailable("the engine ended its answer without an end")
+        yield usage or Usage(0, 0)
+
+    @asynccontextmanager
+    async def _asked(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[httpx.Response]:
+        self._running += 1
+        try:
+            async with self._client.stream("POST", f"{self._url}/{path}", json=body) as answer:
+                if answer.status_code != 200:
+                    raise _refused(answer.status_code, await _bounded(answer))
+                yield answer
+        except httpx.ConnectError as error:
+            raise unavailable("the engine of this model does not answer") from error
+        except httpx.TimeoutException as error:
+            raise ApiError(
+                504, "the engine of this model was silent for too long", type_="server_error", code="timeout"
+            ) from error
+        finally:
+            self._running -= 1
+
+
+async def _values(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """The JSON of each event, up to `[DONE]`."""
+    async for line in answer.aiter_lines():
+        if len(line) > LONGEST_LINE:
+            raise ValueError("a line without end")
+        if not line.startswith("data:"):
+            continue
+        text = line.removeprefix("data:").strip()
+        if text == "[DONE]":
+            return
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError("an event that is no object")
+        yield value
+
+
+async def _bounded(answer: httpx.Response) -> bytes:
+    data = b""
+    async for piece in answer.aiter_bytes():
+        data += piece
+        if len(data) > 1 << 20:
+            break
+    return data[: 1 << 20]
+
+
+def _chat_events(value: Mapping[str, Any]) -> list[Event]:
+    events: list[Event] = []
+    for choice in value.get("choices") or ():
+        index, delta = int(choice.get("index", 0)), choice.get("delta") or {}
+        reasoning = str(delta.get("reasoning") or delta.get("reasoning_content") or "")
+        text = str(delta.get("content") or "")
+        told = tuple(_logprob(one) for one in (choice.get("logprobs") or {}).get("content") or ())
+        if text or reasoning or told:
+            events.append(Delta(index, text, reasoning, told))
+        for call in delta.get("tool_calls") or ():
+            function = call.get("function") or {}
+            events.append(
+                ToolDelta(
+                    index,
+                    int(call.get("index", 0)),
+                    call.get("id"),
+                    function.get("name"),
+                    str(function.get("arguments") or ""),
+                )
+            )
+        if choice.get("finish_reason"):
+            events.append(Finish(index, _reason(choice["finish_reason"])))
+    return events
+
+
+def _text_events(value: Mapping[str, Any]) -> list[Event]:
+    events: list[Event] = []
+    for choice in value.get("choices") or ():
+        index, told = int(choice.get("index", 0)), choice.get("logprobs") or {}
+        pairs = zip(told.get("tokens") or (), told.get("token_logprobs") or (), strict=False)
+        tokens = tuple(
+            TokenLogprob(str(token), tuple(str(token).encode()), float(value or 0)) for token, value in pairs
+        )
+        if choice.get("text") or tokens:
+            events.append(Delta(index, str(choice.get("text") or ""), logprobs=tokens))
+        if choice.get("finish_reason"):
+            events.append(Finish(index, _reason(choice["finish_reason"])))
+    return events
+
+
+def _reason(text: str) -> Reason:
+    return next((known for known in get_args(Reason) if known == text), "stop")
+
+
+def _logprob(one: Mapping[str, Any]) -> TokenLogprob:
+    top = tuple((str(t["token"]), _bytes(t), float(t["logprob"])) for t in one.get("top_logprobs") or ())
+    return TokenLogprob(str(one["token"]), _bytes(one), float(one["logprob"]), top)
+
+
+def _bytes(one: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(one["bytes"]) if one.get("bytes") is not None else tuple(str(one["token"]).encode())
+
+
+def _usage(value: Mapping[str, Any]) -> Usage:
+    details = value.get("completion_tokens_details") or {}
+    cached = (value.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    return Usage(
+        int(value.get("prompt_tokens") or 0),
+        int(value.get("completion_tokens") or 0),
+        int(details.get("reasoning_tokens") or 0),
+        int(cached),
+    )
+
+
+def _refused(status: int, data: bytes) -> ApiError:
+    """What the engine refused, as the client is to see it: its own faults with their fields, ours as the gateway's."""
+    try:
+        value = json.loads(data)
+    except ValueError:
+        value = {}
+    if status in (401, 403, 404):
+        return ApiError(
+            502,
+            f"the engine of this model refuses the gateway (HTTP {status})",
+            type_="server_error",
+            code="engine_refuses",
+        )
+    return _theirs(status if status in (400, 413, 422, 429) else 502, value if isinstance(value, dict) else {})
+
+
+def _theirs(status: int, value: Mapping[str, Any]) -> ApiError:
+    error = value.get("error", value)
+    error = error if isinstance(error, Mapping) else {"message": str(error)}
+    message = str(error.get("message") or error.get("detail") or "the engine said no more")[:2000]
+    param, code = error.get("param"), error.get("code")
+    return ApiError(
+        400 if status == 422 else status,
+        message,
+        type_="invalid_request_error" if status in (400, 422) else "server_error",
+        param=str(param)[:200] if param is not None else None,
+        code=str(code)[:200] if code is not None else None,
+    )
+
+
+def _broken(error: Exception) -> ApiError:
+    return ApiError(
+        502,
+        f"the engine answers in a way that is not OpenAI's ({type(error).__name__})",
+        type_="server_error",
+        code="engine_broken",
+    )
