@@ -261,6 +261,7 @@ def _gguf(making: Making, model: nn.Module, prompts: Prompts) -> None:
     kind = making.order.kind
     state: dict[str, Tensor] = dict(model.state_dict())
     making.notes += gguf_file.make(making.weights, model, making.base, making.facts, kind, making.run.name)
+    making.base.tokenizer.save_pretrained(making.folder / gguf_file.TOKENIZER)
     shape = shape_of(model.config)
     found = gguf_file.tensors_of(making.weights, state, base_state(making.base), shape)
     making.checks |= found.to_json()

@@ -20,6 +20,8 @@ from tunedock.export.gguf.vocabulary import vocabulary_of
 from tunedock.export.gguf.write import LARGEST_F16, Kind, write
 from tunedock.model.session import Base, ChatFacts
 
+TOKENIZER = "tokenizer"
+"""The folder beside a file with its tokenizer as transformers reads it: llama.cpp has its own, a gateway may want this."""
 FLOATS: tuple[Kind, ...] = ("f32", "f16", "bf16", "q8_0")
 """Kinds that are written here; others are made by llama.cpp of a file of floats."""
 ERRORS: Mapping[str, float] = {
