@@ -45,6 +45,11 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "gelu_tanh_backward": (c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p),
     "weigh": (c_void_p, *[c_int64] * 8, c_float),
     "weigh_backward": (c_void_p, c_void_p, *[c_int64] * 8, c_float),
+    "recall": (
+        *(c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p),
+        *[c_int64] * 6,
+        *(c_float, c_float, c_void_p, c_void_p, c_int64, c_void_p),
+    ),
     "rotate": (c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p),
 }
 _SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
@@ -62,7 +67,7 @@ class Kernels:
         for (name, _), function in self._functions.items():
             function.argtypes, function.restype = _SIGNATURES[name], None
 
-    def __call__(self, name: str, dtype: torch.dtype, *arguments: torch.Tensor | float) -> None:
+    def __call__(self, name: str, dtype: torch.dtype, *arguments: torch.Tensor | float | None) -> None:
         self._functions[name, dtype](*(a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments))
 
 

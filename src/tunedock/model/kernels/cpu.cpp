@@ -288,6 +288,74 @@ void weigh_backward(T *scores, T *grad, int64_t all, Tile tile, float scale) {
     }
 }
 
+// -- attention of one query a row over keys and values in pages (generation, `serve.engines.paged`) --------------------------------
+
+// A page holds [heads, tokens, size] of keys and of values; a row's pages are listed in its line of `table`.
+struct Pages {
+    const int32_t *table;
+    int64_t columns, tokens, heads, key_size, value_size;
+};
+
+// The query heads of one key head, each over the last `seen` of a row's `length` tokens. scores [group, seen], sums [group, value_size].
+template <typename T>
+void attend_group(const T *queries, int64_t stride, int64_t group, const T *keys, const T *values, const Pages &pages,
+                  const int32_t *list, int64_t head, int64_t length, int64_t seen, float scale, float cap, const float *sinks,
+                  float *scores, float *wide, float *sums, T *out, int64_t out_stride) {
+    const int64_t first = length - seen, size = pages.key_size, depth = pages.value_size;
+    for (int64_t g = 0; g < group; ++g)
+        for (int64_t d = 0; d < size; ++d) wide[g * size + d] = widen(queries[g * stride + d]) * scale;
+    for (int64_t t = first; t < length; ++t) {
+        const T *key = keys + ((list[t / pages.tokens] * pages.heads + head) * pages.tokens + t % pages.tokens) * size;
+        for (int64_t g = 0; g < group; ++g) {
+            const float *query = wide + g * size;
+            float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t d = 0; d < size; ++d) sum += query[d] * widen(key[d]);
+            scores[g * seen + t - first] = cap > 0.0f ? tangent(sum / cap) * cap : sum;
+        }
+    }
+    for (int64_t g = 0; g < group; ++g) {
+        float *row = scores + g * seen;
+        float largest = sinks ? sinks[g] : -__builtin_inff();
+#pragma omp simd reduction(max : largest)
+        for (int64_t t = 0; t < seen; ++t) largest = row[t] > largest ? row[t] : largest;
+        float total = sinks ? exponential(sinks[g] - largest) : 0.0f;
+#pragma omp simd reduction(+ : total)
+        for (int64_t t = 0; t < seen; ++t) total += row[t] = exponential(row[t] - largest);
+        const float share = 1.0f / total;
+#pragma omp simd
+        for (int64_t t = 0; t < seen; ++t) row[t] *= share;
+    }
+    std::memset(sums, 0, sizeof(float) * group * depth);
+    for (int64_t t = first; t < length; ++t) {
+        const T *value = values + ((list[t / pages.tokens] * pages.heads + head) * pages.tokens + t % pages.tokens) * depth;
+        for (int64_t g = 0; g < group; ++g) {
+            const float weight = scores[g * seen + t - first];
+            float *sum = sums + g * depth;
+#pragma omp simd
+            for (int64_t d = 0; d < depth; ++d) sum[d] += weight * widen(value[d]);
+        }
+    }
+    for (int64_t g = 0; g < group; ++g)
+        for (int64_t d = 0; d < depth; ++d) narrow(sums[g * depth + d], out[g * out_stride + d]);
+}
+
+template <typename T>
+void recall(const T *queries, int64_t token_stride, int64_t head_stride, const int64_t *at, const int64_t *lengths, int64_t rows,
+            int64_t heads, const T *keys, const T *values, const Pages &pages, int64_t window, float scale, float cap,
+            const float *sinks, float *room, int64_t room_size, T *out) {
+    const int64_t group = heads / pages.heads;
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t job = 0; job < rows * pages.heads; ++job) {
+        const int64_t row = job / pages.heads, head = job % pages.heads, token = at[row], length = lengths[row];
+        const int64_t seen = window > 0 && window < length ? window : length;
+        float *wide = room + job * room_size, *sums = wide + group * pages.key_size, *scores = sums + group * pages.value_size;
+        attend_group(queries + token * token_stride + head * group * head_stride, head_stride, group, keys, values, pages,
+                     pages.table + row * pages.columns, head, length, seen, scale, cap, sinks ? sinks + head * group : nullptr,
+                     scores, wide, sums, out + (token * heads + head * group) * pages.value_size, pages.value_size);
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -333,6 +401,15 @@ void tunedock_chosen_f32(void *logits, int64_t rows, int64_t size, const int64_t
                                 int64_t heads, int64_t size, int back, void *y) {                                                  \
         rotate(static_cast<const T *>(x), stride, static_cast<const T *>(cosines), static_cast<const T *>(sines), tokens, heads,   \
                size, back, static_cast<T *>(y));                                                                                   \
+    }                                                                                                                              \
+    void tunedock_recall_##NAME(const void *queries, int64_t token_stride, int64_t head_stride, const int64_t *at,                 \
+                                const int64_t *lengths, int64_t rows, int64_t heads, const void *keys, const void *values,         \
+                                const int32_t *table, int64_t columns, int64_t tokens, int64_t key_heads, int64_t key_size,        \
+                                int64_t value_size, int64_t window, float scale, float cap, const float *sinks, float *room,       \
+                                int64_t room_size, void *out) {                                                                    \
+        recall(static_cast<const T *>(queries), token_stride, head_stride, at, lengths, rows, heads, static_cast<const T *>(keys), \
+               static_cast<const T *>(values), Pages{table, columns, tokens, key_heads, key_size, value_size}, window, scale, cap, \
+               sinks, room, room_size, static_cast<T *>(out));                                                                     \
     }                                                                                                                              \
     void tunedock_weigh_##NAME(void *scores, int64_t all, int64_t rows, int64_t above, int64_t queries, int64_t columns,           \
                                int64_t left, int64_t seen, int64_t window, float scale) {                                          \

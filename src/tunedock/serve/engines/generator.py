@@ -6,7 +6,6 @@ and for the likelihoods that go with them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -64,14 +63,27 @@ class Load:
     more: dict[str, Any] = field(default_factory=dict)
 
 
+class Tokens(Protocol):
+    """The tokens of one request, in their order: an asynchronous iterator that can be closed."""
+
+    def __aiter__(self) -> Tokens: ...
+
+    async def __anext__(self) -> Token: ...
+
+    async def aclose(self) -> None:
+        """Cancels the request where it is not at its end. Cancelling the task that waits for a token does too."""
+        ...
+
+
 class Generator(Protocol):
     """Every method may be called from the event loop; the work itself is done elsewhere (a thread)."""
 
     longest: int
     """Tokens a prompt and its continuation may have together."""
 
-    def submit(self, asked: Asked) -> AsyncIterator[Token]:
-        """Tokens as they come. Closing the iterator cancels the request and frees its slot before the next step.
+    def submit(self, asked: Asked) -> Tokens:
+        """Tokens as they come, for the event loop this is called from. Closing the iterator cancels the request and frees its slot
+        before the next step.
 
         Raises `Overloaded` when more wait than may, ValueError for a prompt that does not fit or an adapter that is not there,
         `EngineGone` when the generator has died.
@@ -81,10 +93,15 @@ class Generator(Protocol):
     def adapters(self) -> list[str]: ...
 
     def load_adapter(self, name: str, folder: str) -> None:
-        """Adds a LoRA, or puts another in its place: requests at work keep the one they began with."""
+        """Adds a LoRA, or puts another in its place: requests at work keep the one they began with.
+
+        Reads files, so best called in a thread. Raises ModelError or RecipeError where it does not fit or cannot be hot.
+        """
         ...
 
-    def drop_adapter(self, name: str) -> None: ...
+    def drop_adapter(self, name: str) -> None:
+        """ValueError for one that is not there. Requests at work keep it."""
+        ...
 
     def load(self) -> Load: ...
 

@@ -190,7 +190,7 @@ class TokenEngine:
                     reason = "stop"
                     break
         finally:
-            await stream.aclose()  # type: ignore[attr-defined]
+            await stream.aclose()
         text = "" if stops.met else stops.add(words.rest()) + stops.rest()
         for event in self._with([*part.add(text), *part.rest()], told):
             yield event
