@@ -84,7 +84,10 @@ def show_exported(value: Mapping[str, Any]) -> None:
     report = value.get("report") or {}
     files = value.get("files")
     told = {key: item for key, item in value.items() if key not in ("report", "notes", "checks")}
-    _figures(out, {**told, **({"files": ", ".join(files)} if files else {}), **(value.get("checks") or {})})
+    checks = {
+        key: item for key, item in (value.get("checks") or {}).items() if not isinstance(item, Mapping | Sequence)
+    }
+    _figures(out, {**told, **({"files": ", ".join(files)} if files else {}), **checks})
     if report.get("texts"):
         made = table("held against the run", "same", "of", numbers_from=1)
         for name, same, of in REPORTED:
@@ -94,6 +97,11 @@ def show_exported(value: Mapping[str, Any]) -> None:
         if report.get("ties"):
             out.print(Text(f"{number(report['ties'])} answer(s) part from the run's where it was undecided"))
         _figures(out, {key: report[key] for key in MEASURED if report.get(key) is not None})
+    template = (value.get("checks") or {}).get("ollama_template") or {}
+    for kind, counts in template.get("counts", {}).items():
+        if kind != "edge":
+            same = ", ".join(f"{number(count)} {status}" for status, count in counts.items())
+            out.print(Text(printable(f"Ollama's template beside the model's own, {kind}: {same}")))
     for note in [
         *(value.get("notes") or []),
         *(report.get("notes") or []),
