@@ -13,14 +13,15 @@ import pytest
 import tunedock
 
 LAYERS = (
-    "errors", "events", "recipe", "run", "plan", "data", "model", "objective", "eval", "train", "export", "serve", "worker",
-    "image", "bundle", "launch", "pipeline", "search", "cli", "web", "__main__",
+    "errors", "events", "recipe", "run", "access", "plan", "data", "model", "objective", "eval", "train", "export", "serve",
+    "worker", "image", "bundle", "launch", "pipeline", "search", "cli", "web", "__main__",
 )  # fmt: skip
 CONTROL = {
     "errors",
     "events",
     "recipe",
     "run",
+    "access",
     "plan",
     "image",
     "bundle",
@@ -117,7 +118,7 @@ HELP = [
     ["pipeline", "--help"],
     ["image", "--help"], ["image", "build", "--help"],
     ["data", "--help"], ["data", "check", "--help"], ["recipe", "show", "--help"], ["runs", "list", "--help"],
-    ["image", "promote", "--help"],
+    ["image", "promote", "--help"], ["token", "--help"], ["token", "issue", "--help"],
 ]  # fmt: skip
 
 

@@ -39,6 +39,7 @@ from tunedock.cli import (
     runs,
     search,
     stages,
+    token,
 )
 from tunedock.cli.options import Help
 from tunedock.cli.streams import prepare_streams
@@ -95,6 +96,7 @@ app.add_typer(recipe.app, name="recipe", short_help="Show a recipe in full, or m
 app.add_typer(runs.app, name="runs")
 app.add_typer(image.app, name="image")
 app.add_typer(bundle.app, name="bundle", short_help="Carry all a run needs to a machine without a network.")
+app.add_typer(token.app, name="token", short_help="Say who may call the gateway, and how much.")
 app.command("completion", short_help="Print a script for Tab in your shell.")(completion.completion)
 
 

@@ -1,0 +1,212 @@
+"""The one thread of a process that writes to the store.
+
+Requests put what they want written into a queue; the thread takes what waits there, does it in one transaction, and answers each.
+So a process never competes with itself for SQLite's lock, and under load many requests share a commit.
+
+What a request waits for is bounded: after `wait_s` it is refused, and a grant that comes too late is given back. What settles a
+request that is over is not given up: it stays first in the queue until the store takes it.
+
+The thread also says that its process is alive, while the process holds slots: they are free again `lease_s` after it died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from tunedock.access.store import Store, StoreUnavailableError
+from tunedock.access.tables import keys, slots, workers
+from tunedock.serve.access.admission import Entry, Grant, Refusal, admit, settle
+
+log = logging.getLogger(__name__)
+
+LONGEST_TURN = 64
+"""Requests written in one transaction: others wait for it."""
+AGAIN_S = 0.25
+"""Before what must not be lost is written again."""
+TELL_EVERY_S = 10.0
+USED_EVERY_S = 60.0
+"""How exactly it is known when a key was last used: writing it at each request would double what is written."""
+FORGET_S = 3600.0
+"""After which a worker that tells nothing is gone for good, and its slots too."""
+
+
+@dataclass(eq=False, slots=True)
+class _Work:
+    subject: str
+    do: Callable[[Connection, float, bool], Any]
+    """Is given the time, and whether it was begun before."""
+    kept: bool = False
+    """It must be done, whoever waits for it."""
+    begun: bool = False
+    done: Future[Any] = field(default_factory=Future)
+
+    @property
+    def lock(self) -> int:
+        """64 bits of the subject, signed as those of PostgreSQL's locks are."""
+        return int.from_bytes(hashlib.sha256(self.subject.encode()).digest()[:8], "big", signed=True)
+
+
+class Ledger:
+    def __init__(self, store: Store, *, wait_s: float, lease_s: float, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._wait_s = wait_s
+        self._lease_s = lease_s
+        self._clock = clock
+        self.worker = uuid4().hex
+        self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._used_at: dict[str, float] = {}
+        # What follows is the thread's alone.
+        self._kept: list[_Work] = []
+        self._held: set[str] = set()
+        """Tickets of requests that are in."""
+        self._renewed: float | None = None
+        self._told = -TELL_EVERY_S
+        self._ending = False
+        self._thread = threading.Thread(target=self._run, name="access-ledger", daemon=True)
+        self._thread.start()
+
+    async def admit(self, entry: Entry) -> Grant | Refusal:
+        """Raises StoreUnavailableError after `wait_s`."""
+        item = _Work(entry.subject, lambda connection, now, again: admit(connection, entry, now, again=again))
+        self._queue.put(item)
+        try:
+            granted: Grant | Refusal = await asyncio.wait_for(asyncio.wrap_future(item.done), self._wait_s)
+        except TimeoutError:
+            item.done.add_done_callback(self._nobody_waits)
+            raise StoreUnavailableError("the access store is locked", where=self._store.name) from None
+        except asyncio.CancelledError:
+            item.done.add_done_callback(self._nobody_waits)
+            raise
+        return granted
+
+    def settle(self, grant: Grant, used: int) -> Future[None]:
+        """Has a request's end written, sooner or later; nobody needs to wait for it."""
+        item = _Work(
+            grant.entry.subject,
+            lambda connection, now, again: settle(connection, grant, used, now, again=again),
+            kept=True,
+        )
+        item.done.add_done_callback(lambda _done: self._held.discard(grant.entry.ticket))
+        self._queue.put(item)
+        return item.done
+
+    async def settled(self, grant: Grant, used: int) -> None:
+        """The same, and waits for it, but no longer than `wait_s`: a request that is over is not made to fail by the store."""
+        await asyncio.wait([asyncio.wrap_future(self.settle(grant, used))], timeout=self._wait_s)
+
+    def used(self, key_id: str) -> None:
+        """Notes that a key was used."""
+        at = self._clock()
+        if at - self._used_at.get(key_id, -USED_EVERY_S) >= USED_EVERY_S:
+            self._used_at[key_id] = at
+            statement = update(keys).where(keys.c.id == key_id).values(last_used=at)
+            self._queue.put(
+                _Work("", lambda connection, _now, _again: connection.execute(statement) and None, kept=True)
+            )
+
+    def close(self) -> None:
+        """Writes what is left, as far as the store takes it, and ends the thread. Waits a few `wait_s` at most."""
+        self._queue.put(None)
+        self._thread.join(3 * self._wait_s + AGAIN_S)
+
+    def _nobody_waits(self, done: Future[Any]) -> None:
+        """A grant that came too late is given back."""
+        if not done.cancelled() and done.exception() is None and isinstance(done.result(), Grant):
+            self.settle(done.result(), 0)
+
+    def _run(self) -> None:
+        while not self._ending:
+            self._turn(self._next())
+        self._turn([])
+
+    def _next(self) -> list[_Work]:
+        """What came, or nothing where it is time to try again or to say that we are alive."""
+        items: list[_Work] = []
+        try:
+            item = self._queue.get(timeout=AGAIN_S if self._kept else self._lease_s / 3)
+            while item is not None and len(items) < LONGEST_TURN - 1:
+                items.append(item)
+                item = self._queue.get_nowait()
+            if item is None:
+                self._ending = True
+            else:
+                items.append(item)
+        except queue.Empty:
+            pass
+        return items
+
+    def _turn(self, came: Sequence[_Work]) -> None:
+        items = self._kept + [item for item in came if item.done.set_running_or_notify_cancel()]
+        if not (items or self._ending or (self._held and self._due())):
+            return
+        # On a server, transactions that take the same locks in two orders wait for each other. Works on one subject keep theirs.
+        items.sort(key=lambda item: item.lock)
+        try:
+            results = self._store.write(lambda connection: self._written(connection, items))
+        except StoreUnavailableError as error:
+            self._kept = [item for item in items if item.kept]
+            self._failed([item for item in items if not item.kept], error)
+            self._tell(error)
+            return
+        except Exception as error:
+            # The policy: a mistake of ours reaches those it concerns, and the thread lives on for the others.
+            log.exception("the access ledger made a mistake")
+            self._kept = []
+            self._failed(items, error)
+            return
+        self._kept = []
+        for item, result in zip(items, results, strict=True):
+            if isinstance(result, Grant):
+                self._held.add(result.entry.ticket)
+            item.done.set_result(result)
+
+    def _written(self, connection: Connection, items: Sequence[_Work]) -> list[Any]:
+        if not self._ending and self._due():
+            self._renew(connection)
+        results = []
+        for item in items:
+            if item.subject:
+                self._store.lock(connection, item.lock)
+            again, item.begun = item.begun, True
+            results.append(item.do(connection, self._clock(), again))
+        if self._ending:
+            connection.execute(delete(slots).where(slots.c.worker == self.worker))
+            connection.execute(delete(workers).where(workers.c.id == self.worker))
+        return results
+
+    def _due(self) -> bool:
+        """Whether it is time to say that we are alive; also where the clock was put back."""
+        return self._renewed is None or not 0 <= self._clock() - self._renewed < self._lease_s / 3
+
+    def _renew(self, connection: Connection) -> None:
+        now = self._clock()
+        lease = {"alive_until": now + self._lease_s}
+        if not connection.execute(update(workers).where(workers.c.id == self.worker).values(lease)).rowcount:
+            connection.execute(insert(workers).values(id=self.worker, **lease))
+        gone = select(workers.c.id).where(workers.c.alive_until < now - FORGET_S)
+        connection.execute(delete(slots).where(slots.c.worker.in_(gone)))
+        connection.execute(delete(workers).where(workers.c.alive_until < now - FORGET_S))
+        self._renewed = now
+
+    def _failed(self, items: Sequence[_Work], error: Exception) -> None:
+        self._renewed = None  # it may not have been written
+        for item in items:
+            item.done.set_exception(error)
+
+    def _tell(self, error: StoreUnavailableError) -> None:
+        now = time.monotonic()
+        if now - self._told >= TELL_EVERY_S:
+            self._told = now
+            log.error("%s; requests are answered 503 until it is there again", error)
