@@ -50,6 +50,8 @@ class _Work:
     kept: bool = False
     """It must be done, whoever waits for it."""
     begun: bool = False
+    given_up: bool = False
+    """Nobody waits for it any more."""
     done: Future[Any] = field(default_factory=Future)
 
     @property
@@ -82,14 +84,14 @@ class Ledger:
         item = _Work(entry.subject, lambda connection, now, again: admit(connection, entry, now, again=again))
         self._queue.put(item)
         try:
-            granted: Grant | Refusal = await asyncio.wait_for(asyncio.wrap_future(item.done), self._wait_s)
-        except TimeoutError:
+            answer: Grant | Refusal = await asyncio.wait_for(asyncio.wrap_future(item.done), self._wait_s)
+        except (TimeoutError, asyncio.CancelledError) as error:
+            item.given_up = True
             item.done.add_done_callback(self._nobody_waits)
-            raise StoreUnavailableError("the access store is locked", where=self._store.name) from None
-        except asyncio.CancelledError:
-            item.done.add_done_callback(self._nobody_waits)
+            if isinstance(error, TimeoutError):
+                raise StoreUnavailableError("the access store is locked", where=self._store.name) from None
             raise
-        return granted
+        return answer
 
     def settle(self, grant: Grant, used: int) -> Future[None]:
         """Has a request's end written, sooner or later; nobody needs to wait for it."""
@@ -177,6 +179,9 @@ class Ledger:
             self._renew(connection)
         results = []
         for item in items:
+            if item.given_up:
+                results.append(None)
+                continue
             if item.subject:
                 self._store.lock(connection, item.lock)
             again, item.begun = item.begun, True
