@@ -177,7 +177,7 @@ class Ledger:
     def _written(self, connection: Connection, items: Sequence[_Work]) -> list[Any]:
         if not self._ending and self._due():
             self._renew(connection)
-        results = []
+        results: list[Any] = []
         for item in items:
             if item.given_up:
                 results.append(None)
