@@ -5,10 +5,12 @@ A line is on the disk before the act is done: an act that cannot be told is not 
 
 from __future__ import annotations
 
+import errno
 import getpass
 import json
 import os
 import socket
+import stat
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,8 +47,11 @@ class Audit:
         try:
             file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
-                os.write(file, f"{line}\n".encode())  # one call: lines of two processes do not mix
-                os.fsync(file)
+                data = f"{line}\n".encode()
+                if os.write(file, data) < len(data):  # one call: lines of two processes do not mix
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                if stat.S_ISREG(os.fstat(file).st_mode):  # not a pipe, nor a container's /dev/stdout
+                    os.fsync(file)
             finally:
                 os.close(file)
         except OSError as error:
