@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from tunedock.access import tables
 from tunedock.errors import RecipeError
@@ -69,12 +69,14 @@ class PolicyRow:
         return said | {"models": None if self.models is None else list(self.models)}
 
 
+_ALL = select(tables.policies)
+_SOME = _ALL.where(tables.policies.c.subject.in_(bindparam("subjects", expanding=True)))
+
+
 def read_rows(connection: Connection, *subjects: str) -> dict[str, PolicyRow]:
     """Subject -> its row, of those that have one; of all without any name."""
-    query = select(tables.policies)
-    if subjects:
-        query = query.where(tables.policies.c.subject.in_(subjects))
-    return {row["subject"]: _row(row) for row in connection.execute(query).mappings()}
+    found = connection.execute(_SOME, {"subjects": subjects}) if subjects else connection.execute(_ALL)
+    return {row["subject"]: _row(row) for row in found.mappings()}
 
 
 def resolve(connection: Connection, subject: str, default: Policy) -> Policy:

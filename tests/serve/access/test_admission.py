@@ -199,7 +199,7 @@ def test_a_clock_that_is_put_back_shuts_nobody_out_for_long(store: Store, back_s
 
 def test_a_subject_leaves_a_minute_of_rows(store: Store) -> None:
     for step in range(150):
-        enter(store, Policy(), START + step, 1)
+        enter(store, Policy(requests_per_minute=1000), START + step, 1)
     count = store.read(lambda connection: len(connection.execute(select(tables.usage)).all()))
     assert count <= MINUTE_S + 2
 

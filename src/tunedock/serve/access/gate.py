@@ -173,4 +173,4 @@ class Admitted:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._ledger is not None and self._grant is not None and self._ticket is not None:
-            await self._ledger.settled(self._grant, self._ticket.tokens)
+            await self._ledger.settle(self._grant, self._ticket.tokens)

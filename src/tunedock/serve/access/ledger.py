@@ -18,9 +18,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeAlias
 from uuid import uuid4
 
 from sqlalchemy import Connection, delete, insert, select, update
@@ -28,6 +27,9 @@ from sqlalchemy import Connection, delete, insert, select, update
 from tunedock.access.store import Store, StoreUnavailableError
 from tunedock.access.tables import keys, slots, workers
 from tunedock.serve.access.admission import Entry, Grant, Refusal, admit, settle
+
+Answer: TypeAlias = Grant | Refusal | None
+"""None of work that has no answer."""
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +47,19 @@ FORGET_S = 3600.0
 @dataclass(eq=False, slots=True)
 class _Work:
     subject: str
-    do: Callable[[Connection, float, bool], Any]
+    do: Callable[[Connection, float, bool], Answer]
     """Is given the time, and whether it was begun before."""
-    kept: bool = False
-    """It must be done, whoever waits for it."""
+    frees: str | None = None
+    """The ticket of a request whose end this is. It must be done, whoever waits for it."""
+    done: asyncio.Future[Answer] | None = None
+    """None where nobody waits."""
     begun: bool = False
     given_up: bool = False
-    """Nobody waits for it any more."""
-    done: Future[Any] = field(default_factory=Future)
+    """Nobody waits any more. Said by the event loop's thread, and obeyed where it is seen in time."""
+
+    @property
+    def kept(self) -> bool:
+        return self.done is None or self.frees is not None
 
     @property
     def lock(self) -> int:
@@ -81,32 +88,34 @@ class Ledger:
 
     async def admit(self, entry: Entry) -> Grant | Refusal:
         """Raises StoreUnavailableError after `wait_s`."""
-        item = _Work(entry.subject, lambda connection, now, again: admit(connection, entry, now, again=again))
+        done = asyncio.get_running_loop().create_future()
+        item = _Work(
+            entry.subject, lambda connection, now, again: admit(connection, entry, now, again=again), done=done
+        )
         self._queue.put(item)
         try:
-            answer: Grant | Refusal = await asyncio.wait_for(asyncio.wrap_future(item.done), self._wait_s)
+            async with asyncio.timeout(self._wait_s):
+                answer: Grant | Refusal = await done
         except (TimeoutError, asyncio.CancelledError) as error:
             item.given_up = True
-            item.done.add_done_callback(self._nobody_waits)
+            if done.done() and not done.cancelled() and done.exception() is None:
+                self._given_back(done.result())
             if isinstance(error, TimeoutError):
                 raise StoreUnavailableError("the access store is locked", where=self._store.name) from None
             raise
         return answer
 
-    def settle(self, grant: Grant, used: int) -> Future[None]:
-        """Has a request's end written, sooner or later; nobody needs to wait for it."""
-        item = _Work(
-            grant.entry.subject,
-            lambda connection, now, again: settle(connection, grant, used, now, again=again),
-            kept=True,
-        )
-        item.done.add_done_callback(lambda _done: self._held.discard(grant.entry.ticket))
-        self._queue.put(item)
-        return item.done
+    async def settle(self, grant: Grant, used: int) -> None:
+        """Has a request's end written, sooner or later: one that is over is not made to fail by the store.
 
-    async def settled(self, grant: Grant, used: int) -> None:
-        """The same, and waits for it, but no longer than `wait_s`: a request that is over is not made to fail by the store."""
-        await asyncio.wait([asyncio.wrap_future(self.settle(grant, used))], timeout=self._wait_s)
+        Waits for it, `wait_s` at most, only where requests at once are limited: who asks again at once must find the slot free.
+        """
+        if grant.entry.policy.concurrent is None:
+            self._queue.put(_end(grant, used))
+            return
+        done = asyncio.get_running_loop().create_future()
+        self._queue.put(_end(grant, used, done))
+        await asyncio.wait([done], timeout=self._wait_s)
 
     def used(self, key_id: str) -> None:
         """Notes that a key was used."""
@@ -114,19 +123,16 @@ class Ledger:
         if at - self._used_at.get(key_id, -USED_EVERY_S) >= USED_EVERY_S:
             self._used_at[key_id] = at
             statement = update(keys).where(keys.c.id == key_id).values(last_used=at)
-            self._queue.put(
-                _Work("", lambda connection, _now, _again: connection.execute(statement) and None, kept=True)
-            )
+
+            def work(connection: Connection, _now: float, _again: bool) -> None:
+                connection.execute(statement)
+
+            self._queue.put(_Work("", work))
 
     def close(self) -> None:
         """Writes what is left, as far as the store takes it, and ends the thread. Waits a few `wait_s` at most."""
         self._queue.put(None)
         self._thread.join(3 * self._wait_s + AGAIN_S)
-
-    def _nobody_waits(self, done: Future[Any]) -> None:
-        """A grant that came too late is given back."""
-        if not done.cancelled() and done.exception() is None and isinstance(done.result(), Grant):
-            self.settle(done.result(), 0)
 
     def _run(self) -> None:
         while not self._ending:
@@ -150,34 +156,64 @@ class Ledger:
         return items
 
     def _turn(self, came: Sequence[_Work]) -> None:
-        items = self._kept + [item for item in came if item.done.set_running_or_notify_cancel()]
+        items = [*self._kept, *came]
         if not (items or self._ending or (self._held and self._due())):
             return
         # On a server, transactions that take the same locks in two orders wait for each other. Works on one subject keep theirs.
         items.sort(key=lambda item: item.lock)
+        self._kept = []
         try:
             results = self._store.write(lambda connection: self._written(connection, items))
         except StoreUnavailableError as error:
+            self._renewed = None  # it may not have been written
             self._kept = [item for item in items if item.kept]
-            self._failed([item for item in items if not item.kept], error)
+            self._answer([item for item in items if not item.kept], error)
             self._tell(error)
             return
         except Exception as error:
             # The policy: a mistake of ours reaches those it concerns, and the thread lives on for the others.
             log.exception("the access ledger made a mistake")
-            self._kept = []
-            self._failed(items, error)
+            self._answer(items, error)
             return
-        self._kept = []
         for item, result in zip(items, results, strict=True):
             if isinstance(result, Grant):
                 self._held.add(result.entry.ticket)
-            item.done.set_result(result)
+            self._held.discard(item.frees or "")
+        self._answer(items, results)
 
-    def _written(self, connection: Connection, items: Sequence[_Work]) -> list[Any]:
+    def _answer(self, items: Sequence[_Work], answers: Sequence[Answer] | Exception) -> None:
+        """Wakes those who wait, each event loop once: waking it costs more than what is written."""
+        each = [answers] * len(items) if isinstance(answers, Exception) else answers
+        waiting: dict[asyncio.AbstractEventLoop, list[tuple[_Work, Answer | Exception]]] = {}
+        for item, answer in zip(items, each, strict=True):
+            if item.done is not None:
+                waiting.setdefault(item.done.get_loop(), []).append((item, answer))
+        for loop, told in waiting.items():
+            try:
+                loop.call_soon_threadsafe(self._deliver, told)
+            except RuntimeError:  # it was closed; with it went those who waited
+                for _item, answer in told:
+                    self._given_back(answer)
+
+    def _deliver(self, told: Sequence[tuple[_Work, Answer | Exception]]) -> None:
+        """In the thread of the event loop."""
+        for item, answer in told:
+            if item.done is None or item.done.done():
+                self._given_back(answer)
+            elif isinstance(answer, Exception):
+                item.done.set_exception(answer)
+            else:
+                item.done.set_result(answer)
+
+    def _given_back(self, answer: Answer | Exception) -> None:
+        """A grant that came too late is as if it had never been."""
+        if isinstance(answer, Grant):
+            self._queue.put(_end(answer, 0))
+
+    def _written(self, connection: Connection, items: Sequence[_Work]) -> list[Answer]:
         if not self._ending and self._due():
             self._renew(connection)
-        results: list[Any] = []
+        results: list[Answer] = []
         for item in items:
             if item.given_up:
                 results.append(None)
@@ -205,13 +241,15 @@ class Ledger:
         connection.execute(delete(workers).where(workers.c.alive_until < now - FORGET_S))
         self._renewed = now
 
-    def _failed(self, items: Sequence[_Work], error: Exception) -> None:
-        self._renewed = None  # it may not have been written
-        for item in items:
-            item.done.set_exception(error)
-
     def _tell(self, error: StoreUnavailableError) -> None:
         now = time.monotonic()
         if now - self._told >= TELL_EVERY_S:
             self._told = now
             log.error("%s; requests are answered 503 until it is there again", error)
+
+
+def _end(grant: Grant, used: int, done: asyncio.Future[Answer] | None = None) -> _Work:
+    def work(connection: Connection, now: float, again: bool) -> None:
+        settle(connection, grant, used, now, again=again)
+
+    return _Work(grant.entry.subject, work, frees=grant.entry.ticket, done=done)

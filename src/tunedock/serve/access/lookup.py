@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from tunedock.access import api_key, tables
 from tunedock.access.policy import Policy, resolve
@@ -19,6 +19,9 @@ from tunedock.serve.access.refusal import store_unavailable
 FRESH_S = 1.0
 """How long what the store said is believed: a revocation holds after that at the latest."""
 MOST_KNOWN = 4096
+
+_KEY = select(tables.keys).where(tables.keys.c.id == bindparam("key"))
+_REVOKED = select(tables.revoked.c.jti).where(tables.revoked.c.jti == bindparam("token"))
 
 NOBODY = api_key.Digest("00" * 16, "00" * 32)
 """Is compared with where there is no such key, so that the time tells nothing."""
@@ -76,13 +79,12 @@ class Lookup:
         return known
 
     def _key(self, connection: Connection, key_id: str) -> Known | None:
-        row = connection.execute(select(tables.keys).where(tables.keys.c.id == key_id)).one_or_none()
+        row = connection.execute(_KEY, {"key": key_id}).one_or_none()
         if row is None:
             return None
         policy = resolve(connection, row.subject, self._default)
         return Known(row.subject, policy, api_key.Digest(row.salt, row.digest), row.expires, row.revoked is not None)
 
     def _token(self, connection: Connection, subject: str, jti: str) -> Known:
-        query = select(tables.revoked.c.jti).where(tables.revoked.c.jti == jti)
-        revoked = bool(jti) and connection.execute(query).first() is not None
+        revoked = bool(jti) and connection.execute(_REVOKED, {"token": jti}).first() is not None
         return Known(subject, resolve(connection, subject, self._default), revoked=revoked)
