@@ -452,3 +452,18 @@ def test_access_is_never_off_where_others_reach_it(host: str) -> None:
 def test_access_is_on_unless_it_is_said_otherwise(place: Path) -> None:
     with opened(settings(place)) as access:
         assert refused(access, None).status == 401
+
+
+def test_a_request_that_nobody_waits_for_any_more_is_not_charged(place: Path) -> None:
+    alice = Subject("alice", Policy(requests_per_minute=1), "key")
+
+    async def main(access: Access) -> None:
+        lock = Locked(place)
+        answers = await asyncio.gather(*(once(access, alice) for _ in range(5)), return_exceptions=True)
+        assert [isinstance(answer, Refused) and answer.status for answer in answers] == [503] * 5
+        lock.release()
+        await asyncio.sleep(0.5)
+        await once(access, alice)
+
+    with opened(settings(place, wait_s=0.3)) as access:
+        run(main(access))
