@@ -1,0 +1,210 @@
+"""What an engine that batches is worth: tokens a second at many requests at once, beside `generate` and `transformers serve`.
+
+    python -m benchmarks.serving_engine [--model small] [--requests 16] [--answer-tokens 64] [--rounds 3] [--threads 1]
+
+In each round every side answers the same prompts (made-up words, 20 to 200 tokens), greedily, turn about; figures are medians over
+the rounds, ratios are of rates within a round. `generate` goes one by one, in this process (`--alone` of the prompts: its rate does
+not depend on how many). `transformers serve` is a process of its own, asked over HTTP by as many clients as there are requests: as
+it comes, and with `--continuous-batching`. Ours must give the very tokens `generate` gives in float32, or nothing is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks import models
+from benchmarks.results import RESULTS, this_machine
+from benchmarks.words import Words
+
+OURS, GENERATE, SERVE, BATCHING = "ours", "generate", "transformers serve", "transformers serve, continuous batching"
+START_S = 180
+
+Side = Callable[[], int]
+"""Answers the prompts; returns how many tokens the answers have."""
+
+
+def prompts_of(number: int) -> list[str]:
+    words = Words(77)
+    return [words.text(10 + 6 * i) for i in range(number)]
+
+
+def ours_and_generate(
+    folder: Path, texts: Sequence[str], arguments: argparse.Namespace
+) -> tuple[Side, Side, Callable[[], None]]:
+    """The two sides of this process, and what ends the engine. Raises AssertionError where they differ."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tunedock.serve.engines.batching import Limits
+    from tunedock.serve.engines.generator import Asked, Sampling
+    from tunedock.serve.engines.loading import from_folder
+
+    torch.set_num_threads(arguments.threads)
+    dtype = getattr(torch, arguments.dtype)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompts: list[list[int]] = [tokenizer(text)["input_ids"] for text in texts]
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    limits = Limits(running=arguments.requests, longest=2048, cache_bytes=2 << 30)
+    engine = from_folder(folder, dtype=dtype, device=torch.device("cpu"), limits=limits)
+    most = arguments.answer_tokens
+    chosen = range(0, len(prompts), max(1, len(prompts) // arguments.alone))
+    answers: dict[str, dict[int, list[int]]] = {OURS: {}, GENERATE: {}}
+
+    async def one(number: int) -> None:
+        request = Asked(str(number), prompts[number], most, frozenset(), Sampling(temperature=0.0))
+        answers[OURS][number] = [token.id async for token in engine.submit(request)]
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*map(one, range(len(prompts))))
+
+    def ours() -> int:
+        asyncio.run(all_of_them())
+        return most * len(prompts)
+
+    def generate() -> int:
+        for number in chosen:
+            ids = torch.tensor([prompts[number]])
+            made = plain.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=most,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+            answers[GENERATE][number] = made[0, ids.shape[1] :].tolist()
+        return most * len(chosen)
+
+    ours()
+    generate()
+    differ = [number for number in chosen if answers[OURS][number] != answers[GENERATE][number]]
+    if differ and arguments.dtype == "float32":
+        raise AssertionError(f"answers {differ} are not those of `generate`")
+    return ours, generate, engine.close
+
+
+@contextmanager
+def served(folder: Path, texts: Sequence[str], arguments: argparse.Namespace, *options: str) -> Iterator[Side]:
+    """`transformers serve` as a side."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", arguments.dtype, *options]
+    log = folder.parent / "serve.log"
+    with log.open("w") as said:
+        environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
+        try:
+            _wait(port, process, log)
+
+            def ask(text: str) -> int:
+                body = {"model": str(folder), "prompt": text, "max_tokens": arguments.answer_tokens, "temperature": 0.0}
+                request = urllib.request.Request(
+                    f"http://127.0.0.1:{port}/v1/completions",
+                    json.dumps(body).encode(),
+                    {"Content-Type": "application/json"},
+                )
+                with urllib.request.urlopen(request, timeout=580) as answer:  # noqa: S310
+                    return int(json.load(answer)["usage"]["completion_tokens"])
+
+            def side() -> int:
+                with ThreadPoolExecutor(len(texts)) as pool:
+                    return sum(pool.map(ask, texts))
+
+            side()
+            yield side
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    raise RuntimeError(f"transformers serve did not start: {log.read_text()[-500:]}")
+
+
+def measured(sides: dict[str, Side], rounds: int) -> dict[str, list[float]]:
+    """Tokens a second of each side in each round."""
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds):
+        order = list(sides) if number % 2 else list(sides)[::-1]
+        for name in order:
+            began = time.perf_counter()
+            tokens = sides[name]()
+            rates[name].append(tokens / (time.perf_counter() - began))
+            print(f"round {number + 1}: {name}: {rates[name][-1]:.1f} tokens/s", flush=True)
+    return rates
+
+
+def table(rates: dict[str, list[float]]) -> str:
+    lines = ["| | tokens/s | ours is faster by |", "| --- | ---: | ---: |"]
+    for name, each in rates.items():
+        ratios = [mine / other for mine, other in zip(rates[OURS], each, strict=True)]
+        told = "" if name == OURS else f"{statistics.median(ratios):.1f}x ({min(ratios):.1f} to {max(ratios):.1f})"
+        lines.append(f"| {name} | {statistics.median(each):.1f} | {told} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", default="small")
+    parser.add_argument("--dtype", default="float32")
+    defaults: tuple[tuple[str, int], ...] = (
+        ("requests", 16), ("alone", 4), ("answer-tokens", 64), ("rounds", 3), ("threads", os.cpu_count() or 1),
+    )  # fmt: skip
+    for name, default in defaults:
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--only-ours", action="store_true", help="without `transformers serve`; nothing is written")
+    arguments = parser.parse_args()
+    folder = models.ensure(arguments.model)
+    texts = prompts_of(arguments.requests)
+    with ExitStack() as stack:
+        ours, generate, close = ours_and_generate(folder, texts, arguments)
+        stack.callback(close)
+        sides: dict[str, Side] = {OURS: ours, GENERATE: generate}
+        if not arguments.only_ours:
+            sides[SERVE] = stack.enter_context(served(folder, texts, arguments))
+            sides[BATCHING] = stack.enter_context(served(folder, texts, arguments, "--continuous-batching"))
+        rates = measured(sides, arguments.rounds)
+    print(table(rates))
+    if not arguments.only_ours:
+        write(arguments, rates)
+    return 0
+
+
+def write(arguments: argparse.Namespace, rates: dict[str, Any]) -> None:
+    machine = this_machine()
+    path = RESULTS / f"{machine.slug}-serving-engine.json"
+    told = {"machine": asdict(machine), "settings": vars(arguments), "tokens_per_second": rates}
+    path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    print(f"\nwritten to {path.relative_to(models.ROOT)}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
