@@ -207,6 +207,11 @@ def _singles(query: Tensor, keys: Tensor, values: Tensor, step: Step, kind: Kind
     keys_RKMD, values_RKMD = (_gathered(pages, table_RP) for pages in (keys, values))
     query_RHD = query[0, :, step.at_R].transpose(0, 1)
     seen_R11M = step.seen_RM(kind.window)[:, None, None]
+    for kept_RKMD in (
+        keys_RKMD,
+        values_RKMD,
+    ):  # what is not seen may be no numbers, and nought times those is none either
+        kept_RKMD.masked_fill_(~seen_R11M.transpose(-1, -2), 0.0)
     made = _weighed(query_RHD[:, :, None], keys_RKMD, values_RKMD, seen_R11M, kind)
     out[0, step.at_R] = made[:, :, 0]
 
