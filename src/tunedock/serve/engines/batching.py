@@ -13,17 +13,17 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from tunedock.model.out_of_memory import give_back, is_out_of_memory
-from tunedock.serve.engines.compute import PAGE, Compute
+from tunedock.serve.engines.compute import PAGE, Adapter, Compute
 from tunedock.serve.engines.drawing import Drawer, Drawn, draw
 from tunedock.serve.engines.generator import Asked, EngineGone, Load, Token
-from tunedock.serve.engines.loras import LoadedLora
 from tunedock.serve.engines.schedule import Row, Schedule, Work
 from tunedock.serve.engines.streams import Outlet, Parcel, Stream, deliver
 
@@ -46,11 +46,14 @@ class Limits:
     cache_bytes: int | None = None
     """For keys and values; None for half of what is free."""
 
+    def at_most(self, *, running: int) -> Self:
+        return replace(self, running=min(running, self.running))
+
 
 @dataclass(eq=False, slots=True)
 class _Request(Row):
     asked: Asked = field(kw_only=True)
-    lora: LoadedLora | None = field(kw_only=True)
+    lora: Adapter | None = field(kw_only=True)
     drawer: Drawer = field(kw_only=True)
     outlet: Outlet = field(kw_only=True)
 
@@ -71,7 +74,7 @@ class _Counts:
 class Engine:
     """A `Generator` (`engines.generator`) on anything that computes steps."""
 
-    def __init__(self, compute: Compute, *, longest: int, pages: int, limits: Limits, page: int = PAGE) -> None:
+    def __init__(self, compute: Compute[Any], *, longest: int, pages: int, limits: Limits, page: int = PAGE) -> None:
         """`pages` of keys and values, of `page` tokens each."""
         self._compute = compute
         self._schedule = Schedule(
@@ -87,7 +90,7 @@ class Engine:
         """What a user should know of how this model is served, a sentence each."""
         self._lock = threading.Lock()
         """Around the schedule and the names of adapters."""
-        self._adapters: dict[str, LoadedLora] = {}
+        self._adapters: dict[str, Adapter] = {}
         self._counts = _Counts()
         self._gone: str | None = None
         self._called: queue.SimpleQueue[None] = queue.SimpleQueue()  # may be put to by the garbage collector
@@ -139,7 +142,7 @@ class Engine:
         if bad is not None:
             raise ValueError(f"the prompt has a token {bad}, and the vocabulary {self._compute.vocabulary}")
 
-    def _named(self, name: str) -> LoadedLora:
+    def _named(self, name: str) -> Adapter:
         if name not in self._adapters:
             raise ValueError(f"there is no adapter {name!r}")
         return self._adapters[name]
@@ -150,7 +153,7 @@ class Engine:
 
     def load_adapter(self, name: str, folder: str) -> None:
         """As `Generator.load_adapter`."""
-        read = self._compute.read_adapter(name, Path(folder))
+        read: Adapter = self._compute.read_adapter(name, Path(folder))
         with self._lock:
             self._adapters[name] = read
 
@@ -178,6 +181,8 @@ class Engine:
         self._end("the engine was closed")
         if threading.current_thread() is not self._thread:
             self._thread.join(CLOSE_S)
+            if not self._thread.is_alive():
+                self._compute.close()
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 

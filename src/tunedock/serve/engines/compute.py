@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,18 @@ PAGE = 32
 """Tokens of a page."""
 
 
-class Compute(Protocol):
-    """Called by one thread at a time."""
+class Adapter(Protocol):
+    """What a request holds of an adapter: weights that never change."""
+
+    @property
+    def name(self) -> str: ...
+
+
+A = TypeVar("A", bound=Adapter)
+
+
+class Compute(Protocol[A]):
+    """Called by one thread at a time; adapters are read beside it."""
 
     whole_prompts: bool
     """Whether a prompt must be computed in one piece."""
@@ -44,7 +54,7 @@ class Compute(Protocol):
         """Room for keys and values; before the first step."""
         ...
 
-    def step(self, works: Sequence[Work], loras: Sequence[LoadedLora | None]) -> Tensor:
+    def step(self, works: Sequence[Work], loras: Sequence[A | None]) -> Tensor:
         """Logits [R, V] of the works that draw, in their order. `loras`: of each work, those of one side by side."""
         ...
 
@@ -52,7 +62,11 @@ class Compute(Protocol):
         """These slots' rows are gone."""
         ...
 
-    def read_adapter(self, name: str, folder: Path) -> LoadedLora: ...
+    def read_adapter(self, name: str, folder: Path) -> A: ...
+
+    def close(self) -> None:
+        """Gives everything back; after the last step."""
+        ...
 
 
 class _OnTransformers:
@@ -98,6 +112,9 @@ class Paged(_OnTransformers):
 
     def reserve(self, pages: int, page: int) -> None:
         self._pool = Pool(pages, page)
+
+    def close(self) -> None:
+        self._pool = Pool(0, PAGE)
 
     def step(self, works: Sequence[Work], loras: Sequence[LoadedLora | None]) -> Tensor:
         self.loras.stretches = _stretches(works, loras)
@@ -186,6 +203,9 @@ class Alone(_OnTransformers):
     def leave(self, slots: Sequence[int]) -> None:
         for slot in slots:
             self._caches.pop(slot, None)
+
+    def close(self) -> None:
+        self._caches.clear()
 
     def _call(self, work: Work) -> Tensor:
         slot = work.row.slot
