@@ -55,6 +55,7 @@ def test_two_hashes_of_one_secret_differ_and_both_match() -> None:
         ("mysql://a@b/c", RecipeError),
         ("sqlite:///access.db", RecipeError),
         ("postgresql://a:secret@b/c", RecipeError),
+        ("postgresql://a@b/c?password=secret", RecipeError),
         ("://", RecipeError),
         ("postgresql://a@127.0.0.1:1/c", EngineError),
         ("no-such-folder/access.db", DiskError),

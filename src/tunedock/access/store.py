@@ -27,7 +27,6 @@ from sqlalchemy.pool import QueuePool
 from tunedock.access import tables
 from tunedock.errors import DependencyError, DiskError, EngineError, RecipeError, RunError
 
-DEFAULT = "access.db"
 WAIT_S = 2.0
 AGAIN_S = 0.02
 """Between two tries where the store fails at once rather than after a wait of its own."""
@@ -180,7 +179,7 @@ def _postgresql(place: str, wait_s: float) -> Engine:
             where=where,
             hint="write a path without `sqlite://`",
         )
-    if url.password is not None:
+    if url.password is not None or {"password", "passfile"} & set(url.query):
         raise RecipeError(
             "a password does not belong into the URL, which lists of processes and recipes show",
             where=where,

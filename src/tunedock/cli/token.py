@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunedock.access import DEFAULT_STORE
 from tunedock.cli.options import Json, group
 from tunedock.errors import DependencyError, RecipeError
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 app = group("Say who may call the gateway, and how much.")
 
-STORE = "access.db"
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 At = Annotated[
@@ -49,7 +49,7 @@ def issue(
     expires: Annotated[
         str, typer.Option("--expires", metavar="TIME", help="From now: 12h, 90d; or never.", show_default=True)
     ] = "90d",
-    store: At = STORE,
+    store: At = DEFAULT_STORE,
     audit: AuditFile = None,
     as_json: Json = False,
 ) -> None:
@@ -74,7 +74,7 @@ def revoke(
     jti: Annotated[
         str | None, typer.Option("--jti", metavar="ID", help="A JSON Web Token, by its `jti`.", show_default=False)
     ] = None,
-    store: At = STORE,
+    store: At = DEFAULT_STORE,
     audit: AuditFile = None,
     as_json: Json = False,
 ) -> None:
@@ -100,7 +100,7 @@ def revoke(
 
 
 @app.command("list")
-def list_(store: At = STORE, as_json: Json = False) -> None:
+def list_(store: At = DEFAULT_STORE, as_json: Json = False) -> None:
     """List the keys that were issued, and what subjects may do."""
     from tunedock.cli.results import add_row, table
     from tunedock.cli.show import console
@@ -146,7 +146,7 @@ def limit(
     tokens_per_minute: Limit = None,
     concurrent: Limit = None,
     tokens_per_day: Limit = None,
-    store: At = STORE,
+    store: At = DEFAULT_STORE,
     audit: AuditFile = None,
     as_json: Json = False,
 ) -> None:

@@ -46,7 +46,8 @@ FORGET_S = 3600.0
 
 @dataclass(eq=False, slots=True)
 class _Work:
-    subject: str
+    whom: str
+    """Works on the same one take turns, over all processes."""
     do: Callable[[Connection, float, bool], Answer]
     """Is given the time, and whether it was begun before."""
     frees: str | None = None
@@ -63,8 +64,8 @@ class _Work:
 
     @property
     def lock(self) -> int:
-        """64 bits of the subject, signed as those of PostgreSQL's locks are."""
-        return int.from_bytes(hashlib.sha256(self.subject.encode()).digest()[:8], "big", signed=True)
+        """64 bits of it, signed as those of PostgreSQL's locks are."""
+        return int.from_bytes(hashlib.sha256(self.whom.encode()).digest()[:8], "big", signed=True)
 
 
 class Ledger:
@@ -127,7 +128,7 @@ class Ledger:
             def work(connection: Connection, _now: float, _again: bool) -> None:
                 connection.execute(statement)
 
-            self._queue.put(_Work("", work))
+            self._queue.put(_Work(f"key {key_id}", work))
 
     def close(self) -> None:
         """Writes what is left, as far as the store takes it, and ends the thread. Waits a few `wait_s` at most."""
@@ -157,15 +158,16 @@ class Ledger:
 
     def _turn(self, came: Sequence[_Work]) -> None:
         items = [*self._kept, *came]
-        if not (items or self._ending or (self._held and self._due())):
+        now = self._clock()
+        renews = not self._ending and self._due(now)
+        if not (items or self._ending or (self._held and renews)):
             return
         # On a server, transactions that take the same locks in two orders wait for each other. Works on one subject keep theirs.
         items.sort(key=lambda item: item.lock)
         self._kept = []
         try:
-            results = self._store.write(lambda connection: self._written(connection, items))
+            results = self._store.write(lambda connection: self._written(connection, items, renews))
         except StoreUnavailableError as error:
-            self._renewed = None  # it may not have been written
             self._kept = [item for item in items if item.kept]
             self._answer([item for item in items if not item.kept], error)
             self._tell(error)
@@ -175,6 +177,8 @@ class Ledger:
             log.exception("the access ledger made a mistake")
             self._answer(items, error)
             return
+        if renews:
+            self._renewed = now
         for item, result in zip(items, results, strict=True):
             if isinstance(result, Grant):
                 self._held.add(result.entry.ticket)
@@ -210,16 +214,16 @@ class Ledger:
         if isinstance(answer, Grant):
             self._queue.put(_end(answer, 0))
 
-    def _written(self, connection: Connection, items: Sequence[_Work]) -> list[Answer]:
-        if not self._ending and self._due():
+    def _written(self, connection: Connection, items: Sequence[_Work], renews: bool) -> list[Answer]:
+        """May be begun more than once, so it changes nothing of ours."""
+        if renews:
             self._renew(connection)
         results: list[Answer] = []
         for item in items:
             if item.given_up:
                 results.append(None)
                 continue
-            if item.subject:
-                self._store.lock(connection, item.lock)
+            self._store.lock(connection, item.lock)
             again, item.begun = item.begun, True
             results.append(item.do(connection, self._clock(), again))
         if self._ending:
@@ -227,9 +231,9 @@ class Ledger:
             connection.execute(delete(workers).where(workers.c.id == self.worker))
         return results
 
-    def _due(self) -> bool:
+    def _due(self, now: float) -> bool:
         """Whether it is time to say that we are alive; also where the clock was put back."""
-        return self._renewed is None or not 0 <= self._clock() - self._renewed < self._lease_s / 3
+        return self._renewed is None or not 0 <= now - self._renewed < self._lease_s / 3
 
     def _renew(self, connection: Connection) -> None:
         now = self._clock()
@@ -239,7 +243,6 @@ class Ledger:
         gone = select(workers.c.id).where(workers.c.alive_until < now - FORGET_S)
         connection.execute(delete(slots).where(slots.c.worker.in_(gone)))
         connection.execute(delete(workers).where(workers.c.alive_until < now - FORGET_S))
-        self._renewed = now
 
     def _tell(self, error: StoreUnavailableError) -> None:
         now = time.monotonic()

@@ -8,8 +8,9 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tunedock.access import DEFAULT_STORE
 from tunedock.access.policy import Policy
-from tunedock.access.store import DEFAULT, WAIT_S
+from tunedock.access.store import WAIT_S
 from tunedock.errors import RecipeError
 
 SHORTEST_SECRET = 32
@@ -90,7 +91,7 @@ class JwtSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessSettings:
-    store: str = DEFAULT
+    store: str = DEFAULT_STORE
     """A path of a SQLite file, or postgresql://USER@HOST/DATABASE."""
     jwt: JwtSettings | None = None
     default: Policy = field(default_factory=Policy)
