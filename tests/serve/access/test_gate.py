@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -467,3 +469,10 @@ def test_a_request_that_nobody_waits_for_any_more_is_not_charged(place: Path) ->
 
     with opened(settings(place, wait_s=0.3)) as access:
         run(main(access))
+
+
+def test_access_needs_no_heavy_package() -> None:
+    """It stands in gateways whose engines are other programs."""
+    code = "import sys, tunedock.serve.access; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert not {"torch", "transformers", "numpy", "fastapi", "datasets"} & set(done.stdout.split())
