@@ -130,6 +130,14 @@ def _export_verify(call: Call) -> None:
     verify_again(folder, call.emit, run=run, recipe=recipe, limit=None if limit is None else float(limit))
 
 
+def _serve(call: Call) -> None:
+    from tunedock.recipe.serving import ServeOrder
+    from tunedock.serve.stage import serve
+
+    serve(ServeOrder.model_validate(call.request), call.emit, call.stop)
+    call.emit.result({})
+
+
 def _chat(call: Call) -> None:
     from tunedock.eval.talk import talk
 
@@ -189,6 +197,7 @@ STAGES: dict[str, Callable[[Call], None]] = {
     "eval": _eval,
     "export": _export,
     "export-verify": _export_verify,
+    "serve": _serve,
     "chat": _chat,
     "data-count": _data_count,
     "data-check": _data_check,

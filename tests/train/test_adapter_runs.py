@@ -22,6 +22,7 @@ from tunedock.eval.stage import evaluate
 from tunedock.events import Emitter
 from tunedock.export import stage as exporting
 from tunedock.model.session import base_policy, find_base, tuned_policy
+from tunedock.recipe.exporting import Order
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run
 from tunedock.run.stop import StopRequest
@@ -131,7 +132,7 @@ def test_stopped_and_gone_on_with_it_is_the_same_to_the_bit(name: str, made: Mad
 @pytest.mark.parametrize("name", kinds(list(KINDS), quick="tokens-untied beneath"))
 def test_the_export_is_read_by_plain_transformers(name: str, made: Made, tmp_path: Path) -> None:
     run, recipe = made(name)
-    checks = exporting.export(run, recipe, QUIET, to=tmp_path / "hf", form="hf")["checks"]
+    checks = exporting.export(run, recipe, QUIET, order=Order(to=str(tmp_path / "hf"), format="hf"))["checks"]
     assert checks["merged_difference"] < 1e-5 and checks["file_difference"] < 1e-5, checks
     assert checks["same_top_token"] == 1.0 and checks["changed_tensors"] > 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
@@ -150,14 +151,14 @@ def test_the_export_is_read_by_plain_transformers(name: str, made: Made, tmp_pat
 )
 def test_the_adapter_alone_is_read_by_plain_peft(name: str, made: Made, tmp_path: Path) -> None:
     run, recipe = made(name)
-    exporting.export(run, recipe, QUIET, to=tmp_path / "adapter", form="adapter")
+    exporting.export(run, recipe, QUIET, order=Order(to=str(tmp_path / "adapter"), format="adapter"))
     base = AutoModelForCausalLM.from_pretrained(recipe.model.path)
     words = AutoTokenizer.from_pretrained(tmp_path / "adapter")
     if len(words) > base.config.vocab_size:
         assert name == "tokens-untied"
         base.resize_token_embeddings(len(words))
     with_adapter = PeftModel.from_pretrained(base, tmp_path / "adapter")
-    exporting.export(run, recipe, QUIET, to=tmp_path / "hf", form="hf")
+    exporting.export(run, recipe, QUIET, order=Order(to=str(tmp_path / "hf"), format="hf"))
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     assert away(logits(with_adapter), logits(merged)) < 1e-5
     held = sum(tensor.numel() for tensor in load_file(tmp_path / "adapter" / "adapter_model.safetensors").values())
@@ -200,7 +201,7 @@ def test_the_shape_of_an_adapter_gone_on_with_is_its_own(made: Made, place: Path
 def test_what_is_beneath_must_stay_as_it_was(made: Made, place: Path, tmp_path: Path) -> None:
     run, recipe = made("beneath")
     with pytest.raises(RecipeError, match="other adapters merged"):
-        exporting.export(run, recipe, QUIET, to=tmp_path / "adapter", form="adapter")
+        exporting.export(run, recipe, QUIET, order=Order(to=str(tmp_path / "adapter"), format="adapter"))
     file = place / "runs" / "dora" / "model" / "adapter_model.safetensors"
     whole = file.read_bytes()
     tensors = load_file(file)

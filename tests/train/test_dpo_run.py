@@ -28,6 +28,7 @@ from tunedock.model.policy import Policy, Precision
 from tunedock.model.reference import Reference
 from tunedock.objective.dpo import Dpo
 from tunedock.recipe.adapters import Adapter, Freeze, Full, Lora
+from tunedock.recipe.exporting import Order
 from tunedock.recipe.schema import Recipe, Train
 from tunedock.run.record import Run
 from tunedock.run.stop import StopRequest
@@ -208,7 +209,7 @@ def test_a_run_from_data_to_export(
     assert "loss" not in found["base"] and "exact_match" in found["base"]
     assert found["answers"][0]["reference"].startswith("There are")
     assert "Preferred as labelled" in (run.path / "eval" / "answers.html").read_text()
-    made = export(run, recipe, Emitter(None), to=place / f"export-{name}", form="hf")
+    made = export(run, recipe, Emitter(None), order=Order(to=str(place / f"export-{name}"), format="hf"))
     assert made["checks"]["changed_tensors"] > 0
     assert "dpo" in (place / f"export-{name}" / "README.md").read_text()
 

@@ -19,6 +19,7 @@ from tunedock.export.stage import export
 from tunedock.model.quantize import bits_and_bytes
 from tunedock.plan.memory import plan_memory
 from tunedock.recipe.adapters import Lora
+from tunedock.recipe.exporting import Order
 from tunedock.run.record import Run
 from tunedock.run.stop import StopRequest
 from tunedock.train.stage import train
@@ -67,10 +68,13 @@ def test_it_trains_as_the_one_the_recipe_quantises(folder: Path, tmp_path: Path)
             held,
             pipeline.resolve_recipe([tmp_path / "a.yaml"]).recipe,
             Emitter.to_file(held.events),
-            to=tmp_path / "out",
-            form="hf",
+            order=Order(to=str(tmp_path / "out"), format="hf"),
         )
     assert "--format adapter" in str(raised.value.hint) and not (tmp_path / "out").exists()
+    recipe = pipeline.resolve_recipe([tmp_path / "a.yaml"]).recipe
+    order = Order(to=str(tmp_path / "adapter"), format="adapter")
+    report = export(held, recipe, Emitter(None), order=order)["report"]
+    assert report["same_tokens"] == report["tokens"] > 0
 
 
 @pytest.mark.parametrize(

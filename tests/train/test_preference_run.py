@@ -24,6 +24,7 @@ from tunedock.export.stage import export
 from tunedock.model.policy import Policy
 from tunedock.objective.kto import Kto
 from tunedock.recipe.adapters import Full, Lora
+from tunedock.recipe.exporting import Order
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run
 from tunedock.run.stop import StopRequest
@@ -173,7 +174,7 @@ def test_a_run_from_data_to_export(
     assert found["tuned"][unit] == evaluated[f"eval_{unit}"]
     assert ("loss" in found["base"]) != asks_base, "a base that is the reference prefers nothing to itself"
     assert found["answers"] and all(answer["reference"].startswith("There are") for answer in found["answers"])
-    made = export(run, recipe, Emitter(None), to=place / f"export-{name}", form="hf")
+    made = export(run, recipe, Emitter(None), order=Order(to=str(place / f"export-{name}"), format="hf"))
     assert made["checks"]["changed_tensors"] > 0
 
 

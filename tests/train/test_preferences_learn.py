@@ -18,6 +18,7 @@ from tunedock.model.answers import Sampler, Sampling
 from tunedock.model.reference import Reference
 from tunedock.model.session import ChatFacts, find_base, tuned_policy
 from tunedock.objective.experience import asked_and_answered
+from tunedock.recipe.exporting import Order
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run
 from tunedock.run.stop import StopRequest
@@ -88,7 +89,7 @@ def test_dpo_widens_the_margin_and_a_larger_beta_stays_nearer(tmp_path: Path) ->
     asks every beta to go on for ever, and in so many steps Adam takes the larger as far as the smaller.
     """
     first, recipe = run_of(tmp_path, "sft", "train.batch_size=16", "train.learning_rate=2.0e-3", steps=90)
-    export(first, recipe, Emitter(None), to=tmp_path / "filing", form="hf")
+    export(first, recipe, Emitter(None), order=Order(to=str(tmp_path / "filing"), format="hf"))
     common = (
         f"model={tmp_path / 'filing'}", "objective.label_smoothing=0.2", "train.learning_rate=2.0e-3",
         "data.split={train: 0.8, validation: 0.2, test: 0.0}",

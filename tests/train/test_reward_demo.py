@@ -13,6 +13,7 @@ from tunedock import pipeline
 from tunedock.eval.stage import evaluate
 from tunedock.events import Emitter
 from tunedock.export.stage import export
+from tunedock.recipe.exporting import Order
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run
 from tunedock.run.stop import StopRequest
@@ -58,7 +59,7 @@ def test_it_ranks_pairs_it_has_not_seen(tmp_path: Path) -> None:
 
     alone = ("train.eval_strategy=no", "train.save_strategy=no", "train.report_to=none")
     first, recipe = trained(DEMO / "recipe.yaml", f"train.output_dir={tmp_path / 'first'}", cache, *alone)
-    export(first, recipe, Emitter(None), to=tmp_path / "sft", form="hf")
+    export(first, recipe, Emitter(None), order=Order(to=str(tmp_path / "sft"), format="hf"))
     text = RECIPE.replace("PREFERENCES", str(DEMO / "preferences.jsonl"))
     (tmp_path / "reward.yaml").write_text(text)
     run, recipe = trained(tmp_path / "reward.yaml", f"train.output_dir={tmp_path / 'run'}", cache)

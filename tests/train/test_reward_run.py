@@ -26,6 +26,7 @@ from tunedock.export.stage import export
 from tunedock.model import adapter as adapters
 from tunedock.model.scorer import load_scorer
 from tunedock.model.session import find_base, trainable_policy
+from tunedock.recipe.exporting import Order
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run
 from tunedock.run.stop import StopRequest
@@ -135,7 +136,7 @@ def test_a_run_from_data_to_export(place: Path, made: dict[str, tuple[Run, Recip
 
     wanted = load_scorer(run.path).scores(asked())
     to = place / f"export-{name}"
-    checks = export(run, recipe, Emitter(None), to=to, form="hf")["checks"]
+    checks = export(run, recipe, Emitter(None), order=Order(to=str(to), format="hf"))["checks"]
     assert checks["changed_tensors"] > 0 and checks["same_order"] == 1.0 and "same_top_token" not in checks
     config = json.loads((to / "config.json").read_text())
     assert config["architectures"] == ["Qwen3ForSequenceClassification"] and len(config["id2label"]) == 1
@@ -153,7 +154,7 @@ def test_the_adapter_is_one_that_peft_loads(place: Path, made: dict[str, tuple[R
     assert config["task_type"] == "SEQ_CLS" and "score" in config["modules_to_save"]
     wanted = load_scorer(run.path).scores(asked())
     to = place / "adapter"
-    export(run, recipe, Emitter(None), to=to, form="adapter")
+    export(run, recipe, Emitter(None), order=Order(to=str(to), format="adapter"))
     for folder in (run.model, to):
         for together in (False, True):
             got = scores_by(*plain(folder, adapter=True), together=together)
@@ -167,7 +168,7 @@ def test_padding_that_ends_answers_is_replaced(tmp_path: Path) -> None:
     """This family's padding is its end of an answer: transformers would read every score one token early."""
     run, recipe = run_of(tmp_path, "run", "adapter=full", family="mistral")
     wanted = load_scorer(run.path).scores(asked())
-    export(run, recipe, Emitter(None), to=tmp_path / "out", form="hf")
+    export(run, recipe, Emitter(None), order=Order(to=str(tmp_path / "out"), format="hf"))
     model, tokenizer = plain(tmp_path / "out")
     assert tokenizer.pad_token != tokenizer.eos_token and model.config.pad_token_id == tokenizer.pad_token_id
     for together in (False, True):
@@ -216,7 +217,7 @@ def test_on_a_base_of_few_bits(place: Path, kind: str) -> None:
 
 def test_it_goes_on_from_a_reward_model(place: Path, made: dict[str, tuple[Run, Recipe]], tmp_path: Path) -> None:
     run, recipe = made["full"]
-    export(run, recipe, Emitter(None), to=tmp_path / "first", form="hf")
+    export(run, recipe, Emitter(None), order=Order(to=str(tmp_path / "first"), format="hf"))
     resolved = pipeline.resolve_recipe([workplace(place)], [f"model={tmp_path / 'first'}"])
     policy = trainable_policy(find_base(resolved.recipe))
     trained = adapters.trainable_state(policy.model)

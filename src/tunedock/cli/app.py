@@ -38,6 +38,7 @@ from tunedock.cli import (
     recipe,
     runs,
     search,
+    serve,
     stages,
     token,
 )
@@ -90,6 +91,7 @@ app.command("search", short_help="Search for the best values of a recipe's keys.
 app.command("eval", short_help="Measure a run's model beside its base.")(stages.evaluate)
 app.command("chat")(chat.chat)
 app.command("export", short_help="Write a run's model to a folder, checked.")(export.export)
+app.command("serve", short_help="Serve models behind a gateway.")(serve.serve)
 app.command("pipeline", short_help="Run stages that build on each other.")(pipeline.pipeline)
 app.add_typer(data.app, name="data", short_help="Look at the data as training sees it, or convert it.")
 app.add_typer(recipe.app, name="recipe", short_help="Show a recipe in full, or make one.")

@@ -18,7 +18,7 @@ from tunedock.export.expected import Expected, HeldOut, expected_of, held_out_of
 from tunedock.export.gguf.reader import LlamaReader
 from tunedock.export.merge import FLOAT32
 from tunedock.export.ollama import make as ollama_model
-from tunedock.export.readers import AdapterReader, Reader, TransformersReader
+from tunedock.export.readers import AdapterReader, Reader, TransformersReader, held_in_few_bits
 from tunedock.export.stage import RECORD
 from tunedock.export.verify import verify
 from tunedock.model.load import roomy_device
@@ -36,7 +36,8 @@ def verify_again(
     if run is not None and recipe is not None:
         facts = ChatFacts.read(run.model)
         base = find_base(recipe, stop_ids=facts.stop_ids)
-        policy = tuned_policy(base, run.model, precision=FLOAT32, device=roomy_device(base.located.folder))
+        precision = None if record["format"] == "adapter" and held_in_few_bits(base) else FLOAT32
+        policy = tuned_policy(base, run.model, precision=precision, device=roomy_device(base.located.folder))
         made = Expected.read(folder).made_nll
         expected = replace(expected_of(base, facts, policy.model, policy.device), made_nll=made)
         held = held_out_of(base, facts, policy.model, policy.device, emit)

@@ -19,6 +19,7 @@ from tunedock.export.expected import Answer, answer_of, nll_of
 from tunedock.export.merge import FLOAT32
 from tunedock.export.probes import Talk, as_text
 from tunedock.model import adapter as adapters
+from tunedock.model import load
 from tunedock.model.load import roomy_device
 from tunedock.model.session import Base, ChatFacts, base_weights
 
@@ -95,6 +96,11 @@ class TransformersReader:
         del self.model
 
 
+def held_in_few_bits(base: Base) -> bool:
+    """Whether the base's files hold no whole weights."""
+    return load.held_in(load.require_config(base.located.folder)) is not None
+
+
 class AdapterReader(TransformersReader):
     """An adapter's folder on the base it was made for, by PEFT."""
 
@@ -104,7 +110,11 @@ class AdapterReader(TransformersReader):
         super().__init__(folder, trust_remote_code=base.recipe.model.trust_remote_code, device=device)
 
     def _model(self, folder: Path, code: bool) -> nn.Module:
-        model: nn.Module = adapters.load_adapter(base_weights(self._base, FLOAT32, self.device, quantise=False), folder)
+        held = held_in_few_bits(self._base)
+        precision = load.precision(self._base.recipe, self.device) if held else FLOAT32
+        model: nn.Module = adapters.load_adapter(
+            base_weights(self._base, precision, self.device, quantise=held), folder
+        )
         return model
 
     def ends(self) -> set[int]:

@@ -46,7 +46,7 @@ from tunedock.export.merge import (
 )
 from tunedock.export.ollama import make as ollama_model
 from tunedock.export.push import push, require
-from tunedock.export.readers import AdapterReader, Reader, TransformersReader
+from tunedock.export.readers import AdapterReader, Reader, TransformersReader, held_in_few_bits
 from tunedock.export.verify import Report, verify
 from tunedock.model import adapter as adapters
 from tunedock.model import load
@@ -135,7 +135,9 @@ def _made(run: Run, recipe: Recipe, order: Order, folder: Path, emit: Emitter) -
     facts.write(folder)
     steps = 5
     emit.progress("export", 0, steps, "steps")
-    policy = tuned_policy(base, run.model, precision=FLOAT32, device=load.roomy_device(base.located.folder))
+    # A base that is in few bits already has no float32 weights: an adapter alone is measured on it as it is.
+    precision = None if order.format == "adapter" and held_in_few_bits(base) else FLOAT32
+    policy = tuned_policy(base, run.model, precision=precision, device=load.roomy_device(base.located.folder))
     prompts = prompts_of(base, facts, policy, emit)
     expected = held = None
     if not prompts.scored:

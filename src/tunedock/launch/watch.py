@@ -29,6 +29,7 @@ POLL_S = 0.1
 
 ASKED = {
     "train": "saving a checkpoint; press Ctrl-C again to stop at once",
+    "serve": "finishing the answers at work; press Ctrl-C again to stop at once",
     "": "stopping; press Ctrl-C again to stop at once",
 }
 """Stage -> what to say when a stop was asked for; "" for every other stage."""

@@ -24,9 +24,9 @@ from starlette.exceptions import HTTPException
 
 from tunedock import __version__
 from tunedock.serve import replies
+from tunedock.serve.access import Access, Refused, Ticket
 from tunedock.serve.body import checked, read
 from tunedock.serve.errors import ApiError
-from tunedock.serve.gate import Gate, Subject, Ticket
 from tunedock.serve.jobs import ChatJob, Delta, Event, TextJob, ToolDelta, Usage
 from tunedock.serve.metrics import Metrics
 from tunedock.serve.models import Models, Served
@@ -53,7 +53,7 @@ class Gateway:
     """What the application is made of."""
 
     models: Models
-    gate: Gate
+    gate: Access
     log: AccessLog
     metrics: Metrics
     bounds: Bounds = field(default_factory=Bounds)
@@ -195,14 +195,14 @@ async def _guarded(turn: Turn, handler: Callable[[Turn], Awaitable[Response]]) -
     """Authenticates, runs the handler, and makes of whatever it raises an answer of OpenAI's shape."""
     response: Response | None = None
     try:
-        subject = await turn.gateway.gate.subject(turn.request.headers.get("authorization"))
+        subject = await turn.gateway.gate.subject(turn.request.headers.getlist("authorization"))
         turn.subject = subject.name
         turn.request.state.subject = subject
         response = await handler(turn)
     except _Gone:
         turn.status, turn.code = 499, "client_closed_request"
         response = Response(status_code=499)
-    except ApiError as error:
+    except (ApiError, Refused) as error:
         response = _said(turn, error)
     except Exception as error:  # noqa: BLE001 - policy: the last line of defence; nothing of the inside is told
         response = _said(turn, _inside(error, turn))
@@ -212,7 +212,7 @@ async def _guarded(turn: Turn, handler: Callable[[Turn], Awaitable[Response]]) -
     return response
 
 
-def _said(turn: Turn, error: ApiError) -> Response:
+def _said(turn: Turn, error: ApiError | Refused) -> Response:
     turn.status, turn.code = error.status, error.code or error.type
     return JSONResponse(error.body(), error.status, error.headers)
 
@@ -263,7 +263,8 @@ async def _gone(request: Request) -> None:
 
 async def list_models(turn: Turn) -> Response:
     gate, subject = turn.gateway.gate, turn.request.state.subject
-    seen = [served.to_json() for served in turn.gateway.models.all() if gate.allows(subject, served.name)]
+    served = {one.name: one for one in turn.gateway.models.all()}
+    seen = [served[name].to_json() for name in gate.allowed(subject, served)]
     return JSONResponse({"object": "list", "data": seen})
 
 
@@ -379,7 +380,7 @@ async def _answer(
     assert served is not None  # noqa: S101 - set with the model's name
     tokens = served.engine.count(job) + job.n * (job.max_tokens or ASSUMED_TOKENS)
     async with AsyncExitStack() as stack:
-        subject: Subject = turn.request.state.subject
+        subject = turn.request.state.subject
         ticket = await stack.enter_async_context(turn.gateway.gate.admitted(subject, served.name, tokens))
         stack.enter_context(turn.gateway.metrics.running.labels(*turn.labels).track_inprogress())
         events = await stack.enter_async_context(_closing(_watched(turn, work(job), ticket)))

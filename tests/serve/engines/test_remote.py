@@ -5,21 +5,16 @@ from __future__ import annotations
 import asyncio
 import http.server
 import json
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from openai import OpenAI
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from gateway_bed import Bed, gateway
-
 from tunedock.serve.engines.remote import RemoteEngine
 from tunedock.serve.models import Served
 

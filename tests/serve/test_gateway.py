@@ -13,10 +13,10 @@ import httpx
 import openai
 import pytest
 import torch
-from gateway_bed import Bed, gateway
 from openai import OpenAI
 
 import families
+from gateway_bed import Bed, gateway
 from tunedock.serve.app import Bounds
 from tunedock.serve.body import DEEPEST
 

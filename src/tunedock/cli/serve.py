@@ -1,0 +1,163 @@
+"""`tunedock serve`: models behind a gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunedock.cli.options import RUNS_DIR, RunsDir
+
+
+class EngineKind(StrEnum):
+    vllm = "vllm"
+    sglang = "sglang"
+    ollama = "ollama"
+    llama_server = "llama-server"
+    openai = "openai"
+    tunedock = "tunedock"
+
+
+def serve(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]RUN|DIR|FILE.gguf|URL",
+            help="A run, an exported folder, a GGUF file, or the address of an OpenAI-compatible server (http://host:port/v1).",
+            show_default=False,
+        ),
+    ],
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="0: any that is free.")] = 8000,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", metavar="NAME=DIR", help="A LoRA on the first model, served beside it. Repeatable."),
+    ] = None,
+    engine: Annotated[
+        EngineKind,
+        typer.Option(
+            "--engine", metavar="vllm|sglang|ollama|llama-server|openai|tunedock", help="What servers at addresses are."
+        ),
+    ] = EngineKind.openai,
+    engine_model: Annotated[
+        str | None,
+        typer.Option("--engine-model", metavar="NAME", help="The model's name at its server, where it is another."),
+    ] = None,
+    engine_key_env: Annotated[
+        str | None,
+        typer.Option("--engine-key-env", metavar="VARIABLE", help="The variable with the key that servers want."),
+    ] = None,
+    open_: Annotated[
+        bool, typer.Option("--open", help="Let anybody call, without keys; on this machine's loopback only.")
+    ] = False,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store", metavar="FILE|URL", help="Where keys and limits are kept: a SQLite file, or postgresql://."
+        ),
+    ] = None,
+    jwt_audience: Annotated[
+        str | None, typer.Option("--jwt-audience", metavar="TEXT", help="Take JSON Web Tokens made for it.")
+    ] = None,
+    jwt_issuer: Annotated[
+        str | None, typer.Option("--jwt-issuer", metavar="TEXT", help="Who must have made them.")
+    ] = None,
+    jwt_secret_file: Annotated[
+        str | None, typer.Option("--jwt-secret-file", metavar="FILE", help="Secret of HS256.")
+    ] = None,
+    jwt_secret_env: Annotated[
+        str | None, typer.Option("--jwt-secret-env", metavar="VARIABLE", help="The variable with the secret of HS256.")
+    ] = None,
+    jwks: Annotated[
+        str | None, typer.Option("--jwks", metavar="FILE|URL", help="Public keys of RS256 and ES256.")
+    ] = None,
+    access_log: Annotated[
+        str | None,
+        typer.Option("--access-log", metavar="FILE", help="JSON lines, one a request; by default in the worker's log."),
+    ] = None,
+    tls_cert: Annotated[str | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate chain, PEM.")] = None,
+    tls_key: Annotated[str | None, typer.Option("--tls-key", metavar="FILE", help="Its key, PEM.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", metavar="TOKENS", min=1, help="Of a prompt and its answer together.")
+    ] = None,
+    max_requests: Annotated[
+        int | None,
+        typer.Option("--max-requests", metavar="N", min=1, help="Answered at once by a model computed here."),
+    ] = None,
+    grace: Annotated[
+        float, typer.Option("--grace", metavar="SECONDS", min=0.1, help="For answers at work when it is to end.")
+    ] = 30.0,
+    runs_dir: RunsDir = RUNS_DIR,
+) -> None:
+    """Serve models behind a gateway that speaks OpenAI's interface, until Ctrl-C or SIGTERM.
+
+    Callers show a key (`tunedock token issue`) or a JSON Web Token; --open does without, on this machine alone.
+    """
+    from tunedock.cli.show import display
+    from tunedock.pipeline.serving import order_of, serve_models
+
+    fields = {
+        "host": host,
+        "port": port,
+        "open": open_,
+        "store": store,
+        "jwt": _jwt(jwt_audience, jwt_issuer, jwt_secret_file, jwt_secret_env, jwks),
+        "access_log": _file(access_log),
+        "tls_cert": _file(tls_cert),
+        "tls_key": _file(tls_key),
+        "longest": max_length,
+        "max_running": max_requests,
+        "grace_s": grace,
+    }
+    order = order_of(
+        models,
+        adapters=_pairs(adapter or []),
+        engine=engine.value,
+        engine_model=engine_model,
+        key_env=engine_key_env,
+        runs_dir=Path(runs_dir),
+        fields=fields,
+    )
+    with display() as tell:
+        serve_models(order, on_event=tell)
+
+
+def _file(path: str | None) -> str | None:
+    return str(Path(path).expanduser().absolute()) if path else None
+
+
+def _pairs(given: Sequence[str]) -> dict[str, str]:
+    from tunedock.errors import RecipeError
+
+    pairs = [text.partition("=") for text in given]
+    for text, (name, equals, path) in zip(given, pairs, strict=True):
+        if not (name and equals and path):
+            raise RecipeError(
+                f"`{text}` is not of the form NAME=DIR", where="--adapter", hint="write support=exports/adapter"
+            )
+    return {name: str(Path(path).expanduser().absolute()) for name, _, path in pairs}
+
+
+def _jwt(
+    audience: str | None, issuer: str | None, secret_file: str | None, secret_env: str | None, jwks: str | None
+) -> dict[str, str] | None:
+    from tunedock.errors import RecipeError
+
+    keys = {
+        "secret_file": _file(secret_file),
+        "secret_env": secret_env,
+        "jwks": jwks if jwks and "://" in jwks else _file(jwks),
+    }
+    given = {name: value for name, value in keys.items() if value}
+    if not given and audience is None and issuer is None:
+        return None
+    if not given or audience is None or issuer is None:
+        raise RecipeError(
+            "JSON Web Tokens are checked by who made them, whom for, and a key",
+            where="--jwt-audience, --jwt-issuer",
+            hint="give both, and --jwks, --jwt-secret-file or --jwt-secret-env",
+        )
+    return {"audience": audience, "issuer": issuer, **given}

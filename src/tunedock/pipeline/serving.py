@@ -1,0 +1,89 @@
+"""A gateway started and watched until it is asked to end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tunedock.errors import RecipeError
+from tunedock.launch.job import JobSpec, Launcher
+from tunedock.launch.watch import OnEvent
+from tunedock.pipeline.jobs import run_job
+from tunedock.pipeline.notes import ignore
+from tunedock.recipe.serving import ServeOrder
+from tunedock.run.store import find
+
+_NAMED = re.compile(r"(?P<name>[^=/\\\s][^=/\\]*)=(?P<place>.+)")
+_URL = re.compile(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?")
+
+
+def order_of(
+    given: Sequence[str],
+    *,
+    adapters: Mapping[str, str],
+    engine: str,
+    engine_model: str | None,
+    key_env: str | None,
+    runs_dir: Path,
+    fields: Mapping[str, Any],
+) -> ServeOrder:
+    """Raises RecipeError for what cannot be served, RunError where a name is no run."""
+    backends = []
+    for number, text in enumerate(given):
+        found = _NAMED.fullmatch(text)
+        name, place = (found["name"], found["place"]) if found else (None, text)
+        backend = _backend(place, engine, engine_model, key_env, runs_dir)
+        if number == 0 and adapters:
+            if backend["kind"] not in ("run", "folder"):
+                raise RecipeError(
+                    "LoRAs are put on models that are computed here",
+                    where="--adapter",
+                    hint="name a run or a folder first",
+                )
+            backend["adapters"] = dict(adapters)
+        backends.append({**backend, "name": name or backend["name"]})
+    if fields.get("tls_key") and not fields.get("tls_cert"):
+        raise RecipeError("a key without its certificate", where="--tls-key", hint="add --tls-cert")
+    try:
+        return ServeOrder.model_validate(
+            {"backends": backends, **{key: value for key, value in fields.items() if value is not None}}
+        )
+    except ValidationError as error:
+        item = error.errors(include_url=False)[0]
+        place = ".".join(map(str, item["loc"]))
+        raise RecipeError(f"`{place}`: {item['msg']}", where="serve") from None
+
+
+def _backend(place: str, engine: str, model: str | None, key_env: str | None, runs_dir: Path) -> dict[str, Any]:
+    if "://" in place:
+        if not _URL.fullmatch(place):
+            raise RecipeError(
+                f"`{place[:200]}` is no address of a server",
+                where="serve",
+                hint="http://host:port/v1; a key goes into a variable that --engine-key-env names",
+            )
+        address = place.rstrip("/")
+        name = model or re.sub(r"^https?://|/v1$", "", address)
+        return {"name": name, "kind": engine, "place": address, "model": model, "key_env": key_env}
+    path = Path(place).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return {"name": path.stem, "kind": "gguf", "place": str(path.absolute())}
+    if path.is_dir() and not (path / "run.json").is_file():
+        if next(path.glob("*.gguf"), None) is not None:
+            return {"name": path.name, "kind": "gguf", "place": str(path.absolute())}
+        if (path / "config.json").is_file():
+            return {"name": path.absolute().name, "kind": "folder", "place": str(path.absolute())}
+        raise RecipeError(
+            "this folder holds no model", where=str(path), hint="a run, a folder of `tunedock export`, or a GGUF file"
+        )
+    run = find(place, runs_dir)
+    return {"name": run.name, "kind": "run", "place": str(run.path.absolute())}
+
+
+def serve_models(order: ServeOrder, *, on_event: OnEvent = ignore, launcher: Launcher | None = None) -> None:
+    """Serves until Ctrl-C or SIGTERM. Raises what kept the gateway from it."""
+    run_job(JobSpec("serve", None, order.model_dump(mode="json")), on_event, launcher)

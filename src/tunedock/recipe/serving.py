@@ -1,0 +1,58 @@
+"""What a gateway is told: the request of the stage `serve`, made in one plane and read in the other."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from tunedock.recipe.section import Section
+
+Kind = Literal["run", "folder", "gguf", "vllm", "sglang", "ollama", "llama-server", "openai", "tunedock"]
+REMOTE: tuple[Kind, ...] = ("vllm", "sglang", "ollama", "llama-server", "openai", "tunedock")
+
+
+class Backend(Section):
+    """A model under a name."""
+
+    name: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    kind: Kind
+    place: str
+    """A run's directory, a folder, a file, or the server's address, which ends in `/v1`."""
+    model: str | None = None
+    """As a server knows it; None: by the same name."""
+    key_env: str | None = None
+    """The variable that holds the key a server wants."""
+    adapters: dict[str, str] = {}
+    """Of a model computed here: name -> folder of a LoRA, each a model of its own to clients."""
+
+
+class Jwt(Section):
+    audience: str
+    issuer: str
+    secret_file: str | None = None
+    secret_env: str | None = None
+    jwks: str | None = None
+
+
+class ServeOrder(Section):
+    backends: list[Backend] = Field(min_length=1)
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """0: any that is free, which is told."""
+    open: bool = False
+    """Whether anybody may call; on loopback only."""
+    store: str | None = None
+    """Of keys, policies and counts: a SQLite file or a PostgreSQL URL."""
+    jwt: Jwt | None = None
+    access_log: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    body_bytes: PositiveInt = 16 << 20
+    request_s: PositiveFloat = 600.0
+    grace_s: PositiveFloat = 30.0
+    """For what is at work when the gateway is asked to end."""
+    max_running: PositiveInt | None = None
+    max_waiting: PositiveInt | None = None
+    longest: PositiveInt | None = None
+    """Tokens of a prompt and its answer together, of models computed here; None: what the model and the memory allow."""

@@ -1,0 +1,154 @@
+"""The `serve` stage: models loaded, the gateway opened, and closed in order when it is asked to end.
+
+The server runs in a thread of its own; this one waits for a stop. Then `/ready` says no, what is at work is finished for as long as
+`grace_s`, and what is left is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import threading
+import time
+from pathlib import Path
+
+import uvicorn
+
+from tunedock.errors import EngineError, RecipeError
+from tunedock.events import Emitter
+from tunedock.recipe.serving import ServeOrder
+from tunedock.run.stop import StopRequest
+from tunedock.serve.access import Access, AccessSettings, JwtSettings
+from tunedock.serve.app import Bounds, Gateway, create_app
+from tunedock.serve.loading import load
+from tunedock.serve.metrics import Metrics
+from tunedock.serve.models import Models
+from tunedock.serve.records import AccessLog
+
+LOOK_S = 0.2
+
+
+def serve(order: ServeOrder, emit: Emitter, stop: StopRequest) -> None:
+    """Serves until it is asked to stop. Raises RecipeError, ModelError, EngineError, DependencyError for what cannot be served."""
+    access = Access.open(_access(order))
+    listener = _listen(order)
+    try:
+        began = time.monotonic()
+        models = Models(load(order, lambda text: emit.emit("note", message=text, data={})))
+        gateway = Gateway(
+            models,
+            access,
+            AccessLog(Path(order.access_log) if order.access_log else None),
+            Metrics(models),
+            Bounds(body_bytes=order.body_bytes, request_s=order.request_s),
+        )
+        with stop.deferred():
+            _serve(gateway, order, listener, emit, stop, began)
+    finally:
+        listener.close()
+        access.close()
+
+
+def _serve(
+    gateway: Gateway, order: ServeOrder, listener: socket.socket, emit: Emitter, stop: StopRequest, began: float
+) -> None:
+    server = uvicorn.Server(_config(gateway, order))
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            asyncio.run(_until_closed(server, listener, gateway))
+        except BaseException as error:  # noqa: BLE001 - policy: handed to the thread that waits, and raised there
+            failed.append(error)
+
+    thread = threading.Thread(target=work, name="gateway", daemon=True)
+    thread.start()
+    host, port = listener.getsockname()[:2]
+    url = f"{'https' if order.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+    while thread.is_alive() and not server.started:
+        time.sleep(0.01)
+    if server.started:
+        names = ", ".join(served.name for served in gateway.models.all())
+        told = {
+            "url": url,
+            "models": [served.name for served in gateway.models.all()],
+            "seconds": time.monotonic() - began,
+        }
+        emit.emit("note", message=f"serving {names} at {url}/v1", data=told)
+    while thread.is_alive() and not stop.asked():
+        time.sleep(LOOK_S)
+    gateway.draining = True
+    deadline = time.monotonic() + order.grace_s
+    while thread.is_alive() and time.monotonic() < deadline and _at_work(gateway):
+        time.sleep(LOOK_S)
+    server.should_exit = True
+    thread.join(10.0)
+    gateway.log.close()
+    if failed:
+        raise EngineError(f"the gateway ended: {type(failed[0]).__name__}: {failed[0]}", where=url)
+
+
+async def _until_closed(server: uvicorn.Server, listener: socket.socket, gateway: Gateway) -> None:
+    await server.serve(sockets=[listener])
+    for engine in gateway.models.engines():
+        await engine.close()
+
+
+def _at_work(gateway: Gateway) -> bool:
+    return any(engine.load().running or engine.load().waiting for engine in gateway.models.engines())
+
+
+def _config(gateway: Gateway, order: ServeOrder) -> uvicorn.Config:
+    tls = {"ssl_certfile": order.tls_cert, "ssl_keyfile": order.tls_key} if order.tls_cert else {}
+    try:
+        return uvicorn.Config(
+            create_app(gateway),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=5,
+            h11_max_incomplete_event_size=64 << 10,
+            **tls,  # type: ignore[arg-type]
+        )
+    except (OSError, ssl.SSLError) as error:
+        raise RecipeError(
+            f"TLS cannot be set up: {error}", where="--tls-cert", hint="a certificate chain and its key, in PEM"
+        ) from None
+
+
+def _listen(order: ServeOrder) -> socket.socket:
+    """Bound before models are loaded, so that a port that is taken is told at once."""
+    family = socket.AF_INET6 if ":" in order.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((order.host, order.port))
+    except OSError as error:
+        listener.close()
+        raise EngineError(
+            f"cannot listen there: {error.strerror or error}",
+            where=f"{order.host}:{order.port}",
+            hint="name another: --port",
+        ) from None
+    listener.set_inheritable(True)
+    return listener
+
+
+def _access(order: ServeOrder) -> AccessSettings:
+    jwt = order.jwt
+    found = {"off": order.open, "bind": order.host, **({"store": order.store} if order.store else {})}
+    if jwt is None:
+        return AccessSettings(**found)  # type: ignore[arg-type]
+    return AccessSettings(
+        **found,  # type: ignore[arg-type]
+        jwt=JwtSettings(
+            audience=jwt.audience,
+            issuer=jwt.issuer,
+            secret_file=Path(jwt.secret_file) if jwt.secret_file else None,
+            secret_env=jwt.secret_env,
+            jwks=jwt.jwks,
+        ),
+    )

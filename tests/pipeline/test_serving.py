@@ -1,0 +1,76 @@
+"""What a command line names, as a gateway is told of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunedock.errors import RecipeError, RunError
+from tunedock.pipeline.serving import order_of
+from tunedock.run.record import Run, RunState
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run, an exported folder, a GGUF file, and a folder with something else."""
+    state = RunState("triage", 0.0, "sft", "m", "lora", "0")
+    Run.create(tmp_path / "runs/triage", recipe_yaml="", resolved={}, state=state)
+    for name in ("hf/config.json", "gguf/model-f16.gguf", "other/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def order(*given: str, **changes: Any) -> Any:
+    settings: dict[str, Any] = {
+        "adapters": {}, "engine": "vllm", "engine_model": None, "key_env": None, "runs_dir": Path("runs"), "fields": {},
+    }  # fmt: skip
+    return order_of(given, **{**settings, **changes})
+
+
+def test_each_kind_by_what_it_is(place: Path) -> None:
+    made = order(
+        "triage", "./hf", "small=gguf", "gguf/model-f16.gguf", "big=http://gpu:8000/v1/", "https://api.example/v1"
+    )
+    assert [(one.name, one.kind, one.place) for one in made.backends] == [
+        ("triage", "run", f"{place}/runs/triage"),
+        ("hf", "folder", f"{place}/hf"),
+        ("small", "gguf", f"{place}/gguf"),
+        ("model-f16", "gguf", f"{place}/gguf/model-f16.gguf"),
+        ("big", "vllm", "http://gpu:8000/v1"),
+        ("api.example", "vllm", "https://api.example/v1"),
+    ]
+    assert (made.host, made.port, made.open) == ("127.0.0.1", 8000, False)
+
+
+def test_adapters_sit_on_the_first(place: Path) -> None:
+    made = order("./hf", "triage", adapters={"fr": "/adapters/fr"})
+    assert [one.adapters for one in made.backends] == [{"fr": "/adapters/fr"}, {}]
+    with pytest.raises(RecipeError, match="computed here"):
+        order("http://gpu:8000/v1", adapters={"fr": "/adapters/fr"})
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("./other", "this folder holds no model"),
+        ("http://user:secret@gpu/v1", "is no address of a server"),
+        ("ftp://gpu/v1", "is no address of a server"),
+        ("http://gpu/v1?key=secret", "is no address of a server"),
+        ("a\tb=./hf", "should match pattern"),
+    ],
+)
+def test_what_is_refused(place: Path, given: str, says: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        order(given)
+    assert says in str(caught.value)
+
+
+def test_no_run_by_that_name(place: Path) -> None:
+    with pytest.raises(RunError):
+        order("nothing")
+    with pytest.raises(RecipeError, match="without its certificate"):
+        order("triage", fields={"tls_key": "key.pem"})

@@ -1,0 +1,136 @@
+"""`tunedock serve` as a user starts it: a run, its exports, the real client, keys, and an end in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+
+ROOT = Path(__file__).parents[2]
+MESSAGES: Any = [{"role": "user", "content": "My kettle is broken. It is order 4071."}]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the demo's base, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("project")
+    recipe = {
+        "model": {"path": str(ROOT / "examples/demo/base")},
+        "adapter": {"kind": "lora", "r": 4},
+        "data": {"train": str(ROOT / "examples/demo/triage.jsonl"), "max_length": 256, "cache_dir": "./cache"},
+        "train": {"max_steps": 3, "batch_size": 4, "report_to": "none", "output_dir": "./runs/triage"},
+    }
+    recipe["data"] |= {"train": {"path": str(ROOT / "examples/demo/triage.jsonl"), "num_samples": 60}}
+    (folder / "r.yaml").write_text(json.dumps(recipe))
+    tunedock(folder, "train", "r.yaml")
+    return folder
+
+
+def tunedock(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "tunedock", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@contextmanager
+def served(folder: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """(address, the command): a gateway until the block's end."""
+    command = [sys.executable, "-m", "tunedock", "serve", *arguments, "--port", "0"]
+    process = subprocess.Popen(
+        command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    said: list[str] = []
+    found = threading.Event()
+
+    def listen() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            said.append(line)
+            if " at http" in line:
+                found.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    try:
+        assert found.wait(120), "".join(said)
+        url = next(match[1] for line in said if (match := re.search(r" at (https?://\S+)/v1", line)))
+        yield url, process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait(60)
+
+
+@pytest.mark.long
+def test_a_run_answers_as_its_merged_export_and_its_gguf_do(project: Path) -> None:
+    tunedock(project, "export", "triage", "--to", "hf", "--dtype", "float32")
+    names = ["triage", "hf=./hf"]
+    if _has_llama():
+        tunedock(project, "export", "triage", "--to", "gguf", "--format", "gguf", "--quantize", "f32")
+        names.append("gguf=./gguf")
+    with served(project, *names, "--open") as (url, _):
+        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        assert {model.id for model in client.models.list()} == {"triage", "hf", *(["gguf"] if len(names) == 3 else [])}
+        answers = {
+            name: client.chat.completions.create(model=name, messages=MESSAGES, temperature=0, max_tokens=24)
+            for name in ("triage", "hf", *(["gguf"] if len(names) == 3 else []))
+        }
+        texts = {name: answer.choices[0].message.content for name, answer in answers.items()}
+        assert len(set(texts.values())) == 1, texts
+        assert httpx.get(f"{url}/v1/models/triage").json()["lineage"]["run"] == "triage"
+
+
+def _has_llama() -> bool:
+    try:
+        import llama_cpp  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def test_an_end_in_order(project: Path) -> None:
+    """What is at work is finished; then the command ends without an error."""
+    with served(project, "triage", "--open") as (url, process):
+        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        stream = client.chat.completions.create(
+            model="triage", messages=MESSAGES, max_tokens=200, stream=True, temperature=1.5
+        )
+        next(iter(stream))
+        process.send_signal(signal.SIGTERM)
+        reasons = [chunk.choices[0].finish_reason for chunk in stream if chunk.choices]
+        assert reasons[-1] in ("stop", "length")
+        assert process.wait(60) in (0, 143)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/health")
+
+
+def test_with_keys(project: Path) -> None:
+    key = json.loads(tunedock(project, "token", "issue", "ada", "--store", "access.db", "--json"))["key"]
+    with served(project, "triage", "--store", "access.db", "--access-log", "log.jsonl") as (url, _):
+        good = OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+        bad = OpenAI(base_url=f"{url}/v1", api_key="td-none", max_retries=0)
+        assert good.chat.completions.create(model="triage", messages=MESSAGES, max_tokens=3).choices
+        with pytest.raises(openai.AuthenticationError):
+            bad.chat.completions.create(model="triage", messages=MESSAGES, max_tokens=3)
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        assert httpx.get(f"{url}/metrics").status_code == 401
+        assert httpx.get(f"{url}/health").status_code == 200
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and "ada" not in (project / "log.jsonl").read_text():
+        time.sleep(0.05)
+    assert key not in (project / "log.jsonl").read_text()
