@@ -353,15 +353,6 @@ def test_a_process_that_ends_gives_its_slots_back(place: Path) -> None:
             run(once(second, alice))
 
 
-def test_a_long_request_keeps_its_slot(place: Path) -> None:
-    """Longer than a lease: the process says that it is alive, although nothing else happens."""
-    alice = Subject("alice", Policy(concurrent=1), "key")
-    with opened(settings(place, lease_s=1)) as first, opened(settings(place, lease_s=1)) as second:
-        run(first.admitted(alice, "m", 0).__aenter__())
-        time.sleep(1.3)
-        assert refusal(once(second, alice)).code == "rate_limit_exceeded"
-
-
 def test_many_at_once_never_exceed(place: Path) -> None:
     """Two hundred requests in one process, at most five inside."""
     alice = Subject("alice", Policy(concurrent=5, requests_per_minute=60), "key")
