@@ -17,6 +17,7 @@ from openai import OpenAI
 
 import families
 from gateway_bed import Bed, gateway
+from tunedock.serve.access import Access, AccessSettings, Policy
 from tunedock.serve.app import Bounds
 from tunedock.serve.body import DEEPEST
 
@@ -298,6 +299,38 @@ def test_health_and_ready(bed: Bed) -> None:
         assert httpx.get(f"{bed.url}/ready").status_code == 503
     finally:
         bed.gateway.draining = False
+
+
+def test_an_open_gateway_answers_to_its_own_names_alone(bed: Bed) -> None:
+    bed.gateway.hosts = frozenset({"127.0.0.1", "localhost"})
+    try:
+        assert httpx.get(f"{bed.url}/v1/models").status_code == 200
+        answer = httpx.get(f"{bed.url}/v1/models", headers={"host": "evil.example"})
+        assert answer.status_code == 403 and answer.json()["error"]["code"] == "host_not_allowed"
+    finally:
+        bed.gateway.hosts = None
+
+
+def test_limits_are_told_and_held(tmp_path: Path) -> None:
+    """Through the real gate: a key, two requests a minute."""
+    from tunedock.access.acts import Administration
+    from tunedock.access.audit import Audit
+    from tunedock.access.store import Store
+
+    store = Store.open(str(tmp_path / "access.db"))
+    administration = Administration(store, Audit.beside(store, None), time.time)
+    key, _ = administration.issue("ada", valid_s=3600)
+    gate = Access.open(AccessSettings(store=str(tmp_path / "access.db"), default=Policy(requests_per_minute=2)))
+    body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 2}
+    headers = {"authorization": f"Bearer {key.text()}"}
+    with gateway(tmp_path, gate=gate) as made:
+        answers = [httpx.post(f"{made.url}/v1/chat/completions", json=body, headers=headers) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert answers[0].headers["x-ratelimit-remaining-requests"] == "1"
+        assert int(answers[2].headers["retry-after"]) >= 1
+        assert httpx.post(f"{made.url}/v1/chat/completions", json=body).status_code == 401
+    gate.close()
+    store.close()
 
 
 def test_a_header_cannot_break_a_line(bed: Bed) -> None:

@@ -57,6 +57,9 @@ class Gateway:
     log: AccessLog
     metrics: Metrics
     bounds: Bounds = field(default_factory=Bounds)
+    hosts: frozenset[str] | None = None
+    """Names by which it may be called; None: by any. An open gateway answers to this machine's own, for a page in a browser could
+    have its own name lead here (DNS rebinding)."""
     draining: bool = False
     """Set when the gateway is to end: what is at work is finished, `/ready` says no."""
 
@@ -195,6 +198,7 @@ async def _guarded(turn: Turn, handler: Callable[[Turn], Awaitable[Response]]) -
     """Authenticates, runs the handler, and makes of whatever it raises an answer of OpenAI's shape."""
     response: Response | None = None
     try:
+        _require_host(turn)
         subject = await turn.gateway.gate.subject(turn.request.headers.getlist("authorization"))
         turn.subject = subject.name
         turn.request.state.subject = subject
@@ -210,6 +214,12 @@ async def _guarded(turn: Turn, handler: Callable[[Turn], Awaitable[Response]]) -
     if not isinstance(response, StreamingResponse):
         turn.end()
     return response
+
+
+def _require_host(turn: Turn) -> None:
+    hosts = turn.gateway.hosts
+    if hosts is not None and turn.request.url.hostname not in hosts:
+        raise ApiError(403, "this gateway does not answer to that name", code="host_not_allowed", param="Host")
 
 
 def _said(turn: Turn, error: ApiError | Refused) -> Response:
@@ -386,10 +396,10 @@ async def _answer(
         events = await stack.enter_async_context(_closing(_watched(turn, work(job), ticket)))
         if not stream:
             answers, usage = await _until_gone(turn.request, replies.gathered(events, job.n), bounds.request_s)
-            return JSONResponse(as_json(answers, usage))
+            return JSONResponse(as_json(answers, usage), headers=dict(ticket.headers))
         first = await _until_gone(turn.request, anext(events), bounds.request_s)
         body = _streamed(turn, as_stream(_again(first, events)), stack.pop_all())
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **ticket.headers}
         return StreamingResponse(body, media_type="text/event-stream", headers=headers)
     raise AssertionError("unreachable")
 
@@ -417,8 +427,8 @@ async def _watched(turn: Turn, events: AsyncGenerator[Event], ticket: Ticket) ->
         await events.aclose()
         if turn.usage is None and made:
             turn.usage = Usage(0, made)
-        if turn.usage is not None:
-            ticket.used(turn.usage.prompt_tokens, turn.usage.completion_tokens)
+        used = turn.usage or Usage(0, 0)  # an engine that failed costs nobody tokens
+        ticket.used(used.prompt_tokens, used.completion_tokens)
 
 
 async def _again(first: Event, events: AsyncIterator[Event]) -> AsyncGenerator[Event]:

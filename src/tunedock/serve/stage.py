@@ -42,6 +42,7 @@ def serve(order: ServeOrder, emit: Emitter, stop: StopRequest) -> None:
             AccessLog(Path(order.access_log) if order.access_log else None),
             Metrics(models),
             Bounds(body_bytes=order.body_bytes, request_s=order.request_s),
+            hosts=frozenset({"127.0.0.1", "localhost", "::1", order.host}) if order.open else None,
         )
         with stop.deferred():
             _serve(gateway, order, listener, emit, stop, began)
