@@ -2,10 +2,10 @@
 
     python -m benchmarks.serving_engine [--model small] [--requests 16] [--answer-tokens 64] [--rounds 3] [--threads 1]
 
-In each round every side answers the same prompts (made-up words, 20 to 200 tokens), greedily, turn about; figures are medians over
-the rounds, ratios are of rates within a round. `generate` goes one by one, in this process (`--alone` of the prompts: its rate does
-not depend on how many). `transformers serve` is a process of its own, asked over HTTP by as many clients as there are requests: as
-it comes, and with `--continuous-batching`. Ours must give the very tokens `generate` gives in float32, or nothing is measured.
+In each round every side answers the same new prompts (made-up words, 20 to 200 tokens), greedily, turn about; figures are medians
+over the rounds, ratios are of rates within a round. `generate` goes one by one, in this process (`--alone` of the prompts: its rate
+does not depend on how many). `transformers serve` is a process of its own, asked over HTTP by as many clients as requests:
+as it comes, and with `--continuous-batching`. Ours must give the very tokens `generate` gives in float32, or nothing is measured.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import models
+from benchmarks.peers import ROOT
 from benchmarks.results import RESULTS, this_machine
 from benchmarks.words import Words
 
 OURS, GENERATE, SERVE, BATCHING = "ours", "generate", "transformers serve", "transformers serve, continuous batching"
 START_S = 180
 
-Side = Callable[[], int]
-"""Answers the prompts; returns how many tokens the answers have."""
+Side = Callable[[Sequence[str]], int]
+"""Answers prompts; returns how many tokens the answers have."""
 
 
-def prompts_of(number: int) -> list[str]:
-    words = Words(77)
+def prompts_of(number: int, round_number: int) -> list[str]:
+    """Others in each round: continuous batching keeps what prompts it has seen come to."""
+    words = Words(77 + round_number)
     return [words.text(10 + 6 * i) for i in range(number)]
 
 
-def ours_and_generate(
-    folder: Path, texts: Sequence[str], arguments: argparse.Namespace
-) -> tuple[Side, Side, Callable[[], None]]:
+def ours_and_generate(folder: Path, arguments: argparse.Namespace) -> tuple[Side, Side, Callable[[], None]]:
     """The two sides of this process, and what ends the engine. Raises AssertionError where they differ."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -58,28 +58,28 @@ def ours_and_generate(
     torch.set_num_threads(arguments.threads)
     dtype = getattr(torch, arguments.dtype)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompts: list[list[int]] = [tokenizer(text)["input_ids"] for text in texts]
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     limits = Limits(running=arguments.requests, longest=2048, cache_bytes=2 << 30)
     engine = from_folder(folder, dtype=dtype, device=torch.device("cpu"), limits=limits)
-    most = arguments.answer_tokens
-    chosen = range(0, len(prompts), max(1, len(prompts) // arguments.alone))
+    most: int = arguments.answer_tokens
     answers: dict[str, dict[int, list[int]]] = {OURS: {}, GENERATE: {}}
 
-    async def one(number: int) -> None:
-        request = Asked(str(number), prompts[number], most, frozenset(), Sampling(temperature=0.0))
+    async def one(number: int, prompt: list[int]) -> None:
+        request = Asked(str(number), prompt, most, frozenset(), Sampling(temperature=0.0))
         answers[OURS][number] = [token.id async for token in engine.submit(request)]
 
-    async def all_of_them() -> None:
-        await asyncio.gather(*map(one, range(len(prompts))))
+    async def all_of_them(texts: Sequence[str]) -> None:
+        prompts = (tokenizer(text)["input_ids"] for text in texts)
+        await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(prompts)))
 
-    def ours() -> int:
-        asyncio.run(all_of_them())
-        return most * len(prompts)
+    def ours(texts: Sequence[str]) -> int:
+        asyncio.run(all_of_them(texts))
+        return most * len(texts)
 
-    def generate() -> int:
+    def generate(texts: Sequence[str]) -> int:
+        chosen = range(0, len(texts), max(1, len(texts) // arguments.alone))
         for number in chosen:
-            ids = torch.tensor([prompts[number]])
+            ids = torch.tensor([tokenizer(texts[number])["input_ids"]])
             made = plain.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -91,16 +91,17 @@ def ours_and_generate(
             answers[GENERATE][number] = made[0, ids.shape[1] :].tolist()
         return most * len(chosen)
 
-    ours()
-    generate()
-    differ = [number for number in chosen if answers[OURS][number] != answers[GENERATE][number]]
+    first = prompts_of(arguments.requests, 0)
+    ours(first)
+    generate(first)
+    differ = [number for number, made in answers[GENERATE].items() if answers[OURS][number] != made]
     if differ and arguments.dtype == "float32":
         raise AssertionError(f"answers {differ} are not those of `generate`")
     return ours, generate, engine.close
 
 
 @contextmanager
-def served(folder: Path, texts: Sequence[str], arguments: argparse.Namespace, *options: str) -> Iterator[Side]:
+def served(folder: Path, arguments: argparse.Namespace, *options: str) -> Iterator[Side]:
     """`transformers serve` as a side."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -124,11 +125,11 @@ def served(folder: Path, texts: Sequence[str], arguments: argparse.Namespace, *o
                 with urllib.request.urlopen(request, timeout=580) as answer:  # noqa: S310
                     return int(json.load(answer)["usage"]["completion_tokens"])
 
-            def side() -> int:
+            def side(texts: Sequence[str]) -> int:
                 with ThreadPoolExecutor(len(texts)) as pool:
                     return sum(pool.map(ask, texts))
 
-            side()
+            side(prompts_of(arguments.requests, 0))
             yield side
         finally:
             process.terminate()
@@ -149,14 +150,15 @@ def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     raise RuntimeError(f"transformers serve did not start: {log.read_text()[-500:]}")
 
 
-def measured(sides: dict[str, Side], rounds: int) -> dict[str, list[float]]:
+def measured(sides: dict[str, Side], rounds: int, requests: int) -> dict[str, list[float]]:
     """Tokens a second of each side in each round."""
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
+        texts = prompts_of(requests, number + 1)
         order = list(sides) if number % 2 else list(sides)[::-1]
         for name in order:
             began = time.perf_counter()
-            tokens = sides[name]()
+            tokens = sides[name](texts)
             rates[name].append(tokens / (time.perf_counter() - began))
             print(f"round {number + 1}: {name}: {rates[name][-1]:.1f} tokens/s", flush=True)
     return rates
@@ -183,15 +185,14 @@ def main() -> int:
     parser.add_argument("--only-ours", action="store_true", help="without `transformers serve`; nothing is written")
     arguments = parser.parse_args()
     folder = models.ensure(arguments.model)
-    texts = prompts_of(arguments.requests)
     with ExitStack() as stack:
-        ours, generate, close = ours_and_generate(folder, texts, arguments)
+        ours, generate, close = ours_and_generate(folder, arguments)
         stack.callback(close)
         sides: dict[str, Side] = {OURS: ours, GENERATE: generate}
         if not arguments.only_ours:
-            sides[SERVE] = stack.enter_context(served(folder, texts, arguments))
-            sides[BATCHING] = stack.enter_context(served(folder, texts, arguments, "--continuous-batching"))
-        rates = measured(sides, arguments.rounds)
+            sides[SERVE] = stack.enter_context(served(folder, arguments))
+            sides[BATCHING] = stack.enter_context(served(folder, arguments, "--continuous-batching"))
+        rates = measured(sides, arguments.rounds, arguments.requests)
     print(table(rates))
     if not arguments.only_ours:
         write(arguments, rates)
@@ -203,7 +204,7 @@ def write(arguments: argparse.Namespace, rates: dict[str, Any]) -> None:
     path = RESULTS / f"{machine.slug}-serving-engine.json"
     told = {"machine": asdict(machine), "settings": vars(arguments), "tokens_per_second": rates}
     path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    print(f"\nwritten to {path.relative_to(models.ROOT)}")
+    print(f"\nwritten to {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

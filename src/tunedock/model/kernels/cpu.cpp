@@ -356,6 +356,79 @@ void recall(const T *queries, int64_t token_stride, int64_t head_stride, const i
     }
 }
 
+// -- products of few rows with a large matrix (generation): y = x W^T, each row of W read once -------------------------------------
+
+// Sixteen numbers at a time, in whatever registers there are. What a row of x gives does not depend on the rows beside it: every
+// product is summed in the same order.
+typedef float wide16 __attribute__((vector_size(64)));
+typedef uint16_t half16 __attribute__((vector_size(32)));
+typedef uint32_t bits16 __attribute__((vector_size(64)));
+
+inline wide16 load16(const float *from) {
+    wide16 loaded;
+    std::memcpy(&loaded, from, sizeof loaded);
+    return loaded;
+}
+
+inline wide16 load16(const bfloat16 *from) {
+    half16 halves;
+    std::memcpy(&halves, from, sizeof halves);
+    const bits16 bits = __builtin_convertvector(halves, bits16) << 16;
+    wide16 loaded;
+    std::memcpy(&loaded, &bits, sizeof loaded);
+    return loaded;
+}
+
+inline float sum16(wide16 x) {
+    float parts[16], sum = 0.0f;
+    std::memcpy(parts, &x, sizeof parts);
+    for (int i = 0; i < 8; ++i) parts[i] += parts[i + 8];
+    for (int i = 0; i < 4; ++i) parts[i] += parts[i + 4];
+    sum = (parts[0] + parts[2]) + (parts[1] + parts[3]);
+    return sum;
+}
+
+template <int M, int N, typename T>
+inline void tile_product(const float *x, const T *weight, int64_t size, T *y, int64_t columns) {
+    wide16 sums[M][N] = {};
+    for (int64_t k = 0; k < size; k += 16) {
+        wide16 rows[N];
+        for (int n = 0; n < N; ++n) rows[n] = load16(weight + n * size + k);
+        for (int m = 0; m < M; ++m) {
+            const wide16 given = load16(x + m * size + k);
+            for (int n = 0; n < N; ++n) sums[m][n] += given * rows[n];
+        }
+    }
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) narrow(sum16(sums[m][n]), y[m * columns + n]);
+}
+
+template <int N, typename T>
+inline void strip(const float *x, int64_t rows, const T *weight, int64_t size, T *y, int64_t columns) {
+    for (; rows >= 6; rows -= 6, x += 6 * size, y += 6 * columns) tile_product<6, N>(x, weight, size, y, columns);
+    switch (rows) {
+        case 5: return tile_product<5, N>(x, weight, size, y, columns);
+        case 4: return tile_product<4, N>(x, weight, size, y, columns);
+        case 3: return tile_product<3, N>(x, weight, size, y, columns);
+        case 2: return tile_product<2, N>(x, weight, size, y, columns);
+        case 1: return tile_product<1, N>(x, weight, size, y, columns);
+    }
+}
+
+template <typename T>
+void few(const float *x, int64_t rows, const T *weight, int64_t columns, int64_t size, T *y) {
+    const int64_t strips = (columns + 3) / 4;
+#pragma omp parallel for schedule(static)
+    for (int64_t s = 0; s < strips; ++s) {
+        const int64_t n = 4 * s;
+        if (n + 4 <= columns) {
+            strip<4>(x, rows, weight + n * size, size, y + n, columns);
+        } else {
+            for (int64_t one = n; one < columns; ++one) strip<1>(x, rows, weight + one * size, size, y + one, columns);
+        }
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -401,6 +474,9 @@ void tunedock_chosen_f32(void *logits, int64_t rows, int64_t size, const int64_t
                                 int64_t heads, int64_t size, int back, void *y) {                                                  \
         rotate(static_cast<const T *>(x), stride, static_cast<const T *>(cosines), static_cast<const T *>(sines), tokens, heads,   \
                size, back, static_cast<T *>(y));                                                                                   \
+    }                                                                                                                              \
+    void tunedock_few_##NAME(const float *x, int64_t rows, const void *weight, int64_t columns, int64_t size, void *y) {           \
+        few(x, rows, static_cast<const T *>(weight), columns, size, static_cast<T *>(y));                                          \
     }                                                                                                                              \
     void tunedock_recall_##NAME(const void *queries, int64_t token_stride, int64_t head_stride, const int64_t *at,                 \
                                 const int64_t *lengths, int64_t rows, int64_t heads, const void *keys, const void *values,         \

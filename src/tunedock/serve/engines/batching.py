@@ -27,6 +27,8 @@ from tunedock.serve.engines.generator import Asked, EngineGone, Load, Token
 from tunedock.serve.engines.schedule import Row, Schedule, Work
 from tunedock.serve.engines.streams import Outlet, Parcel, Stream, deliver
 
+CHUNK, GPU_CHUNK = 256, 2048
+
 CLOSE_S = 30.0
 """How long `close` waits for the step under way."""
 
@@ -39,8 +41,9 @@ class Limits:
     """Requests answered at once."""
     waiting: int = 256
     """Requests that wait for one of those to end; one more is refused (`Overloaded`)."""
-    chunk: int = 256
-    """Tokens of prompts computed in a step: what joins stalls the answers under way for so long and no longer."""
+    chunk: int | None = None
+    """Tokens of prompts computed in a step: what joins stalls the answers under way for so long and no longer. None for 256 on
+    a CPU and 2048 on a GPU."""
     longest: int | None = None
     """Tokens of a prompt with its answer; None for what the model can take."""
     cache_bytes: int | None = None
@@ -82,7 +85,7 @@ class Engine:
             page=page,
             running=limits.running,
             waiting=limits.waiting,
-            chunk=longest if compute.whole_prompts else limits.chunk,
+            chunk=longest if compute.whole_prompts else limits.chunk or CHUNK,
             whole=compute.whole_prompts,
         )
         self.longest = min(longest, self._schedule.most_tokens)
@@ -258,6 +261,8 @@ class Engine:
             self._schedule.remove(request)
             return request.outlet, EngineGone("the model gave no numbers (NaN) for this request")
         request.tokens.append(drawn.id)
+        if self._compute.turn is not None and len(request.tokens) == self._compute.turn + 1:
+            request.computed = 0
         finish = None
         if drawn.id in asked.stop_ids:
             finish = "stop"

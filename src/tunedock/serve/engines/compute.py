@@ -23,6 +23,7 @@ from transformers import DynamicCache
 from tunedock.model.fused import fuse
 from tunedock.model.policy import EXACT, ROUNDED
 from tunedock.model.rope import regime_of
+from tunedock.serve.engines.few_rows import speed_up
 from tunedock.serve.engines.loras import LoadedLora, LoraModules, Stretch
 from tunedock.serve.engines.paged import KEYWORD, Pool, Step, install
 from tunedock.serve.engines.schedule import Row, Work
@@ -46,6 +47,9 @@ class Compute(Protocol[A]):
 
     whole_prompts: bool
     """Whether a prompt must be computed in one piece."""
+    turn: int | None
+    """Tokens beyond which a row's keys are others: one that grows past it is computed again from its beginning. None without such
+    a length."""
     vocabulary: int
     bytes_per_token: int
     notes: list[str]
@@ -76,6 +80,7 @@ class _OnTransformers:
         self.model = model
         self.device = device
         self.notes: list[str] = []
+        self.turn: int | None = None
         self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._linears: dict[str, nn.Module] = {}
@@ -111,16 +116,31 @@ class Paged(_OnTransformers):
         self.bytes_per_token = 0
 
     def reserve(self, pages: int, page: int) -> None:
-        self._pool = Pool(pages, page)
+        self._pool = Pool(pages + 1, page)  # the last is nobody's
 
     def close(self) -> None:
         self._pool = Pool(0, PAGE)
 
     def step(self, works: Sequence[Work], loras: Sequence[LoadedLora | None]) -> Tensor:
+        if self.turn is None:
+            return self._alike(works, loras)
+        sides: dict[bool, list[int]] = {False: [], True: []}
+        for number, work in enumerate(works):
+            sides[len(work.row.tokens) > self.turn].append(number)
+        drawn: dict[int, Tensor] = {}
+        for beyond, numbers in sides.items():
+            if numbers:
+                some = [works[number] for number in numbers]
+                logits_RV = self._alike(some, [loras[number] for number in numbers], self.turn if beyond else None)
+                drawn |= zip((n for n in numbers if works[n].draws), logits_RV, strict=False)
+        return torch.stack([drawn[number] for number in sorted(drawn)]) if drawn else torch.empty(0, self.vocabulary)
+
+    def _alike(self, works: Sequence[Work], loras: Sequence[LoadedLora | None], reach: int | None = None) -> Tensor:
+        """A step of rows that may share a call."""
         self.loras.stretches = _stretches(works, loras)
         for stretch in self.loras.stretches:
             self.loras.make_ready(stretch.lora)
-        return self._call(Step(works, self._pool, self.device))
+        return self._call(Step(works, self._pool, self.device, reach=reach))
 
     def leave(self, slots: Sequence[int]) -> None:
         """Their pages are the schedule's to give out again."""
@@ -181,8 +201,9 @@ class Alone(_OnTransformers):
             model(input_ids=torch.tensor([[1, 2, 3, 4, 5]], device=device), use_cache=False, **keep)
         cache = DynamicCache(config=model.config)
         model(input_ids=torch.tensor([[1, 2, 3, 4]], device=device), past_key_values=cache, use_cache=True)
-        kept = [t for layer in cache.layers for t in (layer.keys, layer.values) if isinstance(t, Tensor)]
-        self.bytes_per_token = max(1, sum(t.numel() * t.element_size() for t in kept) // 4)
+        # A layer that keeps a state instead has neither; it takes the same memory for any row.
+        kept = (getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values"))
+        self.bytes_per_token = max(1, sum(t.numel() * t.element_size() for t in kept if isinstance(t, Tensor)) // 4)
 
     def reserve(self, pages: int, page: int) -> None:
         """Caches grow by themselves; the pages are what the schedule counts by."""
@@ -229,6 +250,7 @@ def choose(model: nn.Module, device: torch.device) -> Paged | Alone:
     """The faster way, where it is exact. The model is in eval mode and is the engine's own from here on."""
     if device.type == "cpu":
         fuse(model)
+        speed_up(model)
     before = model.config._attn_implementation  # type: ignore[union-attr]
     paged = Paged(model, device)
     fault = paged.prove()
@@ -240,20 +262,18 @@ def choose(model: nn.Module, device: torch.device) -> Paged | Alone:
     return alone
 
 
-def longest_exact(config: Any) -> int | None:
-    """Tokens up to which what a position is does not depend on how long the row is; None without such a bound.
-
-    Beyond it, `dynamic` and `longrope` turn keys by other angles the longer the row gets, and those in the cache are no more what
-    they would be.
-    """
+def positions_of(config: Any) -> tuple[int, bool] | None:
+    """Tokens up to which what a position is does not depend on how long its row is, and whether there is one other way beyond
+    (`longrope`) or one for each length (`dynamic`). None where it never does."""
     regime = regime_of(config)
     if regime is None:
         return None
-    low, high = 1, int(config.max_position_embeddings)
+    most = int(config.max_position_embeddings)
+    low, high = 1, 2 * most
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if regime(middle) == 0 else (low, middle - 1)
-    return low
+    return low, regime(low + 1) == regime(low + 2)
 
 
 def _stretches(works: Sequence[Work], loras: Sequence[LoadedLora | None]) -> list[Stretch]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tunedock.errors import ModelError
 from tunedock.export.gguf.quantise import llama_cpp
-from tunedock.serve.engines.batching import Engine, Limits
+from tunedock.serve.engines.batching import CHUNK, Engine, Limits
 from tunedock.serve.engines.compute import PAGE
 from tunedock.serve.engines.schedule import Work
 from tunedock.train.memory import HostMemory
@@ -73,6 +73,7 @@ class LlamaCompute:
         _listen(package)
         package.llama_backend_init()
         self.notes: list[str] = []
+        self.turn: int | None = None
         self._path = path
         self._using = threading.Lock()
         """Around the model: adapters are read beside the steps."""
@@ -85,7 +86,7 @@ class LlamaCompute:
         trained = int(package.llama_model_n_ctx_train(self._model))
         self.longest = min(trained, longest or trained)
         self.running = min(limits.running, int(package.llama_max_parallel_sequences()))
-        self._batch_size = limits.chunk + self.running
+        self._batch_size = (limits.chunk or CHUNK) + self.running
         self._float32 = float32_cache
         self.bytes_per_token = self._bytes_per_token()
         self._batch = package.llama_batch_init(self._batch_size, 0, 1)

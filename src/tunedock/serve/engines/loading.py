@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from tunedock.model.policy import Precision
 from tunedock.model.session import base_weights, find_base, tuned_policy
 from tunedock.recipe.schema import Model, Recipe
 from tunedock.run.record import Run
-from tunedock.serve.engines.batching import Engine, Limits
-from tunedock.serve.engines.compute import PAGE, choose, longest_exact
+from tunedock.serve.engines.batching import CHUNK, GPU_CHUNK, Engine, Limits
+from tunedock.serve.engines.compute import PAGE, Paged, choose, positions_of
 from tunedock.train.memory import memory_of
 
 SHARE = 0.5
@@ -85,11 +86,15 @@ def from_model(
 ) -> Engine:
     """A causal language model that is on its device, and the engine's own from here on."""
     limits = limits or Limits()
+    if limits.chunk is None:
+        limits = replace(limits, chunk=GPU_CHUNK if device.type == "cuda" else CHUNK)
     compute = choose(model.eval().requires_grad_(False), device)
     config: Any = model.config.get_text_config()  # type: ignore[operator,union-attr]
     longest = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
-    exact = longest_exact(config)
-    if exact is not None and exact < longest:
+    exact, one_other_way = positions_of(config) or (longest, False)
+    if exact < longest and one_other_way and isinstance(compute, Paged):
+        compute.turn = exact
+    elif exact < longest:
         longest = exact
         compute.notes.append(
             f"prompts and answers have at most {exact} tokens: beyond, this model's positions depend on the length of the whole"

@@ -22,7 +22,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from tunedock.model.kernels import kernels
-from tunedock.serve.engines.schedule import Work
+from tunedock.serve.engines.schedule import Row, Work
 
 NAME = "tunedock_paged"
 KEYWORD = "paged_step"
@@ -64,7 +64,9 @@ class Span:
 class Step:
     """What attention has to know of a step's tokens, made once and read by every layer."""
 
-    def __init__(self, works: Sequence[Work], pool: Pool, device: torch.device) -> None:
+    def __init__(self, works: Sequence[Work], pool: Pool, device: torch.device, *, reach: int | None = None) -> None:
+        """`reach`: a position that the step is to have, for models that look at the largest (`compute.Paged.turn`). A token of
+        nobody's stands there, behind all others, in the pool's last page."""
         self.pool = pool
         self.device = device
         self.windows: dict[int, int | None] = {}
@@ -89,6 +91,12 @@ class Step:
             else:
                 used = torch.tensor(pages[: -(-work.stop // page)], device=device)
                 self.spans.append(Span(at, work.start, work.stop, used))
+        if reach is not None:
+            nobody = Row(tokens=[0], longest=1, pages=[pool.pages - 1])
+            self._singles.append((len(ids), Work(nobody, 0, 1)))
+            ids.append(0)
+            positions.append(reach)
+            places.append((pool.pages - 1) * page)
         self.tokens = len(ids)
         self.ids_1N = torch.tensor([ids], device=device)
         self.positions_1N = torch.tensor([positions], device=device)
