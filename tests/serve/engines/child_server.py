@@ -7,9 +7,9 @@ import tempfile
 from pathlib import Path
 
 import uvicorn
-from tunedock.serve.access import Access, AccessSettings
 
 from gateway_bed import token_engine
+from tunedock.serve.access import Access, AccessSettings
 from tunedock.serve.app import Gateway, create_app
 from tunedock.serve.metrics import Metrics
 from tunedock.serve.models import Models, Served

@@ -12,6 +12,7 @@ import pytest
 import torch
 from asking import CPU, asked, by_generate, ids, prompts, together
 from test_batching import lively
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from families import save_tiny, small_config
 from tunedock import pipeline
@@ -160,6 +161,85 @@ def test_positions_that_turn_at_a_length() -> None:
     got = together(engine, [asked(prompt, 30) for prompt in asks])
     engine.close()
     assert [ids(tokens) for tokens in got] == [by_generate(model, prompt, 30) for prompt in asks]
+
+
+SMALL = {
+    "vocab_size": 600, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+WINDOWS = ["sliding_attention", "full_attention", "full_attention"]
+QUICK: dict[str, tuple[type, dict[str, Any]]] = {
+    "gemma3_text": (Paged, {"sliding_window": 16, "layer_types": WINDOWS, "query_pre_attn_scalar": 16}),
+    "gpt_oss": (Paged, {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}),
+    "mistral": (Paged, {"sliding_window": 16}),
+    "qwen3_moe": (Paged, {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
+    "gpt2": (Paged, {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}),
+    "lfm2": (Alone, {"layer_types": ["conv", "full_attention", "conv"]}),
+    "llama4_text": (Alone, {"num_local_experts": 2, "intermediate_size_mlp": 128, "attention_chunk_size": 32}),
+}
+LONG: dict[str, tuple[type, dict[str, Any]]] = {
+    "mixtral": (Paged, {"num_local_experts": 4}),
+    "deepseek_v3": (Paged, {
+        "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "qk_nope_head_dim": 16, "head_dim": 8,
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1, "num_key_value_heads": 4,
+    }),
+    "gemma3n_text": (Paged, {
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 600, "laurel_rank": 8, "altup_num_inputs": 2,
+        "num_kv_shared_layers": 1, "activation_sparsity_pattern": [0.0] * 3, "layer_types": WINDOWS, "sliding_window": 16,
+    }),
+    "bloom": (Alone, {"n_layer": 2, "n_head": 4}),
+    "cohere2": (Paged, {"sliding_window": 16}),
+    "starcoder2": (Paged, {"sliding_window": 16}),
+    "exaone4": (Paged, {"sliding_window": 16}),
+    **{name: (Paged, {}) for name in ("phi", "glm4", "olmo2", "granite", "gpt_neox", "smollm3", "seed_oss", "ernie4_5", "opt")},
+}  # fmt: skip
+
+
+def any_model(kind: str, settings: dict[str, Any]) -> Any:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SMALL, **settings})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2 and not any(part in name for part in ("emb", "wte", "wpe")):
+                parameter.mul_(3.0)
+            if "sinks" in name:
+                parameter.normal_()
+    return model
+
+
+def holds(kind: str, way: type, settings: dict[str, Any]) -> None:
+    engine, model = (
+        from_model(any_model(kind, settings), CPU, limits=replace(LIMITS, chunk=24)),
+        any_model(kind, settings),
+    )
+    assert type(engine._compute) is way, engine.notes
+    asks = prompts(600, (50, 7, 33, 1, 20))
+    got = together(engine, [asked(prompt, 14) for prompt in asks])
+    engine.close()
+    assert [ids(tokens) for tokens in got] == [by_generate(model, prompt, 14) for prompt in asks]
+
+
+@pytest.mark.parametrize("kind", QUICK)
+def test_architectures(kind: str) -> None:
+    """Windows by kind of layer, sinks, experts, learned positions; layers that are convolutions, attention in chunks."""
+    holds(kind, *QUICK[kind])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", LONG)
+def test_more_architectures(kind: str) -> None:
+    holds(kind, *LONG[kind])
+
+
+@pytest.mark.parametrize("kind", ["mamba", "jamba"])
+def test_a_model_that_neither_way_is_right_for_is_refused(kind: str) -> None:
+    """Mamba takes what it keeps by another name, and with ours would forget its prompt."""
+    with pytest.raises(ModelError, match="cannot be served here") as caught:
+        from_model(any_model(kind, {}), CPU, limits=LIMITS)
+    assert "--engine vllm" in str(caught.value.hint)
 
 
 def test_a_model_whose_layers_are_not_all_attention() -> None:

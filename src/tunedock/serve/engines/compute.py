@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from tunedock.errors import ModelError
 from tunedock.model.fused import fuse
 from tunedock.model.policy import EXACT, ROUNDED
 from tunedock.model.rope import regime_of
@@ -205,6 +206,18 @@ class Alone(_OnTransformers):
         kept = (getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values"))
         self.bytes_per_token = max(1, sum(t.numel() * t.element_size() for t in kept if isinstance(t, Tensor)) // 4)
 
+    def prove(self) -> str | None:
+        """As `Paged.prove`: models whose keyword for what they keep is another one take ours and forget everything."""
+        tokens = _made_up(int(self.model.config.get_text_config().vocab_size))[0]
+        row = Row(tokens=list(tokens[:-3]), longest=len(tokens), slot=0)
+        logits = [self._call(Work(row, 0, len(row.tokens)))[0]]
+        for token in tokens[-3:]:
+            row.tokens.append(token)
+            logits.append(self._call(Work(row, len(row.tokens) - 1, len(row.tokens)))[0])
+        self.leave([0])
+        got = torch.log_softmax(torch.stack(logits).float(), -1)
+        return _difference([_alone(self.model, tokens, self.device)], [got], self.model.dtype)
+
     def reserve(self, pages: int, page: int) -> None:
         """Caches grow by themselves; the pages are what the schedule counts by."""
 
@@ -247,7 +260,10 @@ class Alone(_OnTransformers):
 
 
 def choose(model: nn.Module, device: torch.device) -> Paged | Alone:
-    """The faster way, where it is exact. The model is in eval mode and is the engine's own from here on."""
+    """The faster way, where it is exact. The model is in eval mode and is the engine's own from here on.
+
+    Raises ModelError for one that neither way is right for.
+    """
     if device.type == "cpu":
         fuse(model)
         speed_up(model)
@@ -257,9 +273,25 @@ def choose(model: nn.Module, device: torch.device) -> Paged | Alone:
     if fault is None:
         return paged
     model.set_attn_implementation(before)  # type: ignore[operator]
-    alone = Alone(model, device)
+    alone, wrong = _alone_or_why(model, device)
+    if alone is None:
+        raise ModelError(
+            f"this model cannot be served here: it does not go on from what it keeps of a prompt as it answers the whole ({wrong})",
+            where=type(model).__name__,
+            hint="serve it with another engine (`--engine vllm`), which may know its kind",
+        )
     alone.notes.append(f"requests are computed one by one, for {fault}")
     return alone
+
+
+def _alone_or_why(model: nn.Module, device: torch.device) -> tuple[Alone | None, str | None]:
+    try:
+        alone = Alone(model, device)
+        wrong = alone.prove()
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, IndexError) as error:
+        # policy: as in `Paged.prove`
+        return None, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+    return (alone, None) if wrong is None else (None, wrong)
 
 
 def positions_of(config: Any) -> tuple[int, bool] | None:
