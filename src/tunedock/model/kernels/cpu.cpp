@@ -393,7 +393,10 @@ inline void tile_product(const float *x, const T *weight, int64_t size, T *y, in
     wide16 sums[M][N] = {};
     for (int64_t k = 0; k < size; k += 16) {
         wide16 rows[N];
-        for (int n = 0; n < N; ++n) rows[n] = load16(weight + n * size + k);
+        for (int n = 0; n < N; ++n) {
+            rows[n] = load16(weight + n * size + k);
+            __builtin_prefetch(weight + (n + N) * size + k);  // the next strip's, while this one is worked on
+        }
         for (int m = 0; m < M; ++m) {
             const wide16 given = load16(x + m * size + k);
             for (int n = 0; n < N; ++n) sums[m][n] += given * rows[n];
