@@ -45,8 +45,8 @@ def cut(text: str, places: Sequence[int]) -> list[str]:
     places=st.lists(st.integers(0, 60), max_size=12),
 )
 def test_stops_are_met_wherever_a_text_is_cut(text: str, stops: list[str], places: list[int]) -> None:
-    found = [text.find(stop) for stop in stops if stop in text]
-    wanted = text[: min(found)] if found else text
+    found = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    wanted = text[: min(found)[1]] if found else text
     machine = Stops(stops)
     said = "".join(machine.add(piece) for piece in cut(text, places))
     said += "" if machine.met else machine.rest()
@@ -76,6 +76,7 @@ SHAPES = {
         ["get_weather", "get_weather"],
     ),
     "thought and call": (f"<think>\nhm\n</think>\n\n<tool_call>\n{CALL}\n</tool_call>", "hm", "", ["get_weather"]),
+    "lines after a call": (f"<tool_call>\n{CALL}\n</tool_call>\n\n\nDone.", "", "Done.", ["get_weather"]),
     "cut off": (f"<tool_call>\n{CALL}", "", "", ["get_weather"]),
     "no call": ("<tool_call>\n{oops}\n</tool_call> then", "", "<tool_call>\n{oops}\n</tool_call> then", []),
     "tag in text": ("a <tool b", "", "a <tool b", []),

@@ -59,7 +59,7 @@ class Detokeniser:
 
 
 class Stops:
-    """Text up to the first stop string; what could be the beginning of one is held back."""
+    """Text up to the stop string that is complete first; what could be the beginning of one is held back."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -72,10 +72,10 @@ class Stops:
         if not self._stops:
             return text
         self._held += text
-        places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        if places:
+        found = [(place + len(stop), place) for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        if found:
             self.met = True
-            out, self._held = self._held[: min(places)], ""
+            out, self._held = self._held[: min(found)[1]], ""
             return out
         keep = beginning_of(self._held, self._stops)
         out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
@@ -110,6 +110,8 @@ class Parts:
     """Calls told so far."""
     _held: str = ""
     _place: str = field(default="start", init=False)
+    _fresh: bool = field(default=False, init=False)
+    """After a tag: the line ends that follow it belong to nothing, in whatever piece they come."""
 
     def __post_init__(self) -> None:
         self._place = "thought" if self.inside else "start" if self.thinks else "answer"
@@ -132,11 +134,16 @@ class Parts:
 
     def _step(self) -> Iterator[Delta | ToolDelta | None]:
         """What can be told now; None where another place was come to and there may be more."""
+        if self._fresh:
+            self._held = self._held.lstrip("\n")
+            if not self._held:
+                return
+            self._fresh = False
         match self._place:
             case "start":
                 begun = self._held.lstrip()
                 if begun.startswith(THINK):
-                    self._held, self._place = begun.removeprefix(THINK).lstrip("\n"), "thought"
+                    self._held, self._place, self._fresh = begun.removeprefix(THINK), "thought", True
                     yield None
                 elif begun and not THINK.startswith(begun):
                     self._place = "answer"
@@ -144,17 +151,12 @@ class Parts:
             case "thought":
                 before, found, after = self._held.partition(UNTHINK)
                 if found:
-                    self._held, self._place = after.lstrip("\n"), "after"
+                    self._held, self._place, self._fresh = after, "answer", True
                     if before.rstrip("\n"):
                         yield Delta(self.index, reasoning=before.rstrip("\n"))
                     yield None
                 else:
                     yield from self._let_go((UNTHINK, "\n" + UNTHINK, "\n\n" + UNTHINK), thought=True)
-            case "after":  # blank lines between reasoning and answer belong to neither
-                self._held = self._held.lstrip("\n")
-                if self._held:
-                    self._place = "answer"
-                    yield None
             case "answer":
                 if not self.calls:
                     yield from self._let_go((), thought=False)
@@ -170,7 +172,7 @@ class Parts:
             case "call":
                 before, found, after = self._held.partition(UNCALL)
                 if found:
-                    self._held, self._place = after.lstrip("\n"), "answer"
+                    self._held, self._place, self._fresh = after, "answer", True
                     yield from self._call(before)
                     yield None
 
@@ -197,7 +199,7 @@ class Parts:
             yield from self._call(held)
         elif held and self._place == "thought":
             yield Delta(self.index, reasoning=held)
-        elif held and self._place != "after":
+        elif held:
             yield Delta(self.index, held)
 
 
