@@ -6,6 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -283,12 +284,34 @@ def test_what_the_log_and_the_metrics_say(bed: Bed, client: OpenAI) -> None:
     assert "capital" not in bed.log.read_text()
     text = httpx.get(f"{bed.url}/metrics").text
     for said in (
-        'tunedock_generation_tokens_total{adapter="",model="tiny"}',
-        'tunedock_time_to_first_token_seconds_count{adapter="",model="tiny"}',
+        'tunedock_generation_tokens_total{adapter="",model="tiny",version=""}',
+        'tunedock_time_to_first_token_seconds_count{adapter="",model="tiny",version=""}',
         'tunedock_num_requests_running{model="tiny"} 0.0',
         "tunedock_process_resident_bytes",
     ):
         assert said in text
+
+
+def test_a_version_is_told_with_the_answer_in_the_log_and_in_the_metrics(bed: Bed) -> None:
+    plain = bed.gateway.models.get("tiny")
+    bed.gateway.models.put(replace(plain, version="7"))
+    try:
+        body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 2}
+        answer = httpx.post(f"{bed.url}/v1/chat/completions", json=body, headers={"x-request-id": "of-7"})
+        assert answer.headers["x-tunedock-model-version"] == "7"
+        assert httpx.get(f"{bed.url}/v1/models/tiny").json()["version"] == "7"
+        assert (
+            'tunedock_generation_tokens_total{adapter="",model="tiny",version="7"} 2.0'
+            in httpx.get(f"{bed.url}/metrics").text
+        )
+    finally:
+        bed.gateway.models.put(plain)
+    assert "x-tunedock-model-version" not in httpx.post(f"{bed.url}/v1/chat/completions", json=body).headers
+    deadline = time.monotonic() + 5
+    while "of-7" not in bed.log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    (own,) = [record for record in map(json.loads, bed.log.read_text().splitlines()) if record["request"] == "of-7"]
+    assert own["version"] == "7"
 
 
 def test_health_and_ready(bed: Bed) -> None:

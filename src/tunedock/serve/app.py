@@ -35,6 +35,7 @@ from tunedock.serve.requests import as_chat, chat_job, text_jobs
 from tunedock.serve.surface import ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest
 
 FINGERPRINT = f"tunedock-{__version__}"
+VERSION_HEADER = "x-tunedock-model-version"
 ASSUMED_TOKENS = 256
 """Of an answer whose length the client does not bound, when it is charged in advance."""
 
@@ -83,8 +84,9 @@ class Turn:
     _ended: bool = False
 
     @property
-    def labels(self) -> tuple[str, str]:
-        return (self.served.name, self.served.adapter or "") if self.served else ("", "")
+    def labels(self) -> tuple[str, str, str]:
+        served = self.served
+        return (served.name, served.adapter or "", served.version or "") if served else ("", "", "")
 
     def heard(self) -> None:
         """A piece of the answer has come."""
@@ -120,6 +122,7 @@ class Turn:
                 "path": path,
                 "model": self.served.name if self.served else None,
                 "adapter": self.served.adapter if self.served else None,
+                "version": self.served.version if self.served else None,
                 "stream": self.stream,
                 "status": self.status,
                 "code": self.code,
@@ -211,6 +214,8 @@ async def _guarded(turn: Turn, handler: Callable[[Turn], Awaitable[Response]]) -
     except Exception as error:  # noqa: BLE001 - policy: the last line of defence; nothing of the inside is told
         response = _said(turn, _inside(error, turn))
     response.headers["x-request-id"] = turn.id
+    if turn.served is not None and turn.served.version is not None:
+        response.headers[VERSION_HEADER] = turn.served.version
     if not isinstance(response, StreamingResponse):
         turn.end()
     return response

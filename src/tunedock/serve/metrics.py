@@ -13,7 +13,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from tunedock.serve.models import Models
 
-BY = ("model", "adapter")
+BY = ("model", "adapter", "version")
+"""`version` is that of the registry; empty where the model is none of its."""
 SHORT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 LONG_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 

@@ -20,6 +20,8 @@ class Served:
     model: str
     """As the engine knows it."""
     adapter: str | None = None
+    version: str | None = None
+    """Of the registry, where it is one of its models."""
     created: int = field(default_factory=lambda: int(time.time()))
     lineage: Mapping[str, Any] = field(default_factory=dict)
     """The run, data and image it came from."""
@@ -31,6 +33,7 @@ class Served:
             "object": "model",
             "created": self.created,
             "owned_by": "tunedock",
+            **({"version": self.version} if self.version else {}),
             **({"lineage": dict(self.lineage)} if self.lineage else {}),
         }
 
