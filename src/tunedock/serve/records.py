@@ -1,21 +1,23 @@
 """The access log: a JSON object a line for each request, without what was said in it.
 
-Lines are written by a thread of their own, so that a disk that is slow delays nobody. A disk that is full loses lines, not
-requests: that is said on standard error, and counted.
+Lines are written by a thread of their own, a few times a second, so that neither a slow disk nor waking the thread delays anybody.
+A disk that is full loses lines, not requests: that is said on standard error, and counted.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import queue
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 MOST_WAITING = 10_000
+EVERY_S = 0.2
+"""How late a line may be. Waking a thread for each costs more than the line."""
 SAID_EVERY_S = 60.0
 
 
@@ -24,38 +26,54 @@ class AccessLog:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(MOST_WAITING)
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._descriptor: int | None = None
+        self._torn = False
+        """Whether the last line written lacks its end."""
         self.lost = 0
         self._said = float("-inf")
-        self._thread = threading.Thread(target=self._write, name="access-log", daemon=True)
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
         self._thread.start()
 
     def write(self, record: dict[str, Any]) -> None:
-        try:
-            self._queue.put_nowait(record)
-        except queue.Full:
+        if len(self._waiting) < MOST_WAITING:
+            self._waiting.append(record)
+        else:
             self._lose("the log is behind by more than it may")
 
     def close(self) -> None:
         """Writes what waits, for at most a few seconds."""
-        self._queue.put(None)
+        self._ending.set()
         self._thread.join(5.0)
 
-    def _write(self) -> None:
-        descriptor: int | None = None
-        while (record := self._queue.get()) is not None:
-            line = (json.dumps(record, ensure_ascii=True, default=str) + "\n").encode()
+    def _run(self) -> None:
+        while not self._ending.wait(EVERY_S):
+            self._flush()
+        self._flush()
+        self._closed()
+
+    def _flush(self) -> None:
+        while self._waiting:
+            line = json.dumps(self._waiting.popleft(), ensure_ascii=True, default=str).encode() + b"\n"
             try:
-                if descriptor is None:
-                    descriptor = 1 if self._path is None else self._opened(self._path)
-                os.write(descriptor, line)
+                if self._descriptor is None:
+                    self._descriptor = 1 if self._path is None else self._opened(self._path)
+                if self._torn:
+                    line = b"\n" + line
+                written = os.write(self._descriptor, line)
             except OSError as error:
                 self._lose(error.strerror or str(error))
-                if descriptor not in (None, 1):
-                    os.close(descriptor)
-                descriptor = None
-        if descriptor not in (None, 1):
-            os.close(descriptor)
+                self._closed()
+                continue
+            self._torn = written < len(line)
+            if self._torn:  # the disk is full within a line
+                self._lose("it took only a part of a line")
+
+    def _closed(self) -> None:
+        if self._descriptor not in (None, 1):
+            os.close(self._descriptor)
+        self._descriptor = None
 
     def _opened(self, path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.server
 import json
 import threading
@@ -148,12 +147,60 @@ def test_servers_that_misbehave(
     assert says in error["message"] and "secret" not in error["message"]
 
 
+class Counted(http.server.BaseHTTPRequestHandler):
+    """A server that keeps connections open, and counts them. Closes each after `most` answers, without a word."""
+
+    protocol_version = "HTTP/1.1"
+    most = 1_000
+    opened = 0
+
+    def setup(self) -> None:
+        super().setup()
+        type(self).opened += 1
+        self.answered = 0
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        end = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
+        for piece in (CHUNK, end, b"data: [DONE]\n", b"\n"):
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        time.sleep(0.01)  # the end in a packet of its own
+        self.wfile.write(b"0\r\n\r\n")
+        self.answered += 1
+        self.close_connection = self.answered >= self.most
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_connection_to_an_engine_is_used_again_and_one_it_closed_is_not_missed(front: Bed) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Counted)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    front.gateway.models.put(Served("kept", RemoteEngine("vllm", f"http://127.0.0.1:{server.server_port}/v1"), "m"))
+    body = {"model": "kept", "messages": MESSAGES}
+    try:
+        for _ in range(5):
+            assert httpx.post(f"{front.url}/v1/chat/completions", json=body).status_code == 200
+        assert Counted.opened == 1
+        Counted.most = 1
+        for _ in range(5):
+            assert httpx.post(f"{front.url}/v1/chat/completions", json=body).status_code == 200
+    finally:
+        front.gateway.models.drop("kept")
+        server.shutdown()
+        server.server_close()
+
+
 def test_nobody_there(front: Bed) -> None:
     engine = RemoteEngine("ollama", "http://127.0.0.1:1/v1")
     front.gateway.models.put(Served("gone", engine, "m"))
     answer = httpx.post(f"{front.url}/v1/chat/completions", json={"model": "gone", "messages": MESSAGES})
     assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
-    assert asyncio.run(engine.ready()) == "ConnectError: the engine does not answer"
+    assert httpx.get(f"{front.url}/ready").json()["models"]["gone"] == (
+        "ClientConnectorError: the engine does not answer"
+    )
     for change, param in (({"n": 2}, "n"), ({"top_k": 3}, "top_k"), ({"logprobs": True}, "logprobs")):
         body = {"model": "gone", "messages": MESSAGES, **change}
         answer = httpx.post(f"{front.url}/v1/chat/completions", json=body)

@@ -6,12 +6,13 @@ rules: what is no event of OpenAI's kind is an error of the engine, not the clie
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, get_args
 
-import httpx
+import aiohttp
 
 from tunedock.serve.engines.generator import Load
 from tunedock.serve.errors import ApiError, unavailable, unsupported
@@ -36,6 +37,11 @@ OWN_FIELDS = frozenset({"top_k", "min_p", "repetition_penalty"})
 """vLLM's, which others refuse."""
 TAKES_OWN = frozenset({"vllm", "sglang", "tunedock"})
 LONGEST_LINE = 8 << 20
+IDLE_S = 2.0
+"""How long a connection is kept for the next request: shorter than servers keep theirs, which would close it as it is used."""
+LONGEST_AFTER = 1 << 10
+AFTER_S = 0.25
+"""For what an engine sends after `[DONE]`: the end, so that the connection can be used again."""
 CHARACTERS_A_TOKEN = 4
 
 
@@ -48,12 +54,9 @@ class RemoteEngine:
         self.kind = kind
         self.can = CAN[kind]
         self._url = base_url.rstrip("/")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        times = httpx.Timeout(silence_s, connect=connect_s)
-        limits = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
-        self._client = httpx.AsyncClient(
-            headers=headers, timeout=times, limits=limits, follow_redirects=False, trust_env=False
-        )
+        self._headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
+        self._times = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=silence_s)
+        self._session: aiohttp.ClientSession | None = None
         self._running = 0
 
     async def chat(self, job: ChatJob) -> AsyncGenerator[Event]:
@@ -95,7 +98,7 @@ class RemoteEngine:
         body = {"model": model, "input": [text if isinstance(text, str) else list(text) for text in texts]}
         async with self._asked("embeddings", body) as answer:
             try:
-                value = json.loads(await answer.aread())
+                value = json.loads(await _bounded(answer, LONGEST_LINE))
                 rows = sorted(value["data"], key=lambda row: int(row["index"]))
                 vectors = [[float(number) for number in row["embedding"]] for row in rows]
                 return vectors, int(value.get("usage", {}).get("prompt_tokens", 0))
@@ -110,17 +113,33 @@ class RemoteEngine:
         return text // CHARACTERS_A_TOKEN + 1
 
     async def ready(self) -> str | None:
+        times = aiohttp.ClientTimeout(total=5.0)
         try:
-            answer = await self._client.get(f"{self._url}/models", timeout=5.0)
-        except httpx.HTTPError as error:
+            async with self._client().get(f"{self._url}/models", timeout=times, allow_redirects=False) as answer:
+                return None if answer.status == 200 else f"the engine answers with HTTP {answer.status}"
+        except (aiohttp.ClientError, TimeoutError) as error:
             return f"{type(error).__name__}: the engine does not answer"
-        return None if answer.status_code == 200 else f"the engine answers with HTTP {answer.status_code}"
 
     def load(self) -> Load:
         return Load(self._running, 0)
 
     async def close(self) -> None:
-        await self._client.aclose()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def _client(self) -> aiohttp.ClientSession:
+        """Made where it is first used: it belongs to one event loop."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers=self._headers,
+                timeout=self._times,
+                auto_decompress=False,
+                trust_env=False,
+            )
+        return self._session
 
     def _common(self, job: Job) -> dict[str, Any]:
         """What all requests have. Sampling is only said where the client said it: else the engine's own defaults hold."""
@@ -158,53 +177,90 @@ class RemoteEngine:
                         yield event
             except (LookupError, TypeError, AttributeError, ValueError) as error:
                 raise _broken(error) from error
-            except httpx.HTTPError as error:
+            except TimeoutError as error:
+                raise _silent() from error
+            except aiohttp.ClientError as error:
                 raise unavailable(f"the engine broke off: {type(error).__name__}") from error
-        if len(finished) < int(body.get("n", 1)):
-            raise unavailable("the engine ended its answer without an end")
-        yield usage or Usage(0, 0)
+            if len(finished) < int(body.get("n", 1)):
+                raise unavailable("the engine ended its answer without an end")
+            yield usage or Usage(0, 0)
+            await _ended(answer)
 
     @asynccontextmanager
-    async def _asked(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[httpx.Response]:
+    async def _asked(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[aiohttp.ClientResponse]:
         self._running += 1
         try:
-            async with self._client.stream("POST", f"{self._url}/{path}", json=body) as answer:
-                if answer.status_code != 200:
-                    raise _refused(answer.status_code, await _bounded(answer))
+            async with await self._posted(f"{self._url}/{path}", json.dumps(body).encode()) as answer:
+                if answer.status != 200:
+                    raise _refused(answer.status, await _bounded(answer, 1 << 20))
                 yield answer
-        except httpx.ConnectError as error:
-            raise unavailable("the engine of this model does not answer") from error
-        except httpx.TimeoutException as error:
-            raise ApiError(
-                504, "the engine of this model was silent for too long", type_="server_error", code="timeout"
-            ) from error
         finally:
             self._running -= 1
 
+    async def _posted(self, url: str, data: bytes) -> aiohttp.ClientResponse:
+        """The answer's head. A connection that was kept may be closed as it is used: then once more, on another."""
+        try:
+            for again in (True, False):
+                try:
+                    return await self._client().post(url, data=data, headers=_JSON, allow_redirects=False)
+                except aiohttp.ServerDisconnectedError:
+                    if not again:
+                        raise
+        except TimeoutError as error:
+            raise _silent() from error
+        except aiohttp.ClientError as error:
+            raise unavailable("the engine of this model does not answer") from error
+        raise AssertionError("unreachable")
 
-async def _values(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+
+_JSON = {"Content-Type": "application/json"}
+
+
+async def _values(answer: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
     """The JSON of each event, up to `[DONE]`."""
-    async for line in answer.aiter_lines():
-        if len(line) > LONGEST_LINE:
+    rest = b""
+    async for piece in answer.content.iter_any():
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if not line.startswith(b"data:"):
+                continue
+            text = line.removeprefix(b"data:").strip()
+            if text == b"[DONE]":
+                return
+            value = json.loads(text)
+            if not isinstance(value, dict):
+                raise ValueError("an event that is no object")
+            yield value
+        if len(rest) > LONGEST_LINE:
             raise ValueError("a line without end")
-        if not line.startswith("data:"):
-            continue
-        text = line.removeprefix("data:").strip()
-        if text == "[DONE]":
-            return
-        value = json.loads(text)
-        if not isinstance(value, dict):
-            raise ValueError("an event that is no object")
-        yield value
 
 
-async def _bounded(answer: httpx.Response) -> bytes:
+async def _ended(answer: aiohttp.ClientResponse) -> None:
+    """Reads the end that follows `[DONE]`. Without it the connection is closed with the answer, which is slow and not wrong."""
+    with suppress(aiohttp.ClientError, TimeoutError):
+        async with asyncio.timeout(AFTER_S):
+            left = LONGEST_AFTER
+            while left > 0 and (piece := await answer.content.readany()):
+                left -= len(piece)
+
+
+async def _bounded(answer: aiohttp.ClientResponse, most: int) -> bytes:
+    """At most so many bytes of it."""
     data = b""
-    async for piece in answer.aiter_bytes():
-        data += piece
-        if len(data) > 1 << 20:
-            break
-    return data[: 1 << 20]
+    try:
+        async for piece in answer.content.iter_any():
+            data += piece
+            if len(data) > most:
+                break
+    except TimeoutError as error:
+        raise _silent() from error
+    except aiohttp.ClientError as error:
+        raise unavailable(f"the engine broke off: {type(error).__name__}") from error
+    return data[:most]
+
+
+def _silent() -> ApiError:
+    return ApiError(504, "the engine of this model was silent for too long", type_="server_error", code="timeout")
 
 
 def _chat_events(value: Mapping[str, Any]) -> list[Event]:

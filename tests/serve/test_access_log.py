@@ -1,0 +1,47 @@
+"""The access log: whole lines, in order, whatever the disk does."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tunedock.serve.records import MOST_WAITING, AccessLog
+
+
+def test_lines_are_whole_and_in_order(tmp_path: Path) -> None:
+    log = AccessLog(tmp_path / "deep" / "log.jsonl")
+    for number in range(500):
+        log.write({"request": number, "path": "/v1/\u2028\n"})
+    log.close()
+    lines = (tmp_path / "deep" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["request"] for line in lines] == list(range(500))
+
+
+def test_a_line_the_disk_cut_off_does_not_take_the_next_one_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, cut = os.write, [3]
+
+    def some(descriptor: int, data: bytes) -> int:
+        return write(descriptor, data[: cut.pop()] if cut else data)
+
+    monkeypatch.setattr(os, "write", some)
+    log = AccessLog(tmp_path / "log.jsonl")
+    log.write({"request": 1})
+    log.write({"request": 2})
+    log.close()
+    first, second = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert len(first) == 3 and json.loads(second) == {"request": 2}
+    assert log.lost == 1
+
+
+def test_what_is_too_much_is_lost_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = AccessLog(tmp_path / "log.jsonl")
+    log.close()  # nobody writes any more
+    for number in range(MOST_WAITING + 3):
+        log.write({"request": number})
+    assert log.lost == 3
+    assert capsys.readouterr().err.count("behind by more") == 1
