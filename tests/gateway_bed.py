@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import uvicorn
-from tunedock.serve.access import Access, AccessSettings
-
 import families
 from one_by_one import OneByOne
 from tunedock.data.chat import Chat
-from tunedock.serve.app import Bounds, Gateway, create_app
+from tunedock.serve.access import Access, AccessSettings
+from tunedock.serve.app import Bounds, Gateway
+from tunedock.serve.connection import Waits
 from tunedock.serve.engines.tokens import TokenEngine
+from tunedock.serve.jobs import Engine
 from tunedock.serve.metrics import Metrics
 from tunedock.serve.models import Models, Served
 from tunedock.serve.records import AccessLog
+from tunedock.serve.server import Server
 
 
 @dataclass
@@ -43,10 +46,23 @@ def token_engine(family: str = "qwen3", *, thinking: bool = False) -> tuple[Toke
 
 @contextmanager
 def gateway(
-    folder: Path, *, gate: Access | None = None, bounds: Bounds | None = None, family: str = "qwen3"
+    folder: Path,
+    *,
+    gate: Access | None = None,
+    bounds: Bounds | None = None,
+    waits: Waits | None = None,
+    tls: ssl.SSLContext | None = None,
+    others: Mapping[str, Engine] | None = None,
+    family: str = "qwen3",
 ) -> Iterator[Bed]:
     engine, generator = token_engine(family)
-    models = Models([Served("tiny", engine, "tiny", lineage={"run": "r1"})])
+    others = others or {}
+    models = Models(
+        [
+            Served("tiny", engine, "tiny", lineage={"run": "r1"}),
+            *(Served(name, one, name) for name, one in others.items()),
+        ]
+    )
     log = AccessLog(folder / "access.jsonl")
     made = Gateway(
         models,
@@ -55,16 +71,13 @@ def gateway(
         Metrics(models),
         bounds or Bounds(),
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = uvicorn.Config(create_app(made), host="127.0.0.1", port=port, log_level="warning", lifespan="off")
-    server = uvicorn.Server(config)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = Server(made, waits=waits, tls=tls)
     loops: list[asyncio.AbstractEventLoop] = []
 
     async def serve() -> None:
         loops.append(asyncio.get_running_loop())
-        await server.serve()
+        await server.serve(sockets=[listener])
         for one in made.models.engines():
             await one.close()
 
@@ -72,8 +85,12 @@ def gateway(
     thread.start()
     while not server.started:
         assert thread.is_alive()
+        time.sleep(0.001)
+    scheme = "https" if tls else "http"
     try:
-        yield Bed(f"http://127.0.0.1:{port}", made, generator, folder / "access.jsonl", loops[0])
+        yield Bed(
+            f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", made, generator, folder / "access.jsonl", loops[0]
+        )
     finally:
         server.should_exit = True
         thread.join(10)

@@ -11,6 +11,7 @@ own; afterwards it is an `error` event, and the stream ends.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
@@ -36,6 +37,8 @@ from tunedock.serve.surface import ChatRequest, CompletionRequest, EmbeddingRequ
 
 FINGERPRINT = f"tunedock-{__version__}"
 VERSION_HEADER = "x-tunedock-model-version"
+_HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ASSUMED_TOKENS = 256
 """Of an answer whose length the client does not bound, when it is charged in advance."""
 
@@ -223,7 +226,11 @@ async def _guarded(turn: Turn, handler: Callable[[Turn], Awaitable[Response]]) -
 
 def _require_host(turn: Turn) -> None:
     hosts = turn.gateway.hosts
-    if hosts is not None and turn.request.url.hostname not in hosts:
+    if hosts is None:
+        return
+    # Not `request.url`: of a header that is none, Starlette makes the server's own address, which is a name that is allowed.
+    found = _HOST.fullmatch(turn.request.headers.get("host", ""))
+    if found is None or found["name"].strip("[]").lower() not in hosts:
         raise ApiError(403, "this gateway does not answer to that name", code="host_not_allowed", param="Host")
 
 
@@ -244,7 +251,7 @@ def _inside(error: Exception, turn: Turn) -> ApiError:
 
 def _request_id(request: Request) -> str:
     given = request.headers.get("x-request-id", "")
-    return given if 0 < len(given) <= 64 and given.replace("-", "").replace("_", "").isalnum() else uuid.uuid4().hex
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 class _Gone(Exception):  # noqa: N818 - not an error of anybody's

@@ -42,9 +42,7 @@ async def read(request: Request, *, most_bytes: int, limit_s: float) -> Any:
 
 
 def _too_large(most_bytes: int) -> ApiError:
-    return ApiError(
-        413, f"the body is larger than {most_bytes:,} bytes", code="request_too_large", headers={"Connection": "close"}
-    )
+    return ApiError(413, f"the body is larger than {most_bytes:,} bytes", code="request_too_large")
 
 
 def parse(data: bytes) -> Any:

@@ -46,6 +46,9 @@ class Metrics:
         self.log_lost = Gauge(
             "tunedock_access_log_lost_lines", "Lines of the access log that were not written", registry=own
         )
+        self.dropped = Counter(
+            "tunedock_connections_dropped", "Connections ended by the gateway, and why", ("why",), registry=own
+        )
         own.register(_Engines(models))
 
     def text(self) -> bytes:

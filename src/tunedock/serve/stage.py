@@ -15,18 +15,17 @@ import threading
 import time
 from pathlib import Path
 
-import uvicorn
-
-from tunedock.errors import EngineError, RecipeError
+from tunedock.errors import EngineError
 from tunedock.events import Emitter
 from tunedock.recipe.serving import ServeOrder
 from tunedock.run.stop import StopRequest
 from tunedock.serve.access import Access, AccessSettings, JwtSettings
-from tunedock.serve.app import Bounds, Gateway, create_app
+from tunedock.serve.app import Bounds, Gateway
 from tunedock.serve.loading import load
 from tunedock.serve.metrics import Metrics
 from tunedock.serve.models import Models
 from tunedock.serve.records import AccessLog
+from tunedock.serve.server import Server, tls_context
 
 LOOK_S = 0.2
 SWITCH_S = 0.0005
@@ -34,6 +33,7 @@ SWITCH_S = 0.0005
 
 def serve(order: ServeOrder, emit: Emitter, stop: StopRequest) -> None:
     """Serves until it is asked to stop. Raises RecipeError, ModelError, EngineError, DependencyError for what cannot be served."""
+    tls = tls_context(order.tls_cert, order.tls_key) if order.tls_cert else None
     access = Access.open(_access(order))
     listener = _listen(order)
     try:
@@ -49,7 +49,7 @@ def serve(order: ServeOrder, emit: Emitter, stop: StopRequest) -> None:
         )
         _made_quick()
         with stop.deferred():
-            _serve(gateway, order, listener, emit, stop, began)
+            _serve(gateway, order, listener, tls, emit, stop, began)
     finally:
         listener.close()
         access.close()
@@ -67,9 +67,15 @@ def _made_quick() -> None:
 
 
 def _serve(
-    gateway: Gateway, order: ServeOrder, listener: socket.socket, emit: Emitter, stop: StopRequest, began: float
+    gateway: Gateway,
+    order: ServeOrder,
+    listener: socket.socket,
+    tls: ssl.SSLContext | None,
+    emit: Emitter,
+    stop: StopRequest,
+    began: float,
 ) -> None:
-    server = uvicorn.Server(_config(gateway, order))
+    server = Server(gateway, tls=tls)
     failed: list[BaseException] = []
 
     def work() -> None:
@@ -105,7 +111,7 @@ def _serve(
         raise EngineError(f"the gateway ended: {type(failed[0]).__name__}: {failed[0]}", where=url)
 
 
-async def _until_closed(server: uvicorn.Server, listener: socket.socket, gateway: Gateway) -> None:
+async def _until_closed(server: Server, listener: socket.socket, gateway: Gateway) -> None:
     await server.serve(sockets=[listener])
     for engine in gateway.models.engines():
         await engine.close()
@@ -113,26 +119,6 @@ async def _until_closed(server: uvicorn.Server, listener: socket.socket, gateway
 
 def _at_work(gateway: Gateway) -> bool:
     return any(engine.load().running or engine.load().waiting for engine in gateway.models.engines())
-
-
-def _config(gateway: Gateway, order: ServeOrder) -> uvicorn.Config:
-    tls = {"ssl_certfile": order.tls_cert, "ssl_keyfile": order.tls_key} if order.tls_cert else {}
-    try:
-        return uvicorn.Config(
-            create_app(gateway),
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=5,
-            h11_max_incomplete_event_size=64 << 10,
-            **tls,  # type: ignore[arg-type]
-        )
-    except (OSError, ssl.SSLError) as error:
-        raise RecipeError(
-            f"TLS cannot be set up: {error}", where="--tls-cert", hint="a certificate chain and its key, in PEM"
-        ) from None
 
 
 def _listen(order: ServeOrder) -> socket.socket:
