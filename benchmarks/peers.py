@@ -35,6 +35,8 @@ class Peer:
     bare: str | None = None
     left_out: tuple[str, ...] = ()
     empty_modules: tuple[str, ...] = ()
+    computes: bool = True
+    """Whether it needs torch."""
 
     @property
     def folder(self) -> Path:
@@ -56,7 +58,8 @@ LLAMA_FACTORY = Peer(
     left_out=("torch", "torchvision", "torchaudio", "gradio", "modelscope"),
     empty_modules=("torchaudio",),
 )
-PEERS = {peer.name: peer for peer in (TRL, LLAMA_FACTORY)}
+LITELLM = Peer("litellm", ("litellm[proxy]==1.108.7",), computes=False)
+PEERS = {peer.name: peer for peer in (TRL, LLAMA_FACTORY, LITELLM)}
 
 
 def ensure(peer: Peer) -> Path:
@@ -74,7 +77,8 @@ def ensure(peer: Peer) -> Path:
         f"installing {peer.bare or peer.packages[0]} into {peer.folder.relative_to(ROOT)}", file=sys.stderr, flush=True
     )
     subprocess.run([sys.executable, "-m", "venv", str(peer.folder)], check=True)
-    _install_torch(peer)
+    if peer.computes:
+        _install_torch(peer)
     if peer.bare is not None:
         _pip(peer, "--no-deps", peer.bare)
         _pip(peer, *requirements_left(_declared(peer), peer.left_out), *peer.packages)
