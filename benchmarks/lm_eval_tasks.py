@@ -46,7 +46,8 @@ WORKLOADS: dict[str, Callable[[int], Pairs]] = {"endings": endings, "letters": l
 def ours(folder: Path) -> Any:
     from tunedock.eval.task_model import PolicyLM
     from tunedock.events import Emitter
-    from tunedock.model.session import ChatFacts, base_policy, find_base
+    from tunedock.model.chat_facts import ChatFacts
+    from tunedock.model.session import base_policy, find_base
     from tunedock.recipe.schema import Recipe
 
     recipe = Recipe.model_validate(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["engine_bed", "registry_bed", "ssh_bed", "stage_containers"]
+pytest_plugins = ["engine_bed", "gguf_bed", "registry_bed", "ssh_bed", "stage_containers"]
 
 # The quick tests try the same cases each time, so that they fail by a change and not by chance; `make test-all` tries new ones, and
 # of properties that say no number twice as many.

@@ -309,12 +309,12 @@ def understood(raised: BaseException) -> TunedockError:
         return raised
     if isinstance(raised, KeyboardInterrupt):
         return InterruptedRun("stopped")
-    import torch
-
-    if _lost_a_peer(raised):
+    torch = sys.modules.get("torch")  # what never loaded it cannot have failed by it; small images have none
+    if torch is not None and _lost_a_peer(raised):
         traceback.print_exception(raised, file=sys.stderr)
         return LostPeerError(f"another process answers no more: {(str(raised).splitlines() or ['no word'])[0]}")
-    if isinstance(raised, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(raised):
+    out_of_memory = (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
+    if isinstance(raised, out_of_memory) or "can't allocate memory" in str(raised):
         traceback.print_exception(raised, file=sys.stderr)
         return OutOfMemoryError(
             f"out of memory: {str(raised).splitlines()[0] if str(raised) else 'no memory left'}",

@@ -30,7 +30,8 @@ from tunedock.eval.task_library import load_tasks
 from tunedock.eval.task_model import PolicyLM
 from tunedock.eval.tasks import BOOTSTRAPS, TaskRun
 from tunedock.events import Emitter
-from tunedock.model.session import Base, ChatFacts, base_policy, find_base
+from tunedock.model.chat_facts import ChatFacts
+from tunedock.model.session import Base, base_policy, find_base
 from tunedock.recipe.schema import Eval, Recipe
 from tunedock.run.record import Run
 

@@ -144,8 +144,13 @@ def test_one_file_of_weights(folder: Path, tmp_path: Path) -> None:
     weights = tmp_path / "tiny.gguf"
     weights.write_bytes(b"GGUF")
     weights.chmod(0o600)
+    (tmp_path / "tokenizer").mkdir()
+    for name in ("tokenizer/tokenizer.json", "chat.json", "notes.txt"):
+        (tmp_path / name).write_text("{}")
     write(folder, target("edge", "serve"), Sources(package(), model=weights), mounts=True)
     copied = folder / "model/tiny.gguf"
+    here = {str(path.relative_to(folder / "model")) for path in (folder / "model").rglob("*") if path.is_file()}
+    assert here == {"tiny.gguf", "chat.json", "tokenizer/tokenizer.json"}  # as `tunedock export` leaves them
     assert copied.stat().st_mode & 0o444 == 0o444  # whoever the container runs as reads it
     assert weights.stat().st_mode & 0o777 == 0o600
 

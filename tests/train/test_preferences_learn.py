@@ -15,8 +15,9 @@ from tunedock.eval.held_out import held_out_rows
 from tunedock.events import Emitter
 from tunedock.export.stage import export
 from tunedock.model.answers import Sampler, Sampling
+from tunedock.model.chat_facts import ChatFacts
 from tunedock.model.reference import Reference
-from tunedock.model.session import ChatFacts, find_base, tuned_policy
+from tunedock.model.session import find_base, tuned_policy
 from tunedock.objective.experience import asked_and_answered
 from tunedock.recipe.exporting import Order
 from tunedock.recipe.schema import Recipe

@@ -22,9 +22,10 @@ from tunedock.eval.rewards.scoring import Scorer, make_scorer
 from tunedock.events import Emitter
 from tunedock.model import adapter as adapters
 from tunedock.model.answers import Sampler, Sampling
+from tunedock.model.chat_facts import ChatFacts
 from tunedock.model.policy import Policy
 from tunedock.model.reference import Reference
-from tunedock.model.session import Base, ChatFacts, continues
+from tunedock.model.session import Base, continues
 from tunedock.objective.base import ReadsOthers
 from tunedock.objective.evaluate import batches, measure
 from tunedock.objective.registry import make as make_objective

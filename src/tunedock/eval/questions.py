@@ -14,8 +14,9 @@ from tunedock.data.store import SampleStore
 from tunedock.eval.metrics import GenerationScores, score
 from tunedock.model import world
 from tunedock.model.answers import Sampled, Sampler, Sampling
+from tunedock.model.chat_facts import ChatFacts
 from tunedock.model.policy import Policy
-from tunedock.model.session import Base, ChatFacts
+from tunedock.model.session import Base
 from tunedock.recipe.schema import Eval
 
 

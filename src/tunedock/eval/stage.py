@@ -10,8 +10,9 @@ from tunedock.errors import RecipeError, RunError
 from tunedock.eval.held_out import HeldOut
 from tunedock.eval.ranking import Ranking
 from tunedock.events import Emitter
+from tunedock.model.chat_facts import ChatFacts
 from tunedock.model.policy import Policy
-from tunedock.model.session import Base, ChatFacts, base_policy, find_base, tuned_policy
+from tunedock.model.session import Base, base_policy, find_base, tuned_policy
 from tunedock.recipe.schema import Eval, Recipe
 from tunedock.run.record import Run
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from tunedock.data.conversation import Message
 from tunedock.errors import RecipeError, RunError, TunedockError
 from tunedock.events import Emitter
+from tunedock.model.chat_facts import ChatFacts
 from tunedock.model.generate import stream
 from tunedock.model.policy import Policy
-from tunedock.model.session import Base, ChatFacts, base_policy, find_base, tuned_policy
+from tunedock.model.session import Base, base_policy, find_base, tuned_policy
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run
 from tunedock.run.stop import StopRequest

@@ -30,9 +30,10 @@ from tunedock.data.sample import Sample, single
 from tunedock.errors import DataError
 from tunedock.eval.budget import EvalBudget
 from tunedock.events import Emitter
+from tunedock.model.chat_facts import ChatFacts
 from tunedock.model.generate import StopTexts, complete
 from tunedock.model.policy import Policy
-from tunedock.model.session import Base, ChatFacts
+from tunedock.model.session import Base
 
 Request = tuple[Any, list[int], list[int]]
 """What it is for, the context's tokens, the continuation's."""

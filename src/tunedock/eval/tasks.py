@@ -23,9 +23,10 @@ from tunedock.errors import DataError, TunedockError
 from tunedock.eval.task_library import KEY, LoadedTask, fetched, no_fetched_metrics
 from tunedock.eval.task_page import page
 from tunedock.events import Emitter, encode
+from tunedock.model.chat_facts import ChatFacts
 from tunedock.model.out_of_memory import is_out_of_memory
 from tunedock.model.policy import Policy
-from tunedock.model.session import Base, ChatFacts
+from tunedock.model.session import Base
 from tunedock.recipe.schema import Eval, Recipe
 from tunedock.run.record import Run, write_atomic, write_json
 

@@ -21,8 +21,9 @@ from tunedock.export.ollama import make as ollama_model
 from tunedock.export.readers import AdapterReader, Reader, TransformersReader, held_in_few_bits
 from tunedock.export.stage import RECORD
 from tunedock.export.verify import verify
+from tunedock.model.chat_facts import ChatFacts
 from tunedock.model.load import roomy_device
-from tunedock.model.session import Base, ChatFacts, find_base, tuned_policy
+from tunedock.model.session import Base, find_base, tuned_policy
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run, read_json
 

@@ -24,7 +24,8 @@ from tunedock.errors import CheckError, DataError
 from tunedock.eval.questions import questions_of
 from tunedock.events import Emitter
 from tunedock.export.probes import DOCUMENTS, TALKS, TEXTS
-from tunedock.model.session import Base, ChatFacts
+from tunedock.model.chat_facts import ChatFacts
+from tunedock.model.session import Base
 from tunedock.run.record import read_json, write_json
 
 EXPECTED = "expected.json"

@@ -18,10 +18,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tunedock.errors import DependencyError, ModelError
 from tunedock.model import adapter as adapters
+from tunedock.model.chat_facts import ChatFacts
 from tunedock.model.load import find_device
 from tunedock.model.quantize import bits_and_bytes
 from tunedock.model.score import score_layer
-from tunedock.model.session import Base, ChatFacts
+from tunedock.model.session import Base
 
 GROUP = 32
 """Weights that share a scale, of int4 where its packed form has no kernel."""

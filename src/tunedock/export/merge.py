@@ -24,8 +24,9 @@ from tunedock.errors import CheckError
 from tunedock.eval.questions import questions_of
 from tunedock.events import Emitter
 from tunedock.model import adapter as adapters
+from tunedock.model.chat_facts import ChatFacts
 from tunedock.model.policy import Policy, Precision
-from tunedock.model.session import Base, ChatFacts, base_weights
+from tunedock.model.session import Base, base_weights
 
 PROMPTS = 8
 EXACT_TOLERANCE = 1e-3

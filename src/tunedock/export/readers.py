@@ -20,8 +20,9 @@ from tunedock.export.merge import FLOAT32
 from tunedock.export.probes import Talk, as_text
 from tunedock.model import adapter as adapters
 from tunedock.model import load
+from tunedock.model.chat_facts import ChatFacts
 from tunedock.model.load import roomy_device
-from tunedock.model.session import Base, ChatFacts, base_weights
+from tunedock.model.session import Base, base_weights
 
 
 class Reader(Protocol):

@@ -30,6 +30,7 @@ from tunedock.events import Emitter
 from tunedock.export import hf
 from tunedock.export.card import model_card
 from tunedock.export.expected import Expected, HeldOut, expected_of, held_out_of
+from tunedock.export.gguf import TOKENIZER
 from tunedock.export.gguf import make as gguf_file
 from tunedock.export.gguf.reader import LlamaReader
 from tunedock.export.gguf.shape import shape_of
@@ -50,7 +51,8 @@ from tunedock.export.readers import AdapterReader, Reader, TransformersReader, h
 from tunedock.export.verify import Report, verify
 from tunedock.model import adapter as adapters
 from tunedock.model import load
-from tunedock.model.session import Base, ChatFacts, find_base, tuned_policy
+from tunedock.model.chat_facts import ChatFacts
+from tunedock.model.session import Base, find_base, tuned_policy
 from tunedock.recipe.exporting import Order
 from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run, read_json, write_atomic, write_json
@@ -263,7 +265,7 @@ def _gguf(making: Making, model: nn.Module, prompts: Prompts) -> None:
     kind = making.order.kind
     state: dict[str, Tensor] = dict(model.state_dict())
     making.notes += gguf_file.make(making.weights, model, making.base, making.facts, kind, making.run.name)
-    making.base.tokenizer.save_pretrained(making.folder / gguf_file.TOKENIZER)
+    making.base.tokenizer.save_pretrained(making.folder / TOKENIZER)
     shape = shape_of(model.config)
     found = gguf_file.tensors_of(making.weights, state, base_state(making.base), shape)
     making.checks |= found.to_json()

@@ -59,6 +59,10 @@ SERVED = (
 )
 """What a model's folder may bring: whatever else lies there (runs, optimizers' states, notes) stays out."""
 
+GGUF_TOKENIZER = "tokenizer"
+BESIDE_GGUF = ("chat.json", "export.json")
+"""What the gateway reads beside a GGUF file, as `tunedock export` leaves it: the tokenizer, where answers end, whose it is."""
+
 _MODES = (0o755, 0o644)
 
 
@@ -202,12 +206,16 @@ def _tree(source: Path, target: Path, keep: Iterable[str] = ("*",)) -> list[str]
 
 
 def _served(source: Path, target: Path, where: str, kinds: Sequence[str]) -> list[str]:
-    """A file of weights, or a folder as transformers and PEFT write them."""
+    """A GGUF file and what an export left beside it, or a folder as transformers and PEFT write them."""
     if source.is_file():
         if source.suffix != ".gguf":
             raise RecipeError(f"{source} is neither a folder nor a .gguf file", where=where)
         _link(source, target / source.name)
-        return []
+        for name in BESIDE_GGUF:
+            if (source.parent / name).is_file():
+                _copy(source.parent / name, target / name)
+        tokenizer = source.parent / GGUF_TOKENIZER
+        return _tree(tokenizer, target / GGUF_TOKENIZER, SERVED) if tokenizer.is_dir() else []
     if not source.is_dir():
         raise RecipeError(f"there is no {source}", where=where)
     left_out = _tree(source, target, SERVED)

@@ -204,7 +204,7 @@ def _last(target: Target, options: Options) -> Iterator[Block]:
         "# A home that whoever the container runs as may write, and a name for those whose number is in no list.",
         f"RUN mkdir -p {HOME} && chmod 1777 {HOME} && echo 'tunedock:x:{USER}:{USER}::{HOME}:/bin/sh' >> /etc/passwd",
         f"ENV HOME={HOME} USER=tunedock LOGNAME=tunedock PYTHONUNBUFFERED=1 \\",
-        f"    PATH={ENVIRONMENT}/bin:$PATH",
+        f"    PATH={ENVIRONMENT}/bin:$PATH{f':{ENGINE}/bin' if target.engine else ''}",
         f"WORKDIR {SOURCE if target.role == 'test' else HOME}",
     )
     copies = [f"COPY --from=builder {ENVIRONMENT} {ENVIRONMENT}", f"COPY --from=builder {PLACE}/ {PLACE}/"]
@@ -258,7 +258,7 @@ def _command(target: Target, options: Options) -> list[str]:
     if target.role == "train":
         return ["tunedock", "--help"]
     served = [MODEL] if options.model else []
-    served += ["--adapter", ADAPTER] if options.adapter else []
+    served += ["--adapter", f"adapter={ADAPTER}"] if options.adapter else []
     return ["tunedock", "serve", *served, "--host", "0.0.0.0", "--port", str(target.port)]  # noqa: S104 - in its own network
 
 

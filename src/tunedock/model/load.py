@@ -18,7 +18,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedTokenizerBase,
 )
 
@@ -189,15 +188,6 @@ def load_weights(
         ) from error
     moved: nn.Module = made if empty or quantization is not None or held is not None else made.to(device)
     return moved.eval()
-
-
-def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that end generation: the tokenizer's eos and those of generation_config.json."""
-    found = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
-    if (folder / "generation_config.json").is_file():
-        eos = GenerationConfig.from_pretrained(folder).eos_token_id
-        found |= set(eos) if isinstance(eos, list) else {eos}
-    return frozenset(int(token) for token in found if token is not None)
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

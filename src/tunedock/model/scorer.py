@@ -31,11 +31,12 @@ from tunedock.data.sample import Sample, single
 from tunedock.errors import ModelError, OutOfMemoryError, RunError
 from tunedock.model import adapter as adapters
 from tunedock.model import load
+from tunedock.model.chat_facts import ChatFacts, stop_ids
 from tunedock.model.hub import Located, locate
 from tunedock.model.out_of_memory import give_back, is_out_of_memory
 from tunedock.model.policy import Policy, Precision
 from tunedock.model.score import score_layer, share_padding
-from tunedock.model.session import ChatFacts, find_base, tuned_policy
+from tunedock.model.session import find_base, tuned_policy
 from tunedock.recipe.schema import Model, Recipe
 from tunedock.run.record import Run, read_json
 
@@ -304,7 +305,7 @@ def _of_decoder(
     """`folder`: what generation_config.json is read from."""
     policy = Policy(model.eval(), loading.device, loading.precision)
     policy.probe()
-    return RowScorer(policy, tokenizer, stop_ids=load.stop_ids(folder, tokenizer), token_budget=token_budget)
+    return RowScorer(policy, tokenizer, stop_ids=stop_ids(folder, tokenizer), token_budget=token_budget)
 
 
 def _weights(folder: Path, loading: Loading) -> nn.Module:

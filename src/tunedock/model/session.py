@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -19,6 +18,7 @@ from tunedock.data.conversation import Message
 from tunedock.errors import ModelError
 from tunedock.model import adapter as adapters
 from tunedock.model import load, world
+from tunedock.model.chat_facts import stop_ids as stop_ids_of
 from tunedock.model.fused import find_parts
 from tunedock.model.hub import Located
 from tunedock.model.new_tokens import NewTokens, add_tokens, make_room
@@ -35,25 +35,6 @@ from tunedock.run.record import read_json, write_json
 
 BENEATH = "beneath.json"
 """Beside an adapter: the adapters merged into the weights it sits on, and their digests."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChatFacts:
-    """`model/chat.json`: how a run's prompts are rendered and where its answers end, for everything that serves it."""
-
-    stop_ids: list[int]
-    thinking: bool
-    system: str | None = None
-
-    def write(self, folder: Path) -> None:
-        write_json(folder / "chat.json", {"stop_ids": self.stop_ids, "thinking": self.thinking, "system": self.system})
-
-    @classmethod
-    def read(cls, folder: Path) -> ChatFacts:
-        try:
-            return cls(**json.loads((folder / "chat.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"chat.json cannot be read: {error}", where=str(folder)) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +75,7 @@ def find_base(recipe: Recipe, *, stop_ids: Collection[int] = (), weights: bool =
     answered = recipe.objective if isinstance(recipe.objective, Rollout) else None
     chat = Chat(
         tokenizer,
-        stop_ids=load.stop_ids(located.folder, tokenizer) | frozenset(stop_ids),
+        stop_ids=stop_ids_of(located.folder, tokenizer) | frozenset(stop_ids),
         max_length=recipe.data.max_length - (answered.max_new_tokens if answered else 0),
         over_length=recipe.data.over_length,
         train_on=recipe.data.train_on,

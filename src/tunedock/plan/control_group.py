@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 PROC = Path("/proc")
 
 
@@ -67,6 +69,12 @@ def free_bytes(found: list[Group]) -> int | None:
         if group.limit_bytes is not None and group.used_bytes is not None
     ]
     return max(0, min(rooms)) if rooms else None
+
+
+def host_free_bytes(found: list[Group]) -> int:
+    """Main memory a process can take: the least of what the host has and these groups allow."""
+    available, allowed = int(psutil.virtual_memory().available), free_bytes(found)
+    return available if allowed is None else min(available, allowed)
 
 
 def oom_kills(found: list[Group], *, proc: Path = PROC) -> int | None:

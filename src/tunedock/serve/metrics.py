@@ -5,6 +5,7 @@ Names follow vLLM's where it has them, so that a dashboard of one reads the othe
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import psutil
@@ -88,10 +89,9 @@ class _Engines:
 
 
 def _cards() -> Iterator[Metric]:
-    """Memory of each GPU, where there is one."""
-    import torch
-
-    if not torch.cuda.is_available():
+    """Memory of each GPU that PyTorch computes on in this process; a program behind the gateway tells of its own."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
         return
     used = GaugeMetricFamily("tunedock_gpu_memory_used_bytes", "Of a GPU, by all processes", labels=["gpu"])
     total = GaugeMetricFamily("tunedock_gpu_memory_total_bytes", "Of a GPU", labels=["gpu"])

@@ -11,11 +11,12 @@ import json
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from tunedock.serve.jobs import Delta, ToolDelta
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 THINK, UNTHINK = "<think>", "</think>"
 CALL, UNCALL = "<tool_call>", "</tool_call>"

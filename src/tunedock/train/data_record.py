@@ -10,7 +10,7 @@ from typing import Any
 from tunedock.data.account import Account
 from tunedock.errors import DataError, RunError
 from tunedock.model import world
-from tunedock.model.session import ChatFacts
+from tunedock.model.chat_facts import ChatFacts
 from tunedock.run.record import read_json, write_json
 from tunedock.train.training import Training
 

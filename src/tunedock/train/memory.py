@@ -63,9 +63,7 @@ class HostMemory:
         return int(self._process.memory_info().rss)
 
     def free_bytes(self) -> int:
-        available = int(psutil.virtual_memory().available)
-        allowed = control_group.free_bytes(self._groups)
-        return available if allowed is None else min(available, allowed)
+        return control_group.host_free_bytes(self._groups)
 
     @contextmanager
     def watched(self) -> Iterator[Peak]:

@@ -15,8 +15,9 @@ from tunedock.errors import DataError
 from tunedock.eval.metrics import bleu_tokenizer
 from tunedock.eval.questions import Questions, questions_of
 from tunedock.events import Emitter
+from tunedock.model.chat_facts import ChatFacts
 from tunedock.model.policy import Policy
-from tunedock.model.session import Base, ChatFacts
+from tunedock.model.session import Base
 from tunedock.objective.evaluate import Measured
 from tunedock.recipe.schema import Recipe
 from tunedock.run.pulse import Pulse

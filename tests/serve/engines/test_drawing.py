@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,9 +18,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from tunedock.serve.engines import drawing
-from tunedock.serve.engines.drawing import Drawer, draw
+from tunedock.serve.engines import drawing, drawing_numpy
 from tunedock.serve.engines.generator import Sampling
+from tunedock.serve.engines.steps import Drawer, Drawn
 
 KINDS = [
     {"temperature": 0.7},
@@ -30,6 +32,23 @@ KINDS = [
     {"temperature": 1.0, "top_p": 0.01},
     {"temperature": 1.0, "top_k": 1},
 ]
+
+
+Draw = Callable[..., list[Drawn | None]]
+WAYS = {"torch": drawing, "numpy": drawing_numpy}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> ModuleType:
+    return WAYS[request.param]
+
+
+@pytest.fixture
+def draw(way: ModuleType) -> Draw:
+    """Of tensors, whichever way draws."""
+    if way is drawing:
+        return drawing.draw
+    return lambda logits, drawers, told: drawing_numpy.draw(logits.numpy(), drawers, told)
 
 
 def shares_by_transformers(logits: torch.Tensor, prompt: list[int], kind: dict[str, Any]) -> torch.Tensor:
@@ -45,10 +64,10 @@ def shares_by_transformers(logits: torch.Tensor, prompt: list[int], kind: dict[s
 @pytest.mark.parametrize("candidates", [1024, 4])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_tokens_come_by_the_shares_transformers_gives_them(
-    kind: dict[str, Any], candidates: int, monkeypatch: pytest.MonkeyPatch
+    kind: dict[str, Any], candidates: int, way: ModuleType, draw: Draw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numbers on a fine grid, in the place of random ones: each token must come as often as its share says."""
-    monkeypatch.setattr(drawing, "CANDIDATES", candidates)
+    monkeypatch.setattr(way, "CANDIDATES", candidates)
     logits = torch.randn(40, generator=torch.Generator().manual_seed(3)) * 2.0
     wanted = shares_by_transformers(logits, [4, 5, 5, 30], kind)
     grid = 4000
@@ -62,7 +81,7 @@ def test_tokens_come_by_the_shares_transformers_gives_them(
     assert {t for t in range(40) if counts[t]} <= set(wanted.nonzero()[:, 0].tolist())
 
 
-def test_presence_and_frequency() -> None:
+def test_presence_and_frequency(draw: Draw) -> None:
     drawer = Drawer(Sampling(temperature=0.0, presence_penalty=0.5, frequency_penalty=0.25), [0, 0, 0])
     logits = torch.tensor([[0.0, 2.0, 1.4, 1.05]])
     given = logits.clone()
@@ -71,7 +90,7 @@ def test_presence_and_frequency() -> None:
     assert torch.equal(logits, given), "penalties leave the logits alone"
 
 
-def test_a_row_does_not_look_at_others() -> None:
+def test_a_row_does_not_look_at_others(draw: Draw) -> None:
     draws = torch.randn(5, 3000, generator=torch.Generator().manual_seed(1)) * 3
     settings = [
         Sampling(temperature=0.0),
@@ -89,7 +108,7 @@ def test_a_row_does_not_look_at_others() -> None:
     assert together == alone
 
 
-def test_likelihoods_are_those_before_any_setting() -> None:
+def test_likelihoods_are_those_before_any_setting(draw: Draw) -> None:
     logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(1))
     drawers = [Drawer(Sampling(temperature=3.0, top_k=2, repetition_penalty=4.0), [1]), Drawer(Sampling(), [1])]
     first, second = draw(logits, drawers, [4, None])
@@ -100,17 +119,32 @@ def test_likelihoods_are_those_before_any_setting() -> None:
     assert second.logprob is None and second.alternatives == ()
 
 
-def test_no_numbers() -> None:
+def test_no_numbers(draw: Draw) -> None:
     logits = torch.zeros(2, 10)
     logits[1, 3] = float("nan")
     made = draw(logits, [Drawer(Sampling(), [1]), Drawer(Sampling(), [1])], [None, None])
     assert made[0] is not None and made[1] is None
 
 
-def test_the_largest_number_draws_a_token_that_may_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_largest_number_draws_a_token_that_may_be_drawn(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.tensor([[0.0, 1.0, float("-inf"), float("-inf")]])
     for kind in (Sampling(), Sampling(top_p=0.99), Sampling(min_p=0.5)):
         drawer = Drawer(kind, [1])
         monkeypatch.setattr(drawer, "next_number", lambda: 1.0 - 2**-53)
         made = draw(logits, [drawer], [None])[0]
         assert made is not None and made.id in (0, 1)
+
+
+def test_both_ways_draw_the_same_tokens() -> None:
+    """A seed gives an answer, whichever way computes it: sums differ by rounding, which a number of chance all but never meets."""
+    logits = torch.randn(300, 5000, generator=torch.Generator().manual_seed(2)) * 3
+    for kind in KINDS:
+        ways = [
+            [
+                made and (made.id, [one for one, _ in made.alternatives])
+                for made in draw(given, drawers, [3] * len(logits))
+            ]
+            for draw, given in ((drawing.draw, logits), (drawing_numpy.draw, logits.numpy()))
+            for drawers in [[Drawer(Sampling(**kind, seed=seed), [1, 2, 3]) for seed in range(len(logits))]]
+        ]
+        assert ways[0] == ways[1], kind

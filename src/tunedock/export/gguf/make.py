@@ -18,10 +18,9 @@ from tunedock.export.gguf.shape import Shape, shape_of
 from tunedock.export.gguf.tensors import Array, tensors
 from tunedock.export.gguf.vocabulary import vocabulary_of
 from tunedock.export.gguf.write import LARGEST_F16, Kind, write
-from tunedock.model.session import Base, ChatFacts
+from tunedock.model.chat_facts import ChatFacts
+from tunedock.model.session import Base
 
-TOKENIZER = "tokenizer"
-"""The folder beside a file with its tokenizer as transformers reads it: llama.cpp has its own, a gateway may want this."""
 FLOATS: tuple[Kind, ...] = ("f32", "f16", "bf16", "q8_0")
 """Kinds that are written here; others are made by llama.cpp of a file of floats."""
 ERRORS: Mapping[str, float] = {

@@ -14,7 +14,8 @@ from tunedock.export.ollama.compare import Comparison, compare, require
 from tunedock.export.ollama.derive import derive
 from tunedock.export.ollama.modelfile import Number, modelfile, parameters
 from tunedock.export.ollama.own import own_render
-from tunedock.model.session import Base, ChatFacts
+from tunedock.model.chat_facts import ChatFacts
+from tunedock.model.session import Base
 
 MODELFILE = "Modelfile"
 CONTEXT = 4096

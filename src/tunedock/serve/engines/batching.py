@@ -17,14 +17,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from torch import Tensor
-
-from tunedock.model.out_of_memory import give_back, is_out_of_memory
-from tunedock.serve.engines.compute import PAGE, Adapter, Compute
-from tunedock.serve.engines.drawing import Drawer, Drawn, draw
 from tunedock.serve.engines.generator import Asked, EngineGone, Load, Token
 from tunedock.serve.engines.schedule import Row, Schedule, Work
+from tunedock.serve.engines.steps import PAGE, Adapter, Compute, Drawer, Drawn
 from tunedock.serve.engines.streams import Outlet, Parcel, Stream, deliver
 
 CHUNK, GPU_CHUNK = 256, 2048
@@ -77,7 +72,9 @@ class _Counts:
 class Engine:
     """A `Generator` (`engines.generator`) on anything that computes steps."""
 
-    def __init__(self, compute: Compute[Any], *, longest: int, pages: int, limits: Limits, page: int = PAGE) -> None:
+    def __init__(
+        self, compute: Compute[Any, Any], *, longest: int, pages: int, limits: Limits, page: int = PAGE
+    ) -> None:
         """`pages` of keys and values, of `page` tokens each."""
         self._compute = compute
         self._schedule = Schedule(
@@ -191,7 +188,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            with torch.inference_mode():
+            with self._compute.computing():
                 while self._turn():
                     pass
         except BaseException as error:
@@ -229,16 +226,16 @@ class Engine:
         began = time.monotonic()
         requests = [_request(work) for work in works]
         try:
-            logits_RV: Tensor | None = self._compute.step(works, [request.lora for request in requests])
+            logits_RV: Any = self._compute.step(works, [request.lora for request in requests])
         except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-            if not is_out_of_memory(error):
+            if not self._compute.ran_out(error):
                 raise
             logits_RV = None
         if logits_RV is None:
             self._shrink()
             return
         drawing = [request for work, request in zip(works, requests, strict=True) if work.draws]
-        drawn = draw(
+        drawn = self._compute.draw(
             logits_RV, [request.drawer for request in drawing], [request.asked.top_logprobs for request in drawing]
         )
         with self._lock:
@@ -274,7 +271,7 @@ class Engine:
 
     def _shrink(self) -> None:
         """After memory ran out: fewer rows at a time, and the step again."""
-        give_back()
+        self._compute.give_back()
         with self._lock:
             if not self._schedule.shrink():
                 raise MemoryError("memory ran out for one request alone")

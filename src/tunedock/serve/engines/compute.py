@@ -1,4 +1,4 @@
-"""A step's works -> logits of the rows that draw: what an engine of this process computes with.
+"""A step's works -> logits of the rows that draw, by a model of transformers.
 
 `Paged` computes all rows in one call of the model (`engines.paged`). It is proven when it is made, on prompts made up, cut into
 parts and answered side by side, against what the untouched model gives for each alone. A model that fails that (its attention is
@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,56 +22,15 @@ from transformers import DynamicCache
 
 from tunedock.errors import ModelError
 from tunedock.model.fused import fuse
+from tunedock.model.out_of_memory import give_back, is_out_of_memory
 from tunedock.model.policy import EXACT, ROUNDED
 from tunedock.model.rope import regime_of
+from tunedock.serve.engines.drawing import draw
 from tunedock.serve.engines.few_rows import speed_up
 from tunedock.serve.engines.loras import LoadedLora, LoraModules, Stretch
 from tunedock.serve.engines.paged import KEYWORD, Pool, Step, install
 from tunedock.serve.engines.schedule import Row, Work
-
-PAGE = 32
-"""Tokens of a page."""
-
-
-class Adapter(Protocol):
-    """What a request holds of an adapter: weights that never change."""
-
-    @property
-    def name(self) -> str: ...
-
-
-A = TypeVar("A", bound=Adapter)
-
-
-class Compute(Protocol[A]):
-    """Called by one thread at a time; adapters are read beside it."""
-
-    whole_prompts: bool
-    """Whether a prompt must be computed in one piece."""
-    turn: int | None
-    """Tokens beyond which a row's keys are others: one that grows past it is computed again from its beginning. None without such
-    a length."""
-    vocabulary: int
-    bytes_per_token: int
-    notes: list[str]
-
-    def reserve(self, pages: int, page: int) -> None:
-        """Room for keys and values; before the first step."""
-        ...
-
-    def step(self, works: Sequence[Work], loras: Sequence[A | None]) -> Tensor:
-        """Logits [R, V] of the works that draw, in their order. `loras`: of each work, those of one side by side."""
-        ...
-
-    def leave(self, slots: Sequence[int]) -> None:
-        """These slots' rows are gone."""
-        ...
-
-    def read_adapter(self, name: str, folder: Path) -> A: ...
-
-    def close(self) -> None:
-        """Gives everything back; after the last step."""
-        ...
+from tunedock.serve.engines.steps import PAGE, Drawer, Drawn
 
 
 class _OnTransformers:
@@ -86,6 +45,18 @@ class _OnTransformers:
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._linears: dict[str, nn.Module] = {}
         self.loras = LoraModules(model, self._linears)
+
+    def computing(self) -> AbstractContextManager[object]:
+        return torch.inference_mode()
+
+    def draw(self, logits_RV: Tensor, drawers: Sequence[Drawer], told: Sequence[int | None]) -> list[Drawn | None]:
+        return draw(logits_RV, drawers, told)
+
+    def ran_out(self, error: BaseException) -> bool:
+        return is_out_of_memory(error)
+
+    def give_back(self) -> None:
+        give_back()
 
     def read_adapter(self, name: str, folder: Path) -> LoadedLora:
         return self.loras.read(name, folder)

@@ -1,4 +1,6 @@
-"""Logits -> the next token of each row. What a row draws depends on its own logits, settings and seed alone, never on its company.
+"""Logits -> the next token of each row, with PyTorch, on any device (`drawing_numpy`: without).
+
+What a row draws depends on its own logits, settings and seed alone, never on its company.
 
 The order is that of transformers' `generate`: penalties, temperature, top_k, top_p, min_p; and of the tokens that are left one is
 drawn by one number of the request's own generator. Likelihoods that are told are the model's, before any of this.
@@ -8,70 +10,13 @@ Shapes: R rows, V tokens of the vocabulary, C candidates.
 
 from __future__ import annotations
 
-import random
-from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from tunedock.serve.engines.generator import Sampling
-
-CANDIDATES = 1024
-"""Most likely tokens among which `top_p` and `top_k` are looked for first: sorting a whole vocabulary takes ten times as long."""
-
-
-class Drawer:
-    """One request's way of drawing."""
-
-    def __init__(self, sampling: Sampling, prompt: Collection[int]) -> None:
-        self.sampling = sampling
-        self._random = random.Random(sampling.seed)
-        self._prompt = set(prompt) if sampling.repetition_penalty != 1.0 else set()
-        self._drawn: Counter[int] = Counter()
-
-    @property
-    def greedy(self) -> bool:
-        return self.sampling.temperature <= 0.0
-
-    @property
-    def penalised(self) -> bool:
-        s = self.sampling
-        return s.repetition_penalty != 1.0 or s.presence_penalty != 0.0 or s.frequency_penalty != 0.0
-
-    @property
-    def cuts(self) -> bool:
-        """Whether only some of the most likely tokens may be drawn. `min_p` needs no order to be found."""
-        return bool(self.sampling.top_k) or self.sampling.top_p < 1.0
-
-    def next_number(self) -> float:
-        """In [0, 1): one a token, so that a seed gives the same tokens wherever the request was interrupted."""
-        return self._random.random()
-
-    def took(self, token: int) -> None:
-        if self.penalised:
-            self._drawn[token] += 1
-
-    def penalise(self, logits_V: Tensor) -> None:
-        """In place. Repetition as in arXiv 1909.05858, over prompt and answer; presence and frequency as OpenAI has them, over the
-        answer."""
-        s = self.sampling
-        if s.repetition_penalty != 1.0 and (seen := self._prompt | self._drawn.keys()):
-            index = torch.tensor(sorted(seen), device=logits_V.device)
-            found = logits_V[index]
-            logits_V[index] = torch.where(found < 0, found * s.repetition_penalty, found / s.repetition_penalty)
-        if self._drawn and (s.presence_penalty or s.frequency_penalty):
-            index = torch.tensor(list(self._drawn), device=logits_V.device)
-            times = torch.tensor(list(self._drawn.values()), dtype=logits_V.dtype, device=logits_V.device)
-            logits_V[index] -= s.presence_penalty + s.frequency_penalty * times
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    id: int
-    logprob: float | None = None
-    alternatives: tuple[tuple[int, float], ...] = ()
+from tunedock.serve.engines.steps import CANDIDATES, Drawer, Drawn
 
 
 def draw(logits_RV: Tensor, drawers: Sequence[Drawer], top_logprobs: Sequence[int | None]) -> list[Drawn | None]:
@@ -83,7 +28,7 @@ def draw(logits_RV: Tensor, drawers: Sequence[Drawer], top_logprobs: Sequence[in
         logits_RV = logits_RV.clone()
         for line, drawer in enumerate(drawers):
             if drawer.penalised:
-                drawer.penalise(logits_RV[line])
+                _penalise(logits_RV[line], drawer)
     ids: dict[int, int] = {}
     greedy = [line for line, drawer in enumerate(drawers) if drawer.greedy]
     if greedy:
@@ -102,6 +47,19 @@ def draw(logits_RV: Tensor, drawers: Sequence[Drawer], top_logprobs: Sequence[in
         drawer.took(ids[line])
         made.append(_with_likelihoods(ids[line], top_logprobs[line], told.get(line)))
     return made
+
+
+def _penalise(logits_V: Tensor, drawer: Drawer) -> None:
+    """In place."""
+    s, seen, counts = drawer.sampling, drawer.seen(), drawer.counts()
+    if seen:
+        index = torch.tensor(seen, device=logits_V.device)
+        found = logits_V[index]
+        logits_V[index] = torch.where(found < 0, found * s.repetition_penalty, found / s.repetition_penalty)
+    if counts:
+        index = torch.tensor(list(counts), device=logits_V.device)
+        times = torch.tensor(list(counts.values()), dtype=logits_V.dtype, device=logits_V.device)
+        logits_V[index] -= s.presence_penalty + s.frequency_penalty * times
 
 
 def _lines(x_RV: Tensor, lines: Sequence[int]) -> Tensor:

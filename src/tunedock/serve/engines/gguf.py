@@ -7,12 +7,13 @@ something else than it was trained on.
 from __future__ import annotations
 
 import contextlib
+from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tunedock.errors import ModelError
-from tunedock.export.gguf.make import TOKENIZER
+from tunedock.export.gguf import TOKENIZER
 from tunedock.export.gguf.quantise import llama_cpp
 from tunedock.export.probes import TEXTS
 
@@ -30,6 +31,12 @@ def find_file(place: Path) -> Path:
 def tokenizer_of(file: Path) -> PreTrainedTokenizerBase:
     """Raises ModelError where none can be had that reads texts as llama.cpp does, DependencyError without llama-cpp-python."""
     beside = file.parent / TOKENIZER
+    if not beside.is_dir() and not _can_be_made():
+        raise ModelError(
+            "its tokenizer does not lie beside it, and making one of the file needs PyTorch, which is not here",
+            where=str(file),
+            hint=f"put the folder `{TOKENIZER}` of `tunedock export` (tokenizer.json and what goes with it) beside the file",
+        )
     try:
         tokenizer: PreTrainedTokenizerBase = (
             AutoTokenizer.from_pretrained(beside)
@@ -41,6 +48,11 @@ def tokenizer_of(file: Path) -> PreTrainedTokenizerBase:
         raise ModelError(f"its tokenizer cannot be read: {first}", where=str(file), hint=_HINT) from error
     _require_same(tokenizer, file)
     return tokenizer
+
+
+def _can_be_made() -> bool:
+    """transformers reads GGUF files with PyTorch only, even for their tokenizer."""
+    return find_spec("torch") is not None and find_spec("gguf") is not None
 
 
 _HINT = "export it by `tunedock export RUN --format gguf`, or run llama.cpp's own server: name=http://host:port/v1"

@@ -11,21 +11,21 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tunedock.errors import ModelError
 from tunedock.export.gguf.quantise import llama_cpp
+from tunedock.plan import control_group
 from tunedock.serve.engines.batching import CHUNK, Engine, Limits
-from tunedock.serve.engines.compute import PAGE
+from tunedock.serve.engines.drawing_numpy import Floats, draw
 from tunedock.serve.engines.schedule import Work
-from tunedock.train.memory import HostMemory
+from tunedock.serve.engines.steps import PAGE, Drawer, Drawn
 
 SHARE = 0.5
 """Of the memory that is free once the weights are loaded, for keys and values."""
@@ -63,7 +63,7 @@ def _said() -> str:
 
 
 class LlamaCompute:
-    """`engines.compute.Compute` on llama.cpp."""
+    """`engines.steps.Compute` on llama.cpp."""
 
     whole_prompts = False
 
@@ -128,15 +128,27 @@ class LlamaCompute:
             raise ModelError(f"llama.cpp makes no context for {pages * page} tokens: {_said()}", where=str(self._path))
         self._memory = package.llama_get_memory(self._context)
 
-    def step(self, works: Sequence[Work], loras: Sequence[LlamaLora | None]) -> Tensor:
-        drawn: list[Tensor] = []
+    def step(self, works: Sequence[Work], loras: Sequence[LlamaLora | None]) -> Floats:
+        drawn: list[Floats] = []
         pairs = list(zip(works, loras, strict=True))
         with self._using:
             for _, group in groupby(pairs, key=lambda pair: id(pair[1])):
                 some = list(group)
                 self._set_lora(some[0][1])
                 drawn += self._decode([work for work, _ in some])
-        return torch.stack(drawn) if drawn else torch.empty(0, self.vocabulary)
+        return np.stack(drawn) if drawn else np.empty((0, self.vocabulary), dtype=np.float32)
+
+    def computing(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def draw(self, logits_RV: Floats, drawers: Sequence[Drawer], told: Sequence[int | None]) -> list[Drawn | None]:
+        return draw(logits_RV, drawers, told)
+
+    def ran_out(self, error: BaseException) -> bool:
+        return isinstance(error, MemoryError)
+
+    def give_back(self) -> None:
+        """llama.cpp keeps nothing."""
 
     def _set_lora(self, lora: LlamaLora | None) -> None:
         package = self._package
@@ -146,7 +158,7 @@ class LlamaCompute:
         if package.llama_set_adapters_lora(self._context, handles, number, scales) != 0:
             raise RuntimeError(f"llama.cpp does not take the adapter {lora.name if lora else None}")
 
-    def _decode(self, works: Sequence[Work]) -> Iterator[Tensor]:
+    def _decode(self, works: Sequence[Work]) -> Iterator[Floats]:
         """Logits [V] of the works that draw."""
         batch, package = self._batch, self._package
         at, draws = 0, []
@@ -170,7 +182,7 @@ class LlamaCompute:
             raise RuntimeError(f"llama_decode ended with {came_to}: {_said()}")
         for place in draws:
             found = package.llama_get_logits_ith(self._context, place)
-            yield torch.from_numpy(np.ctypeslib.as_array(found, (self.vocabulary,)).copy())
+            yield np.ctypeslib.as_array(found, (self.vocabulary,)).copy()
 
     def leave(self, slots: Sequence[int]) -> None:
         with self._using:
@@ -209,7 +221,7 @@ def from_gguf(path: Path, *, limits: Limits | None = None, float32_cache: bool =
     compute = LlamaCompute(path, limits, longest=limits.longest, float32_cache=float32_cache)
     room = limits.cache_bytes
     if room is None:
-        room = int(HostMemory().free_bytes() * SHARE)
+        room = int(control_group.host_free_bytes(control_group.groups()) * SHARE)
     longest_pages = -(-compute.longest // PAGE)
     # Cells are all taken at once here, so no more than rows of middling length need.
     pages = min(

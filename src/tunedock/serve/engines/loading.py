@@ -18,7 +18,8 @@ from tunedock.model.session import base_weights, find_base, tuned_policy
 from tunedock.recipe.schema import Model, Recipe
 from tunedock.run.record import Run
 from tunedock.serve.engines.batching import CHUNK, GPU_CHUNK, Engine, Limits
-from tunedock.serve.engines.compute import PAGE, Paged, choose, positions_of
+from tunedock.serve.engines.compute import Paged, choose, positions_of
+from tunedock.serve.engines.steps import PAGE
 from tunedock.train.memory import memory_of
 
 SHARE = 0.5

@@ -1,0 +1,69 @@
+"""Runs and folders of weights, computed in this process with PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from tunedock.errors import RecipeError, RunError
+from tunedock.model.chat_facts import ChatFacts
+from tunedock.model.session import find_base
+from tunedock.recipe.data_images import DATA_IMAGES
+from tunedock.recipe.schema import Recipe
+from tunedock.recipe.serving import Backend, ServeOrder
+from tunedock.run.record import Run
+from tunedock.serve.engines.generator import Generator
+from tunedock.serve.engines.loading import from_folder, from_run
+from tunedock.serve.engines.tokens import TokenEngine
+from tunedock.serve.exported import engine_of, limits_of, lineage_of
+from tunedock.serve.models import Served
+
+
+def run_model(backend: Backend, order: ServeOrder) -> list[Served]:
+    """Of a run, and of each further adapter on its base."""
+    run = Run.open(Path(backend.place))
+    if not run.model.is_dir():
+        raise RunError(
+            "the run has no result yet", where=str(run.path), hint=f"`tunedock train --resume {run.path}` finishes it"
+        )
+    recipe = Recipe.model_validate(run.resolved()["recipe"])
+    if recipe.objective.kind == "reward":
+        raise RecipeError(
+            "a reward model scores and does not answer", where=str(run.path), hint="serve the model it scores"
+        )
+    facts = ChatFacts.read(run.model)
+    base = find_base(recipe, stop_ids=facts.stop_ids)
+    generator = from_run(run, recipe, merge=not backend.adapters, adapters=backend.adapters, limits=limits_of(order))
+    engine = TokenEngine(generator, base.tokenizer, base.chat, thinking=facts.thinking, system=facts.system)
+    state = run.state()
+    lineage = {
+        "run": state.name,
+        "recipe_hash": state.recipe_hash,
+        "model": state.model,
+        "commit": state.lineage.get("commit"),
+        "data": state.lineage.get("data"),
+        "data_images": state.lineage.get(DATA_IMAGES),
+    }
+    told = {key: value for key, value in lineage.items() if value}
+    own = run.name if backend.adapters and run.name in generator.adapters() else None
+    return _with_adapters(Served(backend.name, engine, backend.name, own, lineage=told), generator, backend)
+
+
+def folder_model(backend: Backend, order: ServeOrder) -> list[Served]:
+    """Of an exported folder, and of each adapter on it."""
+    folder = Path(backend.place)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    generator = from_folder(folder, adapters=backend.adapters, limits=limits_of(order))
+    engine = engine_of(folder, generator, tokenizer)
+    return _with_adapters(Served(backend.name, engine, backend.name, lineage=lineage_of(folder)), generator, backend)
+
+
+def _with_adapters(served: Served, generator: Generator, backend: Backend) -> list[Served]:
+    """The model, and each further adapter as a model of its own."""
+    others = [
+        Served(name, served.engine, served.model, name, lineage={**served.lineage, "adapter": name})
+        for name in generator.adapters()
+        if name in backend.adapters
+    ]
+    return [served, *others]
