@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 import threading
 import time
@@ -23,7 +22,7 @@ from tunedock.serve.jobs import Engine
 from tunedock.serve.metrics import Metrics
 from tunedock.serve.models import Models, Served
 from tunedock.serve.records import AccessLog
-from tunedock.serve.server import Server
+from tunedock.serve.server import Server, listen
 
 
 @dataclass
@@ -71,7 +70,7 @@ def gateway(
         Metrics(models),
         bounds or Bounds(),
     )
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     server = Server(made, waits=waits, tls=tls)
     loops: list[asyncio.AbstractEventLoop] = []
 

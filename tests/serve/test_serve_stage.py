@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from tunedock.recipe.serving import Backend, ServeOrder
-from tunedock.serve.stage import _listen
+from tunedock.serve.server import listen
 
 
 def test_small_answers_do_not_wait_for_an_acknowledgement() -> None:
     """asyncio turns Nagle's algorithm off only on sockets that were made as TCP's by name."""
 
     async def accepted() -> bool:
-        listener = _listen(ServeOrder(backends=[Backend(name="m", kind="openai", place="http://x/v1")], port=0))
+        listener = listen("127.0.0.1", 0)
         found: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def come(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -31,6 +31,7 @@ from tunedock.serve.errors import ApiError
 from tunedock.serve.jobs import ChatJob, Delta, Event, TextJob, ToolDelta, Usage
 from tunedock.serve.metrics import Metrics
 from tunedock.serve.models import Models, Served
+from tunedock.serve.readiness import Readiness
 from tunedock.serve.records import AccessLog
 from tunedock.serve.requests import as_chat, chat_job, text_jobs
 from tunedock.serve.surface import ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest
@@ -39,6 +40,9 @@ FINGERPRINT = f"tunedock-{__version__}"
 VERSION_HEADER = "x-tunedock-model-version"
 _HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+OTHER = "other"
+LONGEST_PATH = 200
+"""Of a path in the log and in errors."""
 ASSUMED_TOKENS = 256
 """Of an answer whose length the client does not bound, when it is charged in advance."""
 
@@ -64,8 +68,13 @@ class Gateway:
     hosts: frozenset[str] | None = None
     """Names by which it may be called; None: by any. An open gateway answers to this machine's own, for a page in a browser could
     have its own name lead here (DNS rebinding)."""
+    readiness: Readiness = field(init=False)
     draining: bool = False
     """Set when the gateway is to end: what is at work is finished, `/ready` says no."""
+
+    def __post_init__(self) -> None:
+        self.readiness = Readiness(self.models, self.gate)
+        self.metrics.watch(self.readiness, self.log)
 
 
 @dataclass(slots=True)
@@ -75,6 +84,8 @@ class Turn:
     gateway: Gateway
     request: Request
     id: str
+    route: str = OTHER
+    """The path as it is listed: what callers make of it has no end, and would fill the metrics."""
     began: float = field(default_factory=time.monotonic)
     subject: str | None = None
     served: Served | None = None
@@ -106,15 +117,18 @@ class Turn:
         if self._ended:
             return
         self._ended = True
-        took, metrics, path = time.monotonic() - self.began, self.gateway.metrics, self.request.scope["path"]
-        metrics.requests.labels(path, str(self.status), *self.labels).inc()
+        took, metrics = time.monotonic() - self.began, self.gateway.metrics
+        metrics.requests.labels(self.route, str(self.status), *self.labels).inc()
         if self.code is not None and self.usage is None:
-            metrics.refused.labels(self.code).inc()
+            metrics.refuse(self.code)
+        if self.status in (502, 503):
+            self.gateway.readiness.forget()
         if self.served is not None and self.usage is not None:
             metrics.whole.labels(*self.labels).observe(took)
+            if self.usage.queued_s is not None:
+                metrics.queued.labels(*self.labels).observe(self.usage.queued_s)
             metrics.prompt.labels(*self.labels).inc(self.usage.prompt_tokens)
             metrics.completion.labels(*self.labels).inc(self.usage.completion_tokens)
-        metrics.log_lost.set(self.gateway.log.lost)
         self.gateway.log.write(
             {
                 "time": time.time(),
@@ -122,7 +136,7 @@ class Turn:
                 "subject": self.subject,
                 "client": self.request.client.host if self.request.client else None,
                 "method": self.request.method,
-                "path": path,
+                "path": self.request.scope["path"][:LONGEST_PATH],
                 "model": self.served.name if self.served else None,
                 "adapter": self.served.adapter if self.served else None,
                 "version": self.served.version if self.served else None,
@@ -142,41 +156,38 @@ def create_app(gateway: Gateway) -> FastAPI:
         title="tunedock", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
 
-    def route(method: str, path: str, handler: Callable[[Turn], Awaitable[Response]], body: Any = None) -> None:
-        extra = (
-            {}
-            if body is None
-            else {"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}}
-        )
-
+    def route(method: str, path: str, handler: Callable[[Turn], Awaitable[Response]]) -> None:
         async def endpoint(request: Request) -> Response:
-            turn = Turn(gateway, request, _request_id(request))
+            turn = Turn(gateway, request, _request_id(request), path.replace(":path", ""))
             return await _guarded(turn, handler)
 
-        app.add_api_route(path, endpoint, methods=[method], openapi_extra=extra or None, name=handler.__name__)
+        app.add_api_route(path, endpoint, methods=[method], name=handler.__name__)
 
-    for path, handler, kind in (
-        ("/v1/chat/completions", chat_completions, ChatRequest),
-        ("/v1/completions", completions, CompletionRequest),
-        ("/v1/responses", responses, ResponsesRequest),
-        ("/v1/embeddings", embeddings, EmbeddingRequest),
-    ):
-        route("POST", path, handler, kind.model_json_schema())
+    route("POST", "/v1/chat/completions", chat_completions)
+    route("POST", "/v1/completions", completions)
+    route("POST", "/v1/responses", responses)
+    route("POST", "/v1/embeddings", embeddings)
     route("GET", "/v1/models", list_models)
     route("GET", "/v1/models/{name:path}", one_model)
     route("GET", "/metrics", metrics)
     app.add_api_route("/health", health, methods=["GET"])
 
     @app.get("/ready")
-    async def ready() -> Response:
-        return await _ready(gateway)
+    async def ready(request: Request) -> Response:
+        return await _ready(gateway, request)
 
     @app.exception_handler(HTTPException)
     async def not_here(request: Request, error: HTTPException) -> Response:
-        what = {404: f"Unknown path `{request.scope['path'][:200]}`", 405: "Method not allowed"}
-        message = what.get(error.status_code, str(error.detail))
-        headers = {**(error.headers or {}), "x-request-id": _request_id(request)}
-        return JSONResponse(ApiError(error.status_code, message).body(), error.status_code, headers)
+        turn = Turn(gateway, request, _request_id(request))
+        path = request.scope["path"][:LONGEST_PATH]
+        message, code = {
+            404: (f"Unknown path `{path}`", "unknown_path"),
+            405: ("Method not allowed", "unknown_method"),
+        }.get(error.status_code, (str(error.detail), None))
+        response = _said(turn, ApiError(error.status_code, message, code=code, headers=error.headers))
+        response.headers["x-request-id"] = turn.id
+        turn.end()
+        return response
 
     return app
 
@@ -186,15 +197,28 @@ async def health() -> Response:
     return JSONResponse({"status": "ok"})
 
 
-async def _ready(gateway: Gateway) -> Response:
-    """Whether the next request would be answered."""
+async def _ready(gateway: Gateway, request: Request) -> Response:
+    """Whether the next request would be answered. Names of models are for those who may call."""
     if gateway.draining:
         return JSONResponse({"status": "draining"}, 503)
-    found = {served.name: await served.engine.ready() for served in gateway.models.all()}
+    found = await gateway.readiness.look()
+    if gateway.readiness.store is False:
+        return JSONResponse({"status": "not ready", "access_store": "unavailable"}, 503)
     wrong = {name: why for name, why in found.items() if why is not None}
-    if wrong or not found:
-        return JSONResponse({"status": "not ready", "models": wrong}, 503)
-    return JSONResponse({"status": "ready", "models": sorted(found)})
+    is_ready = bool(found) and not wrong
+    told: dict[str, Any] = {"status": "ready" if is_ready else "not ready"}
+    if await _may_know(gateway, request):
+        told["models"] = sorted(found) if is_ready else wrong
+    return JSONResponse(told, 200 if is_ready else 503)
+
+
+async def _may_know(gateway: Gateway, request: Request) -> bool:
+    try:
+        _require_host(gateway, request)
+        await gateway.gate.subject(request.headers.getlist("authorization"))
+    except (ApiError, Refused):
+        return False
+    return True
 
 
 # -- around every request --------------------------------------------------------------------------------------------------
@@ -204,7 +228,7 @@ async def _guarded(turn: Turn, handler: Callable[[Turn], Awaitable[Response]]) -
     """Authenticates, runs the handler, and makes of whatever it raises an answer of OpenAI's shape."""
     response: Response | None = None
     try:
-        _require_host(turn)
+        _require_host(turn.gateway, turn.request)
         subject = await turn.gateway.gate.subject(turn.request.headers.getlist("authorization"))
         turn.subject = subject.name
         turn.request.state.subject = subject
@@ -224,12 +248,12 @@ async def _guarded(turn: Turn, handler: Callable[[Turn], Awaitable[Response]]) -
     return response
 
 
-def _require_host(turn: Turn) -> None:
-    hosts = turn.gateway.hosts
+def _require_host(gateway: Gateway, request: Request) -> None:
+    hosts = gateway.hosts
     if hosts is None:
         return
     # Not `request.url`: of a header that is none, Starlette makes the server's own address, which is a name that is allowed.
-    found = _HOST.fullmatch(turn.request.headers.get("host", ""))
+    found = _HOST.fullmatch(request.headers.get("host", ""))
     if found is None or found["name"].strip("[]").lower() not in hosts:
         raise ApiError(403, "this gateway does not answer to that name", code="host_not_allowed", param="Host")
 
@@ -297,6 +321,7 @@ async def one_model(turn: Turn) -> Response:
 
 
 async def metrics(turn: Turn) -> Response:
+    await turn.gateway.readiness.look()
     return Response(turn.gateway.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -404,6 +429,7 @@ async def _answer(
     async with AsyncExitStack() as stack:
         subject = turn.request.state.subject
         ticket = await stack.enter_async_context(turn.gateway.gate.admitted(subject, served.name, tokens))
+        turn.gateway.metrics.admission.observe(time.monotonic() - turn.began)
         stack.enter_context(turn.gateway.metrics.running.labels(*turn.labels).track_inprogress())
         events = await stack.enter_async_context(_closing(_watched(turn, work(job), ticket)))
         if not stream:

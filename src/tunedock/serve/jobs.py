@@ -93,6 +93,8 @@ class Usage:
     completion_tokens: int
     reasoning_tokens: int = 0
     cached_tokens: int = 0
+    queued_s: float | None = None
+    """How long the request waited before anything of it was computed; None where the engine does not say."""
 
 
 Event = Delta | ToolDelta | Finish | Usage

@@ -5,19 +5,31 @@ Names follow vLLM's where it has them, so that a dashboard of one reads the othe
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-
-import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
 
+from tunedock.serve.gauges import Gauges
 from tunedock.serve.models import Models
+from tunedock.serve.readiness import Readiness
+from tunedock.serve.records import AccessLog
 
 BY = ("model", "adapter", "version")
 """`version` is that of the registry; empty where the model is none of its."""
 SHORT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 LONG_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+KNOWN_CODES = (
+    "access_store_unavailable",
+    "engine_unavailable",
+    "engine_broken",
+    "insufficient_quota",
+    "internal_error",
+    "invalid_api_key",
+    "model_not_allowed",
+    "model_not_found",
+    "rate_limit_exceeded",
+    "timeout",
+    "token_keys_unavailable",
+)
+MOST_CODES = 64
 
 
 class Metrics:
@@ -40,63 +52,42 @@ class Metrics:
         self.between = Histogram(
             "tunedock_inter_token_latency_seconds", "Between two pieces", BY, buckets=SHORT_S, registry=own
         )
+        self.admission = Histogram(
+            "tunedock_admission_seconds",
+            "From a request's arrival until it was let in: its body, its key, its limits",
+            buckets=SHORT_S,
+            registry=own,
+        )
+        self.queued = Histogram(
+            "tunedock_request_queue_time_seconds",
+            "From when the engine was asked until it computed; of engines of this process",
+            BY,
+            buckets=LONG_S,
+            registry=own,
+        )
         self.whole = Histogram(
             "tunedock_e2e_request_latency_seconds", "To the end of an answer", BY, buckets=LONG_S, registry=own
         )
         self.running = Gauge("tunedock_gateway_requests", "Requests in the gateway now", BY, registry=own)
-        self.log_lost = Gauge(
-            "tunedock_access_log_lost_lines", "Lines of the access log that were not written", registry=own
-        )
         self.dropped = Counter(
             "tunedock_connections_dropped", "Connections ended by the gateway, and why", ("why",), registry=own
         )
-        own.register(_Engines(models))
+        self.connections = Gauge("tunedock_connections", "Connections that are open", registry=own)
+        for code in KNOWN_CODES:  # a counter that begins at its first event tells Prometheus of no change
+            self.refused.labels(code)
+        self._codes = set(KNOWN_CODES)
+        self._models = models
+
+    def watch(self, readiness: Readiness, log: AccessLog) -> None:
+        """Once, when all that is to be asked is there."""
+        self.registry.register(Gauges(self._models, readiness, lambda: log.lost))
+
+    def refuse(self, code: str) -> None:
+        """Counts one. An engine's own codes are no more than it is thought to have."""
+        if code not in self._codes and len(self._codes) >= MOST_CODES:
+            code = "other"
+        self._codes.add(code)
+        self.refused.labels(code).inc()
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
-
-
-class _Engines:
-    """Asked when Prometheus asks."""
-
-    def __init__(self, models: Models) -> None:
-        self._models = models
-
-    def collect(self) -> Iterator[Metric]:
-        running = GaugeMetricFamily(
-            "tunedock_num_requests_running", "Requests that an engine works on", labels=["model"]
-        )
-        waiting = GaugeMetricFamily(
-            "tunedock_num_requests_waiting", "Requests that wait for an engine", labels=["model"]
-        )
-        cache = GaugeMetricFamily(
-            "tunedock_kv_cache_usage_perc", "Share of the memory for keys and values", labels=["model"]
-        )
-        seen: set[int] = set()
-        for served in self._models.all():
-            if id(served.engine) in seen:
-                continue
-            seen.add(id(served.engine))
-            load = served.engine.load()
-            running.add_metric([served.name], load.running)
-            waiting.add_metric([served.name], load.waiting)
-            cache.add_metric([served.name], load.cache_used)
-        yield from (running, waiting, cache)
-        memory = GaugeMetricFamily("tunedock_process_resident_bytes", "Memory of the gateway's process")
-        memory.add_metric([], psutil.Process().memory_info().rss)
-        yield memory
-        yield from _cards()
-
-
-def _cards() -> Iterator[Metric]:
-    """Memory of each GPU that PyTorch computes on in this process; a program behind the gateway tells of its own."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return
-    used = GaugeMetricFamily("tunedock_gpu_memory_used_bytes", "Of a GPU, by all processes", labels=["gpu"])
-    total = GaugeMetricFamily("tunedock_gpu_memory_total_bytes", "Of a GPU", labels=["gpu"])
-    for number in range(torch.cuda.device_count()):
-        free, whole = torch.cuda.mem_get_info(number)
-        used.add_metric([str(number)], whole - free)
-        total.add_metric([str(number)], whole)
-    yield from (used, total)

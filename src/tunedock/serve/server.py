@@ -15,7 +15,7 @@ from pathlib import Path
 
 import uvicorn
 
-from tunedock.errors import RecipeError
+from tunedock.errors import EngineError, RecipeError
 from tunedock.serve.app import Gateway, create_app
 from tunedock.serve.connection import Waits, connection_type
 
@@ -54,6 +54,7 @@ class Server(uvicorn.Server):
             )
         )
         self._tls = tls
+        gateway.metrics.connections.set_function(lambda: len(self.server_state.connections))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's for given sockets, with a bound on TLS's handshake."""
@@ -71,6 +72,25 @@ class Server(uvicorn.Server):
             for one in sockets or ()
         ]
         self.started = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bound before models are loaded, so that a port that is taken is told at once. Raises EngineError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # By its protocol: asyncio sets TCP_NODELAY on no other, and each small answer would wait 40 ms for an acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise EngineError(
+            f"cannot listen there: {error.strerror or error}",
+            where=f"{host}:{port}",
+            hint="name another: --port",
+        ) from None
+    listener.set_inheritable(True)
+    return listener
 
 
 def tls_context(certificate: str | Path, key: str | Path | None) -> ssl.SSLContext:

@@ -25,7 +25,7 @@ from tunedock.serve.loading import load
 from tunedock.serve.metrics import Metrics
 from tunedock.serve.models import Models
 from tunedock.serve.records import AccessLog
-from tunedock.serve.server import Server, tls_context
+from tunedock.serve.server import Server, listen, tls_context
 
 LOOK_S = 0.2
 SWITCH_S = 0.0005
@@ -35,7 +35,7 @@ def serve(order: ServeOrder, emit: Emitter, stop: StopRequest) -> None:
     """Serves until it is asked to stop. Raises RecipeError, ModelError, EngineError, DependencyError for what cannot be served."""
     tls = tls_context(order.tls_cert, order.tls_key) if order.tls_cert else None
     access = Access.open(_access(order))
-    listener = _listen(order)
+    listener = listen(order.host, order.port)
     try:
         began = time.monotonic()
         models = Models(load(order, lambda text: emit.emit("note", message=text, data={})))
@@ -119,25 +119,6 @@ async def _until_closed(server: Server, listener: socket.socket, gateway: Gatewa
 
 def _at_work(gateway: Gateway) -> bool:
     return any(engine.load().running or engine.load().waiting for engine in gateway.models.engines())
-
-
-def _listen(order: ServeOrder) -> socket.socket:
-    """Bound before models are loaded, so that a port that is taken is told at once."""
-    family = socket.AF_INET6 if ":" in order.host else socket.AF_INET
-    # By its protocol: asyncio sets TCP_NODELAY on no other, and each small answer would wait 40 ms for an acknowledgement.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((order.host, order.port))
-    except OSError as error:
-        listener.close()
-        raise EngineError(
-            f"cannot listen there: {error.strerror or error}",
-            where=f"{order.host}:{order.port}",
-            hint="name another: --port",
-        ) from None
-    listener.set_inheritable(True)
-    return listener
 
 
 def _access(order: ServeOrder) -> AccessSettings:

@@ -106,6 +106,15 @@ def test_a_seed_gives_the_same_whatever_runs_beside(engine: Engine) -> None:
     assert ids(other) != alone[0]
 
 
+def test_the_first_token_says_how_long_it_was_waited_for() -> None:
+    engine = engine_of("qwen3", Limits(running=1, longest=512, cache_bytes=16 << 20))
+    first, second = together(engine, [asked([1, 2, 3], 60), asked([1, 2, 3], 2)])
+    engine.close()
+    assert first[0].queued_s is not None and second[0].queued_s is not None
+    assert 0 <= first[0].queued_s < second[0].queued_s
+    assert all(token.queued_s is None for token in (*first[1:], *second[1:]))
+
+
 def test_stop_tokens_and_lengths(engine: Engine) -> None:
     prompt = prompts(engine._compute.vocabulary, (12,))[0]
     whole = ids(together(engine, [asked(prompt, 12)])[0])

@@ -100,6 +100,16 @@ class Access:
         ledger = None if self._behind is None else self._behind.ledger
         return Admitted(ledger, subject, min(max(0, estimated_tokens), MOST))
 
+    async def store_answers(self) -> bool | None:
+        """Whether the store takes what is written now, after a few seconds at most; None where access is off."""
+        if self._behind is None:
+            return None
+        try:
+            await self._behind.ledger.probe()
+        except StoreUnavailableError:
+            return False
+        return True
+
     def close(self) -> None:
         """Gives back what is held. Blocks for a few seconds at most, where the store does not answer."""
         if self._behind is not None:

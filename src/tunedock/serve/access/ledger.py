@@ -89,14 +89,23 @@ class Ledger:
 
     async def admit(self, entry: Entry) -> Grant | Refusal:
         """Raises StoreUnavailableError after `wait_s`."""
-        done = asyncio.get_running_loop().create_future()
-        item = _Work(
-            entry.subject, lambda connection, now, again: admit(connection, entry, now, again=again), done=done
+        answer = await self._done(
+            entry.subject, lambda connection, now, again: admit(connection, entry, now, again=again)
         )
+        assert answer is not None  # noqa: S101 - it is what `admit` gives
+        return answer
+
+    async def probe(self) -> None:
+        """Writes what costs nobody anything: that this process is alive. Raises StoreUnavailableError after `wait_s`."""
+        await self._done(f"worker {self.worker}", lambda connection, _now, _again: self._renew(connection))
+
+    async def _done(self, whom: str, do: Callable[[Connection, float, bool], Answer]) -> Answer:
+        done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        item = _Work(whom, do, done=done)
         self._queue.put(item)
         try:
             async with asyncio.timeout(self._wait_s):
-                answer: Grant | Refusal = await done
+                return await done
         except (TimeoutError, asyncio.CancelledError) as error:
             item.given_up = True
             if done.done() and not done.cancelled() and done.exception() is None:
@@ -104,7 +113,6 @@ class Ledger:
             if isinstance(error, TimeoutError):
                 raise StoreUnavailableError("the access store is locked", where=self._store.name) from None
             raise
-        return answer
 
     async def settle(self, grant: Grant, used: int) -> None:
         """Has a request's end written, sooner or later: one that is over is not made to fail by the store.

@@ -54,6 +54,9 @@ class _Request(Row):
     lora: Adapter | None = field(kw_only=True)
     drawer: Drawer = field(kw_only=True)
     outlet: Outlet = field(kw_only=True)
+    came: float = field(kw_only=True, default_factory=time.monotonic)
+    queued_s: float | None = field(kw_only=True, default=None)
+    """Until its first step; None before it."""
 
     @property
     def order(self) -> int:
@@ -225,6 +228,9 @@ class Engine:
     def _step(self, works: Sequence[Work]) -> None:
         began = time.monotonic()
         requests = [_request(work) for work in works]
+        for request in requests:
+            if request.queued_s is None:
+                request.queued_s = began - request.came
         try:
             logits_RV: Any = self._compute.step(works, [request.lora for request in requests])
         except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -267,7 +273,8 @@ class Engine:
             finish = "length"
         if finish is not None:
             self._schedule.remove(request)
-        return request.outlet, Token(drawn.id, drawn.logprob, drawn.alternatives, finish)  # type: ignore[arg-type]
+        queued_s = request.queued_s if len(request.tokens) == len(asked.prompt) + 1 else None
+        return request.outlet, Token(drawn.id, drawn.logprob, drawn.alternatives, finish, queued_s)  # type: ignore[arg-type]
 
     def _shrink(self) -> None:
         """After memory ran out: fewer rows at a time, and the step again."""

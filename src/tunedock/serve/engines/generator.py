@@ -50,6 +50,8 @@ class Token:
     """(token, logprob), the most likely first."""
     finish: Literal["stop", "length"] | None = None
     """With the last one. `stop`: this token is one of `stop_ids`, and not part of the text."""
+    queued_s: float | None = None
+    """With the first one: how long the request waited before anything of it was computed; None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -26,6 +26,15 @@ from tunedock.serve.surface import ChatMessage
 from tunedock.serve.text import CALL, THINK, UNTHINK, Detokeniser, Parts, Stops
 
 _PROBE = ToolCall("probe", {"of": "tools"}, "call_1")
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What is counted of one answer."""
+
+    tokens: int = 0
+    thoughts: int = 0
+    queued_s: float | None = None
 
 
 class TokenEngine:
@@ -86,7 +95,8 @@ class TokenEngine:
         return len(self.prompt(job) if isinstance(job, ChatJob) else self._text_ids(job))
 
     async def ready(self) -> str | None:
-        return None
+        gone = self._generator.load().more.get("gone")
+        return None if gone is None else str(gone)
 
     def load(self) -> Load:
         return self._generator.load()
@@ -138,19 +148,18 @@ class TokenEngine:
             top_logprobs=job.top_logprobs,
         )
         queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(maxsize=64)
-        counts = [0] * job.n
-        thoughts = [0] * job.n
+        tallies = [_Tally() for _ in parts]
 
-        async def one(part: Parts) -> None:
+        async def one(part: Parts, tally: _Tally) -> None:
             try:
                 own = replace(asked, id=f"{job.id}-{part.index}", sampling=_own(job.sampling, part.index))
-                async for event in self._answer(own, part, job.stops, counts, thoughts):
+                async for event in self._answer(own, part, job.stops, tally):
                     await queue.put(event)
                 await queue.put(None)
             except Exception as error:  # noqa: BLE001 - policy: handed to who waits for the answers, and raised there
                 await queue.put(error)
 
-        tasks = [asyncio.create_task(one(part)) for part in parts]
+        tasks = [asyncio.create_task(one(*each)) for each in zip(parts, tallies, strict=True)]
         try:
             left = len(tasks)
             while left:
@@ -161,14 +170,15 @@ class TokenEngine:
                     raise _told(event)
                 else:
                     yield event
-            yield Usage(len(prompt), sum(counts), sum(thoughts))
+            tokens, thoughts = sum(one.tokens for one in tallies), sum(one.thoughts for one in tallies)
+            yield Usage(len(prompt), tokens, thoughts, queued_s=tallies[0].queued_s)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _answer(
-        self, asked: Asked, part: Parts, stop_texts: Sequence[str], counts: list[int], thoughts: list[int]
+        self, asked: Asked, part: Parts, stop_texts: Sequence[str], tally: _Tally
     ) -> AsyncGenerator[Event]:
         words, stops = Detokeniser(self._tokenizer), Stops(stop_texts)
         reason: Reason = "length"
@@ -176,8 +186,9 @@ class TokenEngine:
         stream = self._generator.submit(asked)
         try:
             async for token in stream:
-                counts[part.index] += 1
-                thoughts[part.index] += part.thinking
+                tally.tokens += 1
+                tally.thoughts += part.thinking
+                tally.queued_s = tally.queued_s if token.queued_s is None else token.queued_s
                 if token.finish == "stop":
                     reason = "stop"
                     break

@@ -1,0 +1,101 @@
+"""What Prometheus is told of what is so at the moment it asks: engines, connections, memory, GPUs."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import psutil
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from tunedock import __version__
+from tunedock.plan import control_group
+from tunedock.serve.models import Models
+from tunedock.serve.readiness import Readiness
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """A collector of prometheus_client's kind."""
+
+    models: Models
+    readiness: Readiness
+    lost_lines: Callable[[], int]
+
+    def collect(self) -> Iterator[Metric]:
+        build = GaugeMetricFamily("tunedock_build_info", "What runs here", labels=["version", "python"])
+        build.add_metric([__version__, platform.python_version()], 1)
+        yield build
+        lost = CounterMetricFamily("tunedock_access_log_lost_lines", "Lines of the access log that were not written")
+        lost.add_metric([], self.lost_lines())
+        yield lost
+        if self.readiness.store is not None:
+            up = GaugeMetricFamily(
+                "tunedock_access_store_up", "Whether the store of keys and limits takes what is written"
+            )
+            up.add_metric([], self.readiness.store)
+            yield up
+        yield from self._engines()
+        yield from _memory()
+        yield from _cards()
+
+    def _engines(self) -> Iterator[Metric]:
+        """By the first name of each engine: its adapters share what it has."""
+        up, running, waiting, cache = (
+            GaugeMetricFamily(f"tunedock_{name}", says, labels=["model"])
+            for name, says in (
+                ("engine_up", "Whether an engine answers, when it was last asked"),
+                ("num_requests_running", "Requests that an engine works on"),
+                ("num_requests_waiting", "Requests that wait for an engine"),
+                ("kv_cache_usage_perc", "Share of the memory for keys and values"),
+            )
+        )
+        firsts = {id(served.engine): served for served in reversed(self.models.all())}
+        for served in firsts.values():
+            load, answers = served.engine.load(), self.readiness.known(served.engine)
+            running.add_metric([served.name], load.running)
+            waiting.add_metric([served.name], load.waiting)
+            cache.add_metric([served.name], load.cache_used)
+            if answers is not None:
+                up.add_metric([served.name], answers)
+        yield from (up, running, waiting, cache)
+
+
+def _memory() -> Iterator[Metric]:
+    """Of this process, and of what it lives in: the machine or its control group, whichever ends first."""
+    own, machine, groups = psutil.Process(), psutil.virtual_memory(), control_group.groups()
+    limits = [machine.total, *(limit for group in groups if (limit := group.limit_bytes) is not None)]
+    left = control_group.free_bytes(groups)
+    for name, says, value in (
+        ("process_resident_bytes", "Memory of the gateway's process", own.memory_info().rss),
+        ("memory_limit_bytes", "What the machine or the container has", min(limits)),
+        (
+            "memory_free_bytes",
+            "What is left of it",
+            min(machine.available, machine.available if left is None else left),
+        ),
+    ):
+        yield GaugeMetricFamily(f"tunedock_{name}", says, value=value)
+    if psutil.POSIX:
+        yield GaugeMetricFamily("tunedock_process_open_files", "Files and sockets of the process", value=own.num_fds())
+
+
+def _cards() -> Iterator[Metric]:
+    """Of each GPU that PyTorch computes on in this process; a program behind the gateway tells of its own."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return
+    used = GaugeMetricFamily("tunedock_gpu_memory_used_bytes", "Of a GPU, by all processes", labels=["gpu"])
+    total = GaugeMetricFamily("tunedock_gpu_memory_total_bytes", "Of a GPU", labels=["gpu"])
+    busy = GaugeMetricFamily("tunedock_gpu_utilisation_ratio", "Of the last moments, while it computed", labels=["gpu"])
+    for number in range(torch.cuda.device_count()):
+        free, whole = torch.cuda.mem_get_info(number)
+        used.add_metric([str(number)], whole - free)
+        total.add_metric([str(number)], whole)
+        try:
+            busy.add_metric([str(number)], torch.cuda.utilization(number) / 100)
+        except Exception:  # noqa: BLE001, S112 - policy: NVML is not there, or not for this card; what else there is, is told
+            continue
+    yield from (used, total, busy)
