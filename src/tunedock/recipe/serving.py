@@ -48,7 +48,7 @@ class ServeOrder(Section):
     access_log: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
-    body_bytes: PositiveInt = 16 << 20
+    body_bytes: PositiveInt = 4 << 20
     request_s: PositiveFloat = 600.0
     grace_s: PositiveFloat = 30.0
     """For what is at work when the gateway is asked to end."""

@@ -27,6 +27,7 @@ from tunedock import __version__
 from tunedock.serve import replies
 from tunedock.serve.access import Access, Refused, Ticket
 from tunedock.serve.body import checked, read
+from tunedock.serve.document import document
 from tunedock.serve.errors import ApiError
 from tunedock.serve.jobs import ChatJob, Delta, Event, TextJob, ToolDelta, Usage
 from tunedock.serve.metrics import Metrics
@@ -51,7 +52,7 @@ ASSUMED_TOKENS = 256
 class Bounds:
     """What one request may take."""
 
-    body_bytes: int = 16 << 20
+    body_bytes: int = 4 << 20
     body_s: float = 30.0
     request_s: float = 600.0
 
@@ -171,6 +172,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     route("GET", "/v1/models/{name:path}", one_model)
     route("GET", "/metrics", metrics)
     app.add_api_route("/health", health, methods=["GET"])
+    app.openapi = document  # type: ignore[method-assign] # FastAPI's would know neither the errors nor who may call
 
     @app.get("/ready")
     async def ready(request: Request) -> Response:

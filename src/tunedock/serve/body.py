@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from typing import Any, TypeVar
 
@@ -14,7 +15,11 @@ from tunedock.serve.errors import ApiError, invalid
 
 DEEPEST = 64
 """Arrays and objects inside one another."""
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.|\\\Z)*+(?:"|\Z)|[\[{]|[\]}]', re.DOTALL)
+"""A text (that without an end too, else each quote in it would be tried as its beginning), or a bracket."""
+QUICK_BYTES = 128 << 10
+"""Up to which a body is parsed on the spot: four megabytes of small objects take two seconds, and others want to be answered."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -38,7 +43,7 @@ async def read(request: Request, *, most_bytes: int, limit_s: float) -> Any:
         raise ApiError(408, f"the body did not come within {limit_s:.0f} s", headers={"Connection": "close"}) from None
     except ClientDisconnect:
         raise ApiError(400, "the client went away") from None
-    return parse(bytes(data))
+    return parse(bytes(data)) if len(data) <= QUICK_BYTES else await asyncio.to_thread(parse, bytes(data))
 
 
 def _too_large(most_bytes: int) -> ApiError:
@@ -53,15 +58,35 @@ def parse(data: bytes) -> Any:
         if depth > DEEPEST:
             raise invalid(f"the body is nested deeper than {DEEPEST} levels")
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_no_number)
+        return loads(data.decode("utf-8"))
     except UnicodeDecodeError:
         raise invalid("the body is not UTF-8") from None
+    except UnicodeEncodeError:
+        raise invalid(
+            "the body holds half a character (a lone surrogate, `\\ud800` to `\\udfff`): not unicode"
+        ) from None
     except (ValueError, RecursionError):
-        raise invalid("the body is not JSON") from None
+        raise invalid("the body is not JSON, or a number in it is beyond all measure") from None
+
+
+def loads(text: str) -> Any:
+    """JSON that can be written again: halves of characters and numbers without end would fail where they are, much later.
+
+    Raises ValueError, RecursionError.
+    """
+    value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    if _SURROGATE.search(text):  # of a pair a character was made; of one alone nothing is
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def _no_number(text: str) -> float:
     raise ValueError(text)
+
+
+def _finite(text: str) -> float:
+    found = float(text)
+    return found if math.isfinite(found) else _no_number(text)
 
 
 def checked(value: Any, kind: type[M]) -> M:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import struct
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -18,6 +19,7 @@ from tunedock.serve.jobs import Answer, Delta, Event, Finish, TokenLogprob, Tool
 
 Json = dict[str, Any]
 
+IMPOSSIBLE = -9999.0
 DONE = b"data: [DONE]\n\n"
 
 
@@ -123,8 +125,13 @@ def _tool_delta(event: ToolDelta) -> Json:
 
 
 def _logprob(one: TokenLogprob) -> Json:
-    top = [{"token": text, "logprob": value, "bytes": list(data)} for text, data, value in one.top]
-    return {"token": one.text, "logprob": one.logprob, "bytes": list(one.bytes), "top_logprobs": top}
+    top = [{"token": text, "logprob": _finite(value), "bytes": list(data)} for text, data, value in one.top]
+    return {"token": one.text, "logprob": _finite(one.logprob), "bytes": list(one.bytes), "top_logprobs": top}
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no number for what cannot be; OpenAI's is this one."""
+    return logprob if math.isfinite(logprob) else IMPOSSIBLE
 
 
 # -- completions ---------------------------------------------------------------------------------------------------------
@@ -184,8 +191,8 @@ def _old_logprobs(told: Sequence[TokenLogprob]) -> Json | None:
         return None
     return {
         "tokens": [one.text for one in told],
-        "token_logprobs": [one.logprob for one in told],
-        "top_logprobs": [{text: value for text, _, value in one.top} for one in told],
+        "token_logprobs": [_finite(one.logprob) for one in told],
+        "top_logprobs": [{text: _finite(value) for text, _, value in one.top} for one in told],
     }
 
 

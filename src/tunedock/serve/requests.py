@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from tunedock.serve.body import checked, loads
 from tunedock.serve.engines.generator import Sampling
 from tunedock.serve.errors import invalid, unsupported
 from tunedock.serve.jobs import ChatJob, Engine, TextJob
@@ -19,6 +20,8 @@ from tunedock.serve.surface import (
     ResponsesRequest,
 )
 
+COLDEST = 1e-4
+"""Temperatures below it are none: logits divided by one that float32 has no number for are none either."""
 _SAMPLING = (
     "temperature",
     "top_p",
@@ -115,12 +118,10 @@ def as_chat(request: ResponsesRequest) -> ChatRequest:
     else:
         for number, item in enumerate(request.input):
             _add_item(messages, item, f"input[{number}]")
-    form = (request.text or {}).get("format") or {"type": "text"}
-    if set(request.text or {}) - {"format", "verbosity"}:
-        raise unsupported(f"`text.{next(iter(set(request.text or {}) - {'format'}))}`", "text")
+    form: Mapping[str, Any] = (request.text.format if request.text else None) or {"type": "text"}
     if form.get("type") == "json_schema":  # the chat has its parts one deeper
         form = {"type": "json_schema", "json_schema": {key: value for key, value in form.items() if key != "type"}}
-    effort = (request.reasoning or {}).get("effort")
+    effort = request.reasoning.effort if request.reasoning else None
     fields = {
         "model": request.model,
         "messages": messages,
@@ -134,7 +135,7 @@ def as_chat(request: ResponsesRequest) -> ChatRequest:
         "response_format": form,
         "reasoning_effort": effort,
     }
-    return ChatRequest.model_validate({key: value for key, value in fields.items() if value is not None})
+    return checked({key: value for key, value in fields.items() if value is not None}, ChatRequest)
 
 
 def _add_item(messages: list[dict[str, Any]], item: Mapping[str, Any], where: str) -> None:
@@ -179,6 +180,8 @@ def _sampling(request: Drawn) -> Sampling:
     found = {name: getattr(request, name, None) for name in _SAMPLING}
     if found["top_k"] is not None and found["top_k"] <= 0:
         found["top_k"] = None  # vLLM's way to say: all
+    if found["temperature"] is not None and found["temperature"] < COLDEST:
+        found["temperature"] = 0.0
     return Sampling(**{name: value for name, value in found.items() if value is not None})
 
 
@@ -213,7 +216,7 @@ def _checked(message: ChatMessage, index: int) -> ChatMessage:
 def arguments_of(call: Call, where: str) -> dict[str, Any]:
     """A call's arguments as an object. Raises ApiError."""
     try:
-        found = json.loads(call.function.arguments or "{}")
+        found = loads(call.function.arguments or "{}")
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):

@@ -73,6 +73,9 @@ class Tool(Body):
     function: FunctionTool
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+
+
 class StreamOptions(Body):
     include_usage: bool = False
     include_obfuscation: bool | None = None
@@ -93,7 +96,7 @@ class Drawn(Body):
     store: Literal[False] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
 
 
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -124,7 +127,7 @@ class ChatRequest(Asked):
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Effort | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     modalities: list[Literal["text"]] | None = None
     verbosity: None = None
@@ -171,6 +174,16 @@ class EmbeddingRequest(Body):
     user: Annotated[str, Field(max_length=1024)] | None = None
 
 
+class Reasoning(Body):
+    effort: Effort | None = None
+    summary: None = None
+
+
+class TextForm(Body):
+    format: dict[str, Any] | None = None
+    verbosity: None = None
+
+
 class ResponsesRequest(Drawn):
     """POST /v1/responses, without what a server would have to keep: nothing of a request is stored."""
 
@@ -180,8 +193,8 @@ class ResponsesRequest(Drawn):
     tools: Annotated[list[dict[str, Any]], Field(max_length=256)] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    text: dict[str, Any] | None = None
-    reasoning: dict[str, Any] | None = None
+    text: TextForm | None = None
+    reasoning: Reasoning | None = None
     include: Annotated[list[str], Field(max_length=0)] | None = None
     previous_response_id: None = None
     conversation: None = None
