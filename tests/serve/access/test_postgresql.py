@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import pwd
-import shutil
-import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from test_processes import (
@@ -18,59 +13,24 @@ from test_processes import (
     check_slots_over_processes,
 )
 
+import postgresql_bed
 from access_bed import issued, opened, refused, run, who
+from postgresql_bed import Server
 from tunedock.access.acts import list_keys
 from tunedock.access.policy import Policy
 from tunedock.access.store import Store
 from tunedock.serve.access import Access, AccessSettings, Refused, Subject
 
-BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None) or Path(shutil.which("pg_ctl") or "/nowhere").parent
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(not (BIN / "initdb").exists(), reason="PostgreSQL is not installed here"),
+    pytest.mark.skipif(not postgresql_bed.IS_HERE, reason="PostgreSQL is not installed here"),
 ]
 
 
-class Server:
-    """A cluster in a folder, reached by its socket there; run by another user where we are root, for it will not be root's."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._as: Sequence[str] = ()
-        if os.getuid() == 0:
-            user = pwd.getpwnam("postgres")
-            os.chown(folder, user.pw_uid, user.pw_gid)
-            self._as = ("setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups")
-        self._run("initdb", "-A", "trust", "-U", "tunedock", "--no-sync", "-D", str(folder / "data"))
-
-    def database(self, name: str) -> str:
-        self._run("createdb", "-h", str(self.folder), "-U", "tunedock", name)
-        return f"postgresql://tunedock@/{name}?host={self.folder}"
-
-    def start(self) -> None:
-        options = f"-k {self.folder} -c listen_addresses= -c fsync=off"
-        self._run(
-            "pg_ctl", "-D", str(self.folder / "data"), "-o", options, "-l", str(self.folder / "log"), "-w", "start"
-        )
-
-    def stop(self, mode: str = "immediate") -> None:
-        self._run("pg_ctl", "-D", str(self.folder / "data"), "-m", mode, "-w", "stop")
-
-    def _run(self, program: str, *arguments: str) -> None:
-        command = [*self._as, str(BIN / program), *arguments]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=60, cwd="/")
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    import tempfile
-
-    # pytest's folders are their user's alone, and a socket's path is short.
-    with tempfile.TemporaryDirectory(prefix="pg-") as folder:
-        made = Server(Path(folder))
-        made.start()
+def server() -> Iterator[Server]:
+    with postgresql_bed.server() as made:
         yield made
-        made.stop()
 
 
 @pytest.fixture
