@@ -45,7 +45,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "gelu_tanh_backward": (c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p),
     "weigh": (c_void_p, *[c_int64] * 8, c_float),
     "weigh_backward": (c_void_p, c_void_p, *[c_int64] * 8, c_float),
-    "few": (c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p),
+    "few": (c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_void_p),
     "recall": (
         *(c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p),
         *[c_int64] * 6,

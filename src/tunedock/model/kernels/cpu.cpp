@@ -388,48 +388,91 @@ inline float sum16(wide16 x) {
     return sum;
 }
 
+// Of a product, what is worked on at once: up to TALL rows of x and WIDE of W, whose sums stay in registers, over SPAN numbers of each,
+// so that both stay in the nearest cache. Rows of W lie a power of two apart, which caches hold few of; what of x is read again and
+// again is therefore laid out anew, sixteen numbers of each of a tile's rows in turn.
+constexpr int TALL = 6, WIDE = 4, MOST_ROWS = 64;
+constexpr int64_t SPAN = 512;
+
 template <int M, int N, typename T>
-inline void tile_product(const float *x, const T *weight, int64_t size, T *y, int64_t columns) {
-    wide16 sums[M][N] = {};
-    for (int64_t k = 0; k < size; k += 16) {
+inline void tile_product(const float *x, const T *weight, int64_t size, int64_t span, wide16 *kept) {
+    wide16 sums[M][N];
+    std::memcpy(sums, kept, sizeof sums);
+    for (int64_t k = 0; k < span; k += 16, x += 16 * M) {
         wide16 rows[N];
         for (int n = 0; n < N; ++n) {
             rows[n] = load16(weight + n * size + k);
-            __builtin_prefetch(weight + (n + N) * size + k);  // the next strip's, while this one is worked on
+            __builtin_prefetch(weight + (n + 2 * N) * size + k, 0, 2);  // of the strip after the next
         }
         for (int m = 0; m < M; ++m) {
-            const wide16 given = load16(x + m * size + k);
+            const wide16 given = load16(x + 16 * m);
             for (int n = 0; n < N; ++n) sums[m][n] += given * rows[n];
         }
     }
-    for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) narrow(sum16(sums[m][n]), y[m * columns + n]);
+    std::memcpy(kept, sums, sizeof sums);
 }
 
 template <int N, typename T>
-inline void strip(const float *x, int64_t rows, const T *weight, int64_t size, T *y, int64_t columns) {
-    for (; rows >= 6; rows -= 6, x += 6 * size, y += 6 * columns) tile_product<6, N>(x, weight, size, y, columns);
+inline void tile_of(int rows, const float *x, const T *weight, int64_t size, int64_t span, wide16 *kept) {
     switch (rows) {
-        case 5: return tile_product<5, N>(x, weight, size, y, columns);
-        case 4: return tile_product<4, N>(x, weight, size, y, columns);
-        case 3: return tile_product<3, N>(x, weight, size, y, columns);
-        case 2: return tile_product<2, N>(x, weight, size, y, columns);
-        case 1: return tile_product<1, N>(x, weight, size, y, columns);
+        case 6: return tile_product<6, N>(x, weight, size, span, kept);
+        case 5: return tile_product<5, N>(x, weight, size, span, kept);
+        case 4: return tile_product<4, N>(x, weight, size, span, kept);
+        case 3: return tile_product<3, N>(x, weight, size, span, kept);
+        case 2: return tile_product<2, N>(x, weight, size, span, kept);
+        case 1: return tile_product<1, N>(x, weight, size, span, kept);
+    }
+}
+
+// Rows in tiles as even as can be: tile t has those from starts[t] to starts[t + 1].
+struct Tiles {
+    int number, starts[MOST_ROWS / TALL + 2];
+
+    explicit Tiles(int rows) : number((rows + TALL - 1) / TALL) {
+        for (int t = 0; t <= number; ++t) starts[t] = rows * t / number;
+    }
+    int rows(int t) const { return starts[t + 1] - starts[t]; }
+};
+
+template <int N, typename T>
+inline void strip(const float *laid, const Tiles &tiles, const T *weight, int64_t size, T *y, int64_t columns) {
+    wide16 sums[MOST_ROWS * N];
+    std::memset(sums, 0, static_cast<size_t>(tiles.starts[tiles.number]) * N * sizeof *sums);
+    for (int64_t k = 0; k < size; k += SPAN) {
+        const int64_t span = size - k < SPAN ? size - k : SPAN;
+        for (int t = 0; t < tiles.number; ++t)
+            tile_of<N>(tiles.rows(t), laid + tiles.starts[t] * size + k * tiles.rows(t), weight + k, size, span,
+                       sums + tiles.starts[t] * N);
+    }
+    for (int m = 0; m < tiles.starts[tiles.number]; ++m)
+        for (int n = 0; n < N; ++n) narrow(sum16(sums[m * N + n]), y[m * columns + n]);
+}
+
+// x [rows, size], laid [rows, size]: room; at most MOST_ROWS rows.
+template <typename T>
+void few_at_once(const float *x, int rows, const T *weight, int64_t columns, int64_t size, float *laid, T *y) {
+    const Tiles tiles(rows);
+    for (int t = 0; t < tiles.number; ++t) {
+        float *to = laid + tiles.starts[t] * size;
+        for (int64_t k = 0; k < size; k += 16)
+            for (int m = tiles.starts[t]; m < tiles.starts[t + 1]; ++m, to += 16) std::memcpy(to, x + m * size + k, 16 * sizeof(float));
+    }
+    const int64_t strips = (columns + WIDE - 1) / WIDE;
+#pragma omp parallel for schedule(static)
+    for (int64_t s = 0; s < strips; ++s) {
+        const int64_t n = WIDE * s;
+        if (n + WIDE <= columns) {
+            strip<WIDE>(laid, tiles, weight + n * size, size, y + n, columns);
+        } else {
+            for (int64_t one = n; one < columns; ++one) strip<1>(laid, tiles, weight + one * size, size, y + one, columns);
+        }
     }
 }
 
 template <typename T>
-void few(const float *x, int64_t rows, const T *weight, int64_t columns, int64_t size, T *y) {
-    const int64_t strips = (columns + 3) / 4;
-#pragma omp parallel for schedule(static)
-    for (int64_t s = 0; s < strips; ++s) {
-        const int64_t n = 4 * s;
-        if (n + 4 <= columns) {
-            strip<4>(x, rows, weight + n * size, size, y + n, columns);
-        } else {
-            for (int64_t one = n; one < columns; ++one) strip<1>(x, rows, weight + one * size, size, y + one, columns);
-        }
-    }
+void few(const float *x, int64_t rows, const T *weight, int64_t columns, int64_t size, float *laid, T *y) {
+    for (; rows > 0; rows -= MOST_ROWS, x += MOST_ROWS * size, y += MOST_ROWS * columns)
+        few_at_once(x, static_cast<int>(rows < MOST_ROWS ? rows : MOST_ROWS), weight, columns, size, laid, y);
 }
 
 }  // namespace
@@ -478,8 +521,9 @@ void tunedock_chosen_f32(void *logits, int64_t rows, int64_t size, const int64_t
         rotate(static_cast<const T *>(x), stride, static_cast<const T *>(cosines), static_cast<const T *>(sines), tokens, heads,   \
                size, back, static_cast<T *>(y));                                                                                   \
     }                                                                                                                              \
-    void tunedock_few_##NAME(const float *x, int64_t rows, const void *weight, int64_t columns, int64_t size, void *y) {           \
-        few(x, rows, static_cast<const T *>(weight), columns, size, static_cast<T *>(y));                                          \
+    void tunedock_few_##NAME(const float *x, int64_t rows, const void *weight, int64_t columns, int64_t size, float *laid,         \
+                             void *y) {                                                                                            \
+        few(x, rows, static_cast<const T *>(weight), columns, size, laid, static_cast<T *>(y));                                    \
     }                                                                                                                              \
     void tunedock_recall_##NAME(const void *queries, int64_t token_stride, int64_t head_stride, const int64_t *at,                 \
                                 const int64_t *lengths, int64_t rows, int64_t heads, const void *keys, const void *values,         \

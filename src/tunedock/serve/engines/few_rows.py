@@ -52,7 +52,7 @@ def _replace(module: Any, compiled: Kernels) -> bool:
             return kept
         given = x.float().contiguous()
         y = x.new_empty(*x.shape[:-1], weight.shape[0])
-        compiled("few", weight.dtype, given, rows, weight, weight.shape[0], weight.shape[1], y)
+        compiled("few", weight.dtype, given, rows, weight, weight.shape[0], weight.shape[1], torch.empty_like(given), y)
         return y if module.bias is None else y + module.bias
 
     with torch.no_grad():
