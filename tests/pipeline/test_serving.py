@@ -74,3 +74,6 @@ def test_no_run_by_that_name(place: Path) -> None:
         order("nothing")
     with pytest.raises(RecipeError, match="without its certificate"):
         order("triage", fields={"tls_key": "key.pem"})
+    with pytest.raises(RecipeError, match="nothing here is computed by PyTorch"):
+        order("http://gpu/v1", fields={"dtype": "float32"})
+    assert order("triage", fields={"dtype": "float32"}).dtype == "float32"

@@ -1,13 +1,14 @@
-"""How many GPUs a training here would use."""
+"""How many GPUs a training here would use, and what a processor computes in."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 
 from tunedock.plan import cards
-from tunedock.plan.cards import gpus_here
+from tunedock.plan.cards import cpu_has_bf16, cpu_has_bf16_unit, gpus_here
 from tunedock.plan.machine.cards import Card, Cards
 
 FOUR = Cards((*[Card("NVIDIA", "L20", 48 << 30)] * 4, Card("AMD", "another")))
@@ -43,3 +44,19 @@ def test_a_machine_without_pytorch_is_asked_for_its_cards(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(cards, "version", missing)
     assert gpus_here({}, look=lambda: FOUR) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "bf16", "unit"),
+    [
+        ("flags : fpu avx512f avx512_bf16 avx512_fp16", True, False),
+        ("flags : avx512_bf16 amx_bf16 amx_tile", True, True),
+        ("Features : asimd bf16 i8mm", True, True),
+        ("flags : fpu avx2", False, False),
+    ],
+)
+def test_bfloat16_of_a_processor(tmp_path: Path, flags: str, bf16: bool, unit: bool) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(flags + "\n")
+    assert (cpu_has_bf16(cpuinfo), cpu_has_bf16_unit(cpuinfo)) == (bf16, unit)
+    assert not cpu_has_bf16_unit(tmp_path / "missing")

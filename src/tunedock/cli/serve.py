@@ -12,6 +12,13 @@ import typer
 from tunedock.cli.options import RUNS_DIR, RunsDir
 
 
+class Dtype(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 class EngineKind(StrEnum):
     vllm = "vllm"
     sglang = "sglang"
@@ -80,6 +87,14 @@ def serve(
     ] = None,
     tls_cert: Annotated[str | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[str | None, typer.Option("--tls-key", metavar="FILE", help="Its key, PEM.")] = None,
+    dtype: Annotated[
+        Dtype,
+        typer.Option(
+            "--dtype",
+            metavar="auto|float32|bfloat16|float16",
+            help="What runs and folders are computed in here; auto: what is native, and on a CPU the quicker.",
+        ),
+    ] = Dtype.auto,
     max_length: Annotated[
         int | None, typer.Option("--max-length", metavar="TOKENS", min=1, help="Of a prompt and its answer together.")
     ] = None,
@@ -108,6 +123,7 @@ def serve(
         "access_log": _file(access_log),
         "tls_cert": _file(tls_cert),
         "tls_key": _file(tls_key),
+        "dtype": dtype.value,
         "longest": max_length,
         "max_running": max_requests,
         "grace_s": grace,

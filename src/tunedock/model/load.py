@@ -49,19 +49,21 @@ def find_device() -> torch.device:
 
 
 def roomy_device(folder: Path, *, spare: float = 1.3) -> torch.device:
-    """The device that a folder's weights fit on in float32, and `spare` times their bytes: the usual one, or the CPU.
-
-    Their number is read from the headers of the safetensors files.
-    """
+    """The device that a folder's weights fit on in float32, and `spare` times their bytes: the usual one, or the CPU."""
     device = find_device()
     if device.type != "cuda":
         return device
+    free, _ = torch.cuda.mem_get_info(device)
+    return device if 4 * parameters_of(folder) * spare <= free else CPU
+
+
+def parameters_of(folder: Path) -> int:
+    """Numbers in a folder's weights, by the headers of its safetensors files."""
     parameters = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as opened:
             parameters += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118 - no mapping
-    free, _ = torch.cuda.mem_get_info(device)
-    return device if 4 * parameters * spare <= free else CPU
+    return parameters
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -48,6 +48,12 @@ def order_of(
         backends.append({**backend, "name": name or backend["name"]})
     if fields.get("tls_key") and not fields.get("tls_cert"):
         raise RecipeError("a key without its certificate", where="--tls-key", hint="add --tls-cert")
+    if fields.get("dtype", "auto") != "auto" and not any(backend["kind"] in ("run", "folder") for backend in backends):
+        raise RecipeError(
+            "nothing here is computed by PyTorch: a GGUF file has its numbers, and a server its own setting",
+            where="--dtype",
+            hint="leave it out, or name a run or a folder",
+        )
     try:
         return ServeOrder.model_validate(
             {"backends": backends, **{key: value for key, value in fields.items() if value is not None}}

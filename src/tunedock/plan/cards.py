@@ -9,7 +9,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -102,12 +102,26 @@ def _torch_has_cuda() -> bool:
         return True
 
 
-def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+CPUINFO = Path("/proc/cpuinfo")
+BF16_UNITS = ("amx_bf16", " bf16 ")
+"""Matrix instructions of Intel, and of Arm."""
+
+
+def cpu_has_bf16(cpuinfo: Path = CPUINFO) -> bool:
     """Whether bfloat16 products are native; emulated ones are slower than float32."""
+    return _has_any(("avx512_bf16", *BF16_UNITS), cpuinfo)
+
+
+def cpu_has_bf16_unit(cpuinfo: Path = CPUINFO) -> bool:
+    """Whether they are products of matrices too, not of vectors alone."""
+    return _has_any(BF16_UNITS, cpuinfo)
+
+
+def _has_any(flags: Sequence[str], cpuinfo: Path) -> bool:
     if not cpuinfo.exists():
         return False
     capabilities = cpuinfo.read_text(encoding="ascii", errors="replace")
-    return any(flag in capabilities for flag in ("avx512_bf16", "amx_bf16", " bf16 "))
+    return any(flag in capabilities for flag in flags)
 
 
 @cache

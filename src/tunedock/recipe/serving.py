@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from tunedock.recipe.section import Section
 
 Kind = Literal["run", "folder", "gguf", "vllm", "sglang", "ollama", "llama-server", "openai", "tunedock"]
+Numbers = Literal["auto", "float32", "bfloat16", "float16"]
 REMOTE: tuple[Kind, ...] = ("vllm", "sglang", "ollama", "llama-server", "openai", "tunedock")
 
 
@@ -56,3 +57,5 @@ class ServeOrder(Section):
     max_waiting: PositiveInt | None = None
     longest: PositiveInt | None = None
     """Tokens of a prompt and its answer together, of models computed here; None: what the model and the memory allow."""
+    dtype: Numbers = "auto"
+    """What PyTorch computes such models in; auto: what is native, and on a CPU the quicker of the two."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer
 
 from tunedock.errors import RecipeError, RunError
@@ -34,7 +35,14 @@ def run_model(backend: Backend, order: ServeOrder) -> list[Served]:
         )
     facts = ChatFacts.read(run.model)
     base = find_base(recipe, stop_ids=facts.stop_ids)
-    generator = from_run(run, recipe, merge=not backend.adapters, adapters=backend.adapters, limits=limits_of(order))
+    generator = from_run(
+        run,
+        recipe,
+        merge=not backend.adapters,
+        adapters=backend.adapters,
+        dtype=dtype_of(order),
+        limits=limits_of(order),
+    )
     engine = TokenEngine(generator, base.tokenizer, base.chat, thinking=facts.thinking, system=facts.system)
     state = run.state()
     lineage = {
@@ -54,9 +62,14 @@ def folder_model(backend: Backend, order: ServeOrder) -> list[Served]:
     """Of an exported folder, and of each adapter on it."""
     folder = Path(backend.place)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    generator = from_folder(folder, adapters=backend.adapters, limits=limits_of(order))
+    generator = from_folder(folder, adapters=backend.adapters, dtype=dtype_of(order), limits=limits_of(order))
     engine = engine_of(folder, generator, tokenizer)
     return _with_adapters(Served(backend.name, engine, backend.name, lineage=lineage_of(folder)), generator, backend)
+
+
+def dtype_of(order: ServeOrder) -> torch.dtype | None:
+    """None: as the engine finds best."""
+    return None if order.dtype == "auto" else getattr(torch, order.dtype)
 
 
 def _with_adapters(served: Served, generator: Generator, backend: Backend) -> list[Served]:

@@ -12,13 +12,14 @@ from torch import nn
 
 from tunedock.errors import ModelError
 from tunedock.model.adapter import is_adapter
-from tunedock.model.load import find_device, has_bf16, held_in, load_weights, require_config
+from tunedock.model.load import find_device, held_in, load_weights, parameters_of, require_config
 from tunedock.model.policy import Precision
 from tunedock.model.session import base_weights, find_base, tuned_policy
 from tunedock.recipe.schema import Model, Recipe
 from tunedock.run.record import Run
 from tunedock.serve.engines.batching import CHUNK, GPU_CHUNK, Engine, Limits
 from tunedock.serve.engines.compute import Paged, choose, positions_of
+from tunedock.serve.engines.precision import usual
 from tunedock.serve.engines.steps import PAGE
 from tunedock.train.memory import memory_of
 
@@ -41,12 +42,12 @@ def from_run(
 ) -> Engine:
     """The result of a run. `merge`: an adapter in the base's weights; without, it is one of several on them, by the run's name.
 
-    `adapters`: names and folders of others on the same weights. `dtype` None: bfloat16 where the device computes in it, else
-    float32. A base that the recipe holds in few bits is served so where the adapter stays one, and whole where it is merged.
+    `adapters`: names and folders of others on the same weights. `dtype` None: as `precision.usual` says. A base that a recipe holds
+    in few bits is served so where the adapter stays one, and whole where it is merged.
     """
     device = device or find_device()
-    dtype = dtype or _usual(device)
     base = find_base(recipe)
+    dtype = dtype or usual(device, parameters_of(base.located.folder))
     own: dict[str, str] = {}
     if is_adapter(run.model) and not merge:
         model = base_weights(base, Precision(dtype, dtype), device, quantise=recipe.quantize != "none")
@@ -72,7 +73,7 @@ def from_folder(
     """A folder of Hugging Face's layout: an export, or a base with `adapters`, names and folders."""
     device = device or find_device()
     settings = Model(path=str(folder), trust_remote_code=trust_remote_code)
-    kept: Any = "auto" if held_in(require_config(folder)) else dtype or _usual(device)
+    kept: Any = "auto" if held_in(require_config(folder)) else dtype or usual(device, parameters_of(folder))
     model = load_weights(folder, settings, dtype=kept, device=device)
     return from_model(model, device, adapters=adapters, limits=limits)
 
@@ -136,7 +137,3 @@ def _in_one(model: Any) -> nn.Module:
     """Adapters merged into the weights."""
     merged: nn.Module = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     return merged
-
-
-def _usual(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if has_bf16(device) else torch.float32
