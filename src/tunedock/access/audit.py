@@ -1,4 +1,4 @@
-"""The audit of administrative acts: who did what to whose access, and when, as JSON lines. Never a secret.
+"""The audit of administrative acts: who did what to whose access or served what, and when, as JSON lines. Never a secret.
 
 A line is on the disk before the act is done: an act that cannot be told is not done.
 """
@@ -14,12 +14,10 @@ import stat
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tunedock.access.store import Store
 from tunedock.errors import DiskError, RecipeError
-
-Act = Literal["issue", "revoke", "revoke-jti", "policy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class Audit:
         own = Path(store.name)
         return cls(own.with_name(f"{own.name}.audit.jsonl"))
 
-    def write(self, act: Act, at: float, **what: Any) -> None:
+    def write(self, act: str, at: float, **what: Any) -> None:
         """Appends a line, and waits until the disk has it. Raises DiskError."""
         when = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": when, "by": _who(), "host": socket.gethostname(), "act": act, **what})

@@ -81,6 +81,15 @@ def serve(
     jwks: Annotated[
         str | None, typer.Option("--jwks", metavar="FILE|URL", help="Public keys of RS256 and ES256.")
     ] = None,
+    audit: Annotated[
+        str | None,
+        typer.Option(
+            "--audit",
+            metavar="FILE",
+            help="Where starts and ends are noted; beside a SQLite store by default.",
+            show_default=False,
+        ),
+    ] = None,
     access_log: Annotated[
         str | None,
         typer.Option("--access-log", metavar="FILE", help="JSON lines, one a request; by default in the worker's log."),
@@ -120,6 +129,7 @@ def serve(
         "open": open_,
         "store": store,
         "jwt": _jwt(jwt_audience, jwt_issuer, jwt_secret_file, jwt_secret_env, jwks),
+        "audit": _file(audit),
         "access_log": _file(access_log),
         "tls_cert": _file(tls_cert),
         "tls_key": _file(tls_key),

@@ -46,6 +46,8 @@ class ServeOrder(Section):
     store: str | None = None
     """Of keys, policies and counts: a SQLite file or a PostgreSQL URL."""
     jwt: Jwt | None = None
+    audit: str | None = None
+    """What starts and ends are noted in; None: the file beside a store in a file."""
     access_log: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None

@@ -21,6 +21,7 @@ from tunedock.recipe.serving import ServeOrder
 from tunedock.run.stop import StopRequest
 from tunedock.serve.access import Access, AccessSettings, JwtSettings
 from tunedock.serve.app import Bounds, Gateway
+from tunedock.serve.audited import audit_of, noted
 from tunedock.serve.loading import load
 from tunedock.serve.metrics import Metrics
 from tunedock.serve.models import Models
@@ -32,7 +33,10 @@ SWITCH_S = 0.0005
 
 
 def serve(order: ServeOrder, emit: Emitter, stop: StopRequest) -> None:
-    """Serves until it is asked to stop. Raises RecipeError, ModelError, EngineError, DependencyError for what cannot be served."""
+    """Serves until it is asked to stop.
+
+    Raises RecipeError, ModelError, EngineError, DependencyError for what cannot be served, DiskError where it cannot be noted.
+    """
     tls = tls_context(order.tls_cert, order.tls_key) if order.tls_cert else None
     access = Access.open(_access(order))
     listener = listen(order.host, order.port)
@@ -48,8 +52,9 @@ def serve(order: ServeOrder, emit: Emitter, stop: StopRequest) -> None:
             hosts=frozenset({"127.0.0.1", "localhost", "::1", order.host}) if order.open else None,
         )
         _made_quick()
-        with stop.deferred():
-            _serve(gateway, order, listener, tls, emit, stop, began)
+        url = _url(order, listener)
+        with stop.deferred(), noted(audit_of(order, access), order, url):
+            _serve(gateway, order, listener, url, tls, emit, stop, began)
     finally:
         listener.close()
         access.close()
@@ -70,6 +75,7 @@ def _serve(
     gateway: Gateway,
     order: ServeOrder,
     listener: socket.socket,
+    url: str,
     tls: ssl.SSLContext | None,
     emit: Emitter,
     stop: StopRequest,
@@ -86,8 +92,6 @@ def _serve(
 
     thread = threading.Thread(target=work, name="gateway", daemon=True)
     thread.start()
-    host, port = listener.getsockname()[:2]
-    url = f"{'https' if order.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
     while thread.is_alive() and not server.started:
         time.sleep(0.01)
     if server.started:
@@ -109,6 +113,11 @@ def _serve(
     gateway.log.close()
     if failed:
         raise EngineError(f"the gateway ended: {type(failed[0]).__name__}: {failed[0]}", where=url)
+
+
+def _url(order: ServeOrder, listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"{'https' if order.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 async def _until_closed(server: Server, listener: socket.socket, gateway: Gateway) -> None:

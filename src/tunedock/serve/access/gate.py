@@ -69,6 +69,11 @@ class Access:
         ledger = Ledger(store, wait_s=settings.wait_s, lease_s=settings.lease_s, clock=clock)
         return cls(Behind(store, lookup, ledger, tokens, clock))
 
+    @property
+    def store(self) -> Store | None:
+        """None where access is off."""
+        return None if self._behind is None else self._behind.store
+
     async def subject(self, authorization: str | Sequence[str] | None) -> Subject:
         """Who calls, by the values of the header `Authorization` (all of them: two are refused).
 
