@@ -17,6 +17,7 @@ from tunedock.data.chat import Chat
 from tunedock.serve.access import Access, AccessSettings
 from tunedock.serve.app import Bounds, Gateway
 from tunedock.serve.connection import Waits
+from tunedock.serve.engines.generator import Generator
 from tunedock.serve.engines.tokens import TokenEngine
 from tunedock.serve.jobs import Engine
 from tunedock.serve.metrics import Metrics
@@ -36,11 +37,15 @@ class Bed:
 
 def token_engine(family: str = "qwen3", *, thinking: bool = False) -> tuple[TokenEngine, OneByOne]:
     generator = OneByOne(families.tiny_model(family))
+    return engine_of(generator, family, thinking=thinking), generator
+
+
+def engine_of(generator: Generator, family: str, *, thinking: bool = False) -> TokenEngine:
     tokenizer = families.tokenizer(family)
     chat = Chat(
         tokenizer, stop_ids=families.stop_ids(family), max_length=4096, over_length="drop", train_on="assistant"
     )
-    return TokenEngine(generator, tokenizer, chat, thinking=thinking), generator
+    return TokenEngine(generator, tokenizer, chat, thinking=thinking)
 
 
 @contextmanager

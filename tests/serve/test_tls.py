@@ -24,7 +24,7 @@ from openai import OpenAI
 from gateway_bed import gateway
 from tunedock.errors import RecipeError
 from tunedock.serve import server
-from tunedock.serve.server import load_certificate, tls_context
+from tunedock.serve.server import certificate_end, load_certificate, tls_context
 
 MESSAGES: Any = [{"role": "user", "content": "a"}]
 
@@ -67,6 +67,13 @@ def made(folder: Path, *, host: str = "127.0.0.1", days: int = 1) -> Files:
         )
     )
     return Files(folder / "ca.pem", folder / "server.pem", folder / "server.key")
+
+
+def test_it_is_told_when_the_certificate_ends(tmp_path: Path) -> None:
+    files = made(tmp_path, days=20)
+    (tmp_path / "both.pem").write_bytes(files.key.read_bytes() + files.certificate.read_bytes())
+    for file in (files.certificate, tmp_path / "both.pem"):
+        assert abs(certificate_end(file) - time.time() - 20 * 86_400) < 60
 
 
 def test_a_client_that_checks_is_answered(tmp_path: Path) -> None:

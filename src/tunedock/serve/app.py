@@ -75,7 +75,7 @@ class Gateway:
 
     def __post_init__(self) -> None:
         self.readiness = Readiness(self.models, self.gate)
-        self.metrics.watch(self.readiness, self.log)
+        self.metrics.watch(self.readiness, self.gate, self.log)
 
 
 @dataclass(slots=True)

@@ -12,6 +12,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from tunedock import __version__
 from tunedock.plan import control_group
+from tunedock.serve.access import Access
+from tunedock.serve.engines.child import ChildEngine
 from tunedock.serve.models import Models
 from tunedock.serve.readiness import Readiness
 
@@ -22,6 +24,7 @@ class Gauges:
 
     models: Models
     readiness: Readiness
+    gate: Access
     lost_lines: Callable[[], int]
 
     def collect(self) -> Iterator[Metric]:
@@ -31,15 +34,19 @@ class Gauges:
         lost = CounterMetricFamily("tunedock_access_log_lost_lines", "Lines of the access log that were not written")
         lost.add_metric([], self.lost_lines())
         yield lost
-        if self.readiness.store is not None:
-            up = GaugeMetricFamily(
-                "tunedock_access_store_up", "Whether the store of keys and limits takes what is written"
-            )
-            up.add_metric([], self.readiness.store)
-            yield up
+        yield from self._access()
         yield from self._engines()
         yield from _memory()
         yield from _cards()
+
+    def _access(self) -> Iterator[Metric]:
+        """What nobody has asked yet, and what is not there, is not told."""
+        for name, says, answers in (
+            ("access_store_up", "Whether the store of keys and limits takes what is written", self.readiness.store),
+            ("token_keys_up", "Whether keys of tokens could be had when last asked for", self.gate.token_keys_up),
+        ):
+            if answers is not None:
+                yield GaugeMetricFamily(f"tunedock_{name}", says, value=answers)
 
     def _engines(self) -> Iterator[Metric]:
         """By the first name of each engine: its adapters share what it has."""
@@ -52,6 +59,9 @@ class Gauges:
                 ("kv_cache_usage_perc", "Share of the memory for keys and values"),
             )
         )
+        restarts = CounterMetricFamily(
+            "tunedock_engine_restarts", "How often an engine that is a program was started again", labels=["model"]
+        )
         firsts = {id(served.engine): served for served in reversed(self.models.all())}
         for served in firsts.values():
             load, answers = served.engine.load(), self.readiness.known(served.engine)
@@ -60,7 +70,9 @@ class Gauges:
             cache.add_metric([served.name], load.cache_used)
             if answers is not None:
                 up.add_metric([served.name], answers)
-        yield from (up, running, waiting, cache)
+            if isinstance(served.engine, ChildEngine):
+                restarts.add_metric([served.name], max(0, served.engine.starts - 1))
+        yield from (up, running, waiting, cache, restarts)
 
 
 def _memory() -> Iterator[Metric]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from tunedock.serve.access import Access
 from tunedock.serve.gauges import Gauges
 from tunedock.serve.models import Models
 from tunedock.serve.readiness import Readiness
@@ -78,9 +79,14 @@ class Metrics:
         self._codes = set(KNOWN_CODES)
         self._models = models
 
-    def watch(self, readiness: Readiness, log: AccessLog) -> None:
+    def watch(self, readiness: Readiness, gate: Access, log: AccessLog) -> None:
         """Once, when all that is to be asked is there."""
-        self.registry.register(Gauges(self._models, readiness, lambda: log.lost))
+        self.registry.register(Gauges(self._models, readiness, gate, lambda: log.lost))
+
+    def certificate(self, end: float) -> None:
+        """Once, where TLS is spoken. `end`: in seconds since 1970."""
+        name, says = "tunedock_tls_certificate_expires_timestamp_seconds", "When the certificate ends"
+        Gauge(name, says, registry=self.registry).set(end)
 
     def refuse(self, code: str) -> None:
         """Counts one. An engine's own codes are no more than it is thought to have."""

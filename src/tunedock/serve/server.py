@@ -124,6 +124,13 @@ def load_certificate(context: ssl.SSLContext, certificate: str | Path, key: str 
         ) from None
 
 
+def certificate_end(certificate: str | Path) -> float:
+    """When the first certificate of a file that `load_certificate` took ends, in seconds since 1970."""
+    from cryptography import x509
+
+    return x509.load_pem_x509_certificate(Path(certificate).read_bytes()).not_valid_after_utc.timestamp()
+
+
 def _require_pem(path: Path, option: str) -> None:
     where = f"{option} {path}"
     try:

@@ -26,7 +26,7 @@ from tunedock.serve.loading import load
 from tunedock.serve.metrics import Metrics
 from tunedock.serve.models import Models
 from tunedock.serve.records import AccessLog
-from tunedock.serve.server import Server, listen, tls_context
+from tunedock.serve.server import Server, certificate_end, listen, tls_context
 
 LOOK_S = 0.2
 SWITCH_S = 0.0005
@@ -51,6 +51,8 @@ def serve(order: ServeOrder, emit: Emitter, stop: StopRequest) -> None:
             Bounds(body_bytes=order.body_bytes, request_s=order.request_s),
             hosts=frozenset({"127.0.0.1", "localhost", "::1", order.host}) if order.open else None,
         )
+        if order.tls_cert:
+            gateway.metrics.certificate(certificate_end(order.tls_cert))
         _made_quick()
         url = _url(order, listener)
         with stop.deferred(), noted(audit_of(order, access), order, url):

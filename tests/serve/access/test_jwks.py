@@ -129,7 +129,9 @@ def test_a_token_is_checked_by_keys_from_https(host: Host, certificate: Path, tm
 def test_where_the_keys_cannot_be_fetched_the_answer_is_503(host: Host, tmp_path: Path) -> None:
     settings = jwt_settings(tmp_path, secret_file=None, jwks=f"{host.url}/jwks")  # whose certificate nobody vouches for
     with opened(AccessSettings(store=str(tmp_path / "access.db"), jwt=settings)) as access:
+        assert access.token_keys_up is None  # nobody has asked
         answer = refused(access, f"Bearer {token()}")
+        assert access.token_keys_up is False
         assert (answer.status, answer.code) == (503, "token_keys_unavailable")
         assert refused(access, "Bearer x").status == 401
 
@@ -251,11 +253,11 @@ def test_a_key_that_was_taken_away_is_gone_after_ten_minutes() -> None:
 
 def test_an_issuer_that_is_away_for_hours_stops_nobody_but_for_a_day_it_does() -> None:
     async def scenario(keys: Jwks, source: Source, clock: Clock) -> None:
-        assert await keys.find("rsa", "RS256")
+        assert await keys.find("rsa", "RS256") and keys.up
         source.fails = True
         clock.now += room.DEAD_S - 1
         assert await keys.find("rsa", "RS256")
-        await until(lambda: source.asked == 2)
+        await until(lambda: source.asked == 2 and keys.up is False)
         clock.now += 2
         with pytest.raises(JwksError):
             await keys.find("rsa", "RS256")
@@ -265,7 +267,7 @@ def test_an_issuer_that_is_away_for_hours_stops_nobody_but_for_a_day_it_does() -
             await keys.find("rsa", "RS256")
         await until(lambda: source.asked == 3)
         await asyncio.sleep(0.02)
-        assert await keys.find("rsa", "RS256")
+        assert await keys.find("rsa", "RS256") and keys.up
 
     in_time(scenario)
 

@@ -66,6 +66,7 @@ def test_killed_in_mid_stream_and_started_again(bed: Bed) -> None:
     until(lambda: ready(bed)["status"] == "ready")
     answer = httpx.post(f"{bed.url}/v1/chat/completions", json={**body, "stream": False, "max_tokens": 3}, timeout=30)
     assert answer.status_code == 200 and engine.starts == 2
+    assert 'tunedock_engine_restarts_total{model="far"} 1.0' in httpx.get(f"{bed.url}/metrics").text
     assert engine._process is not None
     now = engine._process.pid
     asyncio.run_coroutine_threadsafe(engine.close(), bed.loop).result(30)

@@ -62,6 +62,11 @@ class TokenCheck:
         self._secret = settings.secret()
         self._jwks = None if settings.jwks is None else Jwks.of(settings.jwks, settings.jwks_ca)
 
+    @property
+    def keys_up(self) -> bool | None:
+        """Whether the public keys could be had when they were last asked for; None where none are, or nobody has asked."""
+        return None if self._jwks is None else self._jwks.up
+
     async def claims(self, token: str) -> Claims:
         """Raises Refused for a token that is not ours to believe."""
         key, algorithm = await self._key(token)

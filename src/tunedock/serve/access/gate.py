@@ -115,6 +115,12 @@ class Access:
             return False
         return True
 
+    @property
+    def token_keys_up(self) -> bool | None:
+        """As `TokenCheck.keys_up`; None where no tokens are taken."""
+        tokens = None if self._behind is None else self._behind.tokens
+        return None if tokens is None else tokens.keys_up
+
     def close(self) -> None:
         """Gives back what is held. Blocks for a few seconds at most, where the store does not answer."""
         if self._behind is not None:

@@ -65,6 +65,8 @@ class Jwks:
         self._loaded: float | None = None
         self._tried: float | None = None
         self._fetching: asyncio.Task[None] | None = None
+        self.up: bool | None = None
+        """Whether the keys could be had when they were last asked for; None where nobody has."""
 
     @classmethod
     def of(cls, place: str, ca: Path | None = None) -> Jwks:
@@ -125,11 +127,13 @@ class Jwks:
         try:
             self._take(await self._load())
         except JwksError as error:
+            self.up = False
             log.error("the keys that tokens are checked by cannot be fetched: %s", error)
 
     def _take(self, data: bytes) -> None:
         self._keys = parse(data)
         self._loaded = self._clock()
+        self.up = True
 
 
 def parse(data: bytes) -> Keys:
