@@ -15,13 +15,14 @@ QUICK = OMP_NUM_THREADS=1 $(PYTEST) -m "not long" --hypothesis-profile repeatabl
 CPU_WHEELS = https://download.pytorch.org/whl/cpu
 WANTS_CPU = [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1
 
-.PHONY: help demo demo-base test test-all check format docs lock bench chaos clean
+.PHONY: help demo demo-base test test-all check format docs boards lock bench chaos clean
 
 help:
 	@echo "make demo       fine-tune a small model on this machine and see what it learnt (minutes, no GPU, no network once installed)"
 	@echo "make test       the quick tests          make test-all   all tests"
 	@echo "make check      format, lint, types, quick tests"
 	@echo "make format     put the code into shape  make docs       write the generated reference pages"
+	@echo "make boards     write Grafana's dashboards from their description"
 	@echo "make lock       write the versions of all packages that images hold"
 	@echo "make demo-base  make the demo's base model again, from nothing"
 	@echo "make bench      measure this and its peers on this machine (hours; BENCH=--quick: minutes, and only whether all works)"
@@ -52,6 +53,9 @@ format: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/generate.py
+
+boards: $(VENV)/.installed-dev
+	$(BIN)/python -m tunedock.launch.boards.write
 
 lock: $(VENV)/.installed-dev
 	$(BIN)/python -m tunedock.image.lock

@@ -169,7 +169,7 @@ def test_the_settings_that_are_mounted_are_there() -> None:
         for mount in service.get("volumes", ())
         if str(mount["source"]).startswith(f"{RUN}/compose/")
     ]
-    assert len(mounted) == 5
+    assert len(mounted) == 6
     assert all((SETTINGS / name).is_file() for name in mounted)
 
 

@@ -108,6 +108,14 @@ def _plain(value: Any) -> Any:
 
 
 def as_yaml(document: Mapping[str, Any], path: str) -> str:
+    """`path`: where it will lie, for who reads it."""
+    named = (
+        shlex.quote(path) if path.isprintable() else "compose.yaml"
+    )  # else a line of the path would be one of the file
+    return HEADER.format(path=named) + yaml_text(document)
+
+
+def yaml_text(document: Mapping[str, Any]) -> str:
     """Compose before 2 reads YAML 1.1, where `no` is false and `1:30` is ninety: what is not plainly a word is in quotes."""
     from ruamel.yaml import YAML
 
@@ -116,10 +124,7 @@ def as_yaml(document: Mapping[str, Any], path: str) -> str:
     writer.width = 120
     out = io.StringIO()
     writer.dump(_quoted(document), out)
-    named = (
-        shlex.quote(path) if path.isprintable() else "compose.yaml"
-    )  # else a line of the path would be one of the file
-    return HEADER.format(path=named) + out.getvalue()
+    return out.getvalue()
 
 
 def _quoted(value: Any) -> Any:
@@ -319,6 +324,7 @@ def _monitoring(beside: Beside) -> Services:
             settings("grafana/datasource.yml", "/etc/grafana/provisioning/datasources/tunedock.yml"),
             settings("grafana/dashboards.yml", "/etc/grafana/provisioning/dashboards/tunedock.yml"),
             settings("grafana/training.json", "/var/lib/grafana/dashboards/training.json"),
+            settings("grafana/training.zh.json", "/var/lib/grafana/dashboards/training.zh.json"),
             {"type": "volume", "source": "grafana", "target": "/var/lib/grafana"},
         ],
         "networks": [BESIDE],
