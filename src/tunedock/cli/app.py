@@ -33,6 +33,7 @@ from tunedock.cli import (
     export,
     image,
     init,
+    monitoring,
     pipeline,
     plan,
     recipe,
@@ -92,6 +93,7 @@ app.command("eval", short_help="Measure a run's model beside its base.")(stages.
 app.command("chat")(chat.chat)
 app.command("export", short_help="Write a run's model to a folder, checked.")(export.export)
 app.command("serve", short_help="Serve models behind a gateway.")(serve.serve)
+app.command("monitoring", short_help="Write files for Prometheus and Grafana.")(monitoring.monitoring)
 app.command("pipeline", short_help="Run stages that build on each other.")(pipeline.pipeline)
 app.add_typer(data.app, name="data", short_help="Look at the data as training sees it, or convert it.")
 app.add_typer(recipe.app, name="recipe", short_help="Show a recipe in full, or make one.")

@@ -1,0 +1,178 @@
+"""A real Prometheus, on the files that `tunedock monitoring` writes, scrapes a real gateway at work.
+
+Whatever the dashboard and the rules ask for has an answer, and the guide lists what is told.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+
+import families
+from access_bed import issued, jwt_settings
+from gateway_bed import Bed, engine_of, gateway
+from prometheus_bed import Prometheus, prometheus
+from tunedock.launch.boards import serving
+from tunedock.launch.boards.shape import Query
+from tunedock.launch.scraping import Scraped, address, write
+from tunedock.serve.access import Access, AccessSettings
+from tunedock.serve.engines.child import ChildEngine
+from tunedock.serve.engines.loading import from_model
+from tunedock.serve.engines.remote import RemoteEngine
+from tunedock.serve.models import Served
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "src/tunedock/launch/monitoring/serving-rules.yml"
+GUIDES = [ROOT / "docs/guides" / name for name in ("watching.md", "watching.zh.md")]
+MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
+NOT_HERE = {"tunedock_gpu_memory_used_bytes", "tunedock_gpu_memory_total_bytes", "tunedock_gpu_utilisation_ratio"}
+"""Of a gateway that computes on no GPU."""
+QUERIES = [query for row in serving.BOARD.rows for panel in row.panels for query in panel.queries]
+
+
+@dataclass
+class Watched:
+    bed: Bed
+    key: str
+    prometheus: Prometheus
+
+    def told(self) -> dict[str, set[str]]:
+        """Metric -> its labels, as `/metrics` has them."""
+        text = httpx.get(f"{self.bed.url}/metrics", headers=bearer(self.key)).text
+        return {
+            sample.name: set(sample.labels) - {"le"}
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if not sample.name.endswith("_created")
+        }
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """Traffic of every kind, until the tests are over."""
+    folder = tmp_path_factory.mktemp("watched")
+    store = folder / "access.db"
+    key, limited = issued(store, "ada"), issued(store, "bob", requests_per_minute=1, models=("tiny",))
+    (folder / "prometheus.key").write_text(issued(store, "prometheus", models=()))
+    gate = Access.open(AccessSettings(store=str(store), jwt=jwt_settings(folder)))
+    over = threading.Event()
+    with gateway(folder, gate=gate, others={"gone": RemoteEngine("openai", "http://127.0.0.1:9/v1")}) as bed:
+        tiny = engine_of(from_model(families.tiny_model("qwen3"), torch.device("cpu")), "qwen3")
+        bed.gateway.models.put(Served("run", tiny, "tiny"))
+        sleeper = ChildEngine("openai", [sys.executable, "-c", "import time; time.sleep(600)"])
+        bed.gateway.models.put(Served("child", sleeper, "child"))
+        bed.gateway.metrics.certificate(time.time() + 86_400)
+        for version in ("1", "2"):
+            bed.gateway.models.put(Served(f"v{version}", tiny, "tiny", "fr", version))
+        busy = threading.Thread(target=traffic, args=(bed, key, limited, over))
+        busy.start()
+        files = folder / "prometheus"
+        write(files, Scraped(gateways=[address(bed.url, "--gateway")], key_file=str(folder / "prometheus.key")))
+        try:
+            with prometheus(files) as made:
+                yield Watched(bed, key, made)
+        finally:
+            over.set()
+            busy.join(30)
+    gate.close()
+
+
+def traffic(bed: Bed, key: str, limited: str, over: threading.Event) -> None:
+    """Answered, streamed, refused, failed, left."""
+    url, body = f"{bed.url}/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 4}
+    address = urlsplit(bed.url)
+    with httpx.Client(timeout=30) as client:
+        while not over.is_set():
+            for who, model in (
+                *((key, name) for name in ("tiny", "run", "v1", "v2", "gone", "child", "none")),
+                *((limited, name) for name in ("tiny", "v1")),
+                ("td-nobody", "tiny"),
+            ):
+                client.post(url, json={**body, "model": model}, headers=bearer(who))
+            with client.stream(
+                "POST", url, json={**body, "model": "tiny", "stream": True}, headers=bearer(key)
+            ) as answer:
+                for _ in answer.iter_lines():
+                    pass
+            with client.stream(
+                "POST", url, json={**body, "model": "tiny", "max_tokens": 500, "stream": True}, headers=bearer(key)
+            ) as answer:
+                next(answer.iter_lines())
+            with socket.create_connection((address.hostname, address.port)) as odd:
+                odd.sendall(b"no HTTP at all\r\n\r\n")
+                odd.recv(100)
+            over.wait(0.02)
+
+
+def asked(query: Query) -> str:
+    """As Grafana sends it, where all is chosen."""
+    return re.sub(r"\$(instance|model)", ".*", query.expr).replace("$__rate_interval", "10s")
+
+
+def names_in(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w:])tunedock_\w+", text))
+
+
+def test_prometheus_gets_in_and_takes_the_rules(watched: Watched) -> None:
+    until(lambda: [one["health"] for one in watched.prometheus.targets()] == ["up"])
+    until(lambda: all(rule["health"] == "ok" for rule in watched.prometheus.rules()))
+    assert len(watched.prometheus.rules()) > 15
+
+
+def test_every_figure_of_the_dashboard_has_an_answer(watched: Watched) -> None:
+    """Each query by itself, as Grafana would send it."""
+    wanted = {asked(query) for query in QUERIES if not names_in(query.expr) & NOT_HERE}
+
+    def empty() -> set[str]:
+        found = {query: watched.prometheus.values(query) for query in wanted}
+        return {query for query, values in found.items() if not values or any(value != value for value in values)}
+
+    until(lambda: not empty(), says=lambda: "\n".join(sorted(empty())))
+    for query in QUERIES:  # of GPUs: at least it is a query
+        watched.prometheus.values(asked(query))
+
+
+def test_versions_are_told_apart(watched: Watched) -> None:
+    query = asked(Query(serving.rate(serving.REQUESTS, "model, version", serving.ASKED), ""))
+    found = watched.prometheus.ask("query", query=query)["result"]
+    assert {one["metric"].get("version") for one in found} >= {"1", "2"}
+
+
+def test_all_that_is_asked_for_is_told(watched: Watched) -> None:
+    text = " ".join(query.expr for query in QUERIES) + json.dumps(
+        [rule["query"] for rule in watched.prometheus.rules()]
+    )
+    assert names_in(text) - NOT_HERE <= watched.told().keys(), names_in(text) - NOT_HERE - watched.told().keys()
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
+def test_the_guide_lists_what_is_told(watched: Watched, guide: Path) -> None:
+    rows = re.findall(r"^\| (`tunedock_.*?) \| (.*?) ?\| .* \|$", guide.read_text(encoding="utf-8"), re.MULTILINE)
+    listed = {name: set(re.findall(r"\w+", labels)) for names, labels in rows for name in re.findall(r"`(\w+)`", names)}
+    told = {re.sub(r"_(bucket|count|sum)$", "", name): labels for name, labels in watched.told().items()}
+    assert {name: labels for name, labels in listed.items() if name not in NOT_HERE} == told
+
+
+def until(true: Any, *, limit_s: float = 30.0, says: Any = lambda: "") -> None:
+    deadline = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < deadline, says()
+        time.sleep(0.2)
