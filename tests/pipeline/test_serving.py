@@ -9,6 +9,7 @@ import pytest
 
 from tunedock.errors import RecipeError, RunError
 from tunedock.pipeline.serving import order_of
+from tunedock.recipe.serving import Start
 from tunedock.run.record import Run, RunState
 
 
@@ -26,14 +27,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def order(*given: str, **changes: Any) -> Any:
     settings: dict[str, Any] = {
-        "adapters": {}, "engine": "vllm", "engine_model": None, "key_env": None, "runs_dir": Path("runs"), "fields": {},
+        "adapters": {}, "engine": None, "engine_model": None, "key_env": None, "runs_dir": Path("runs"), "fields": {},
     }  # fmt: skip
     return order_of(given, **{**settings, **changes})
 
 
 def test_each_kind_by_what_it_is(place: Path) -> None:
     made = order(
-        "triage", "./hf", "small=gguf", "gguf/model-f16.gguf", "big=http://gpu:8000/v1/", "https://api.example/v1"
+        "triage", "./hf", "small=gguf", "gguf/model-f16.gguf", "big=vllm+http://gpu:8000/v1/", "https://api.example/v1"
     )
     assert [(one.name, one.kind, one.place) for one in made.backends] == [
         ("triage", "run", f"{place}/runs/triage"),
@@ -41,9 +42,40 @@ def test_each_kind_by_what_it_is(place: Path) -> None:
         ("small", "gguf", f"{place}/gguf"),
         ("model-f16", "gguf", f"{place}/gguf/model-f16.gguf"),
         ("big", "vllm", "http://gpu:8000/v1"),
-        ("api.example", "vllm", "https://api.example/v1"),
+        ("api.example", "openai", "https://api.example/v1"),
     ]
     assert (made.host, made.port, made.open) == ("127.0.0.1", 8000, False)
+
+
+def test_what_is_at_an_address(place: Path) -> None:
+    made = order("big=http://gpu:8000/v1", "llama-server+http://cpu/v1", engine="vllm")
+    assert [(one.name, one.kind, one.start) for one in made.backends] == [
+        ("big", "vllm", None),
+        ("cpu", "llama-server", None),
+    ]
+
+
+def test_a_program_for_what_is_here(place: Path) -> None:
+    start = {"tensor_parallel_size": 4, "arguments": ["--enforce-eager"]}
+    made = order("triage", "./hf", "big=sglang+http://gpu/v1", engine="vllm", start=start)
+    first, second, third = made.backends
+    assert first.kind == "run" and first.start == second.start == Start(program="vllm", **start)
+    assert (third.kind, third.start) == ("sglang", None)
+
+
+@pytest.mark.parametrize(
+    ("given", "changes", "says"),
+    [
+        (["triage", "http://gpu/v1"], {"engine": "vllm"}, "vllm+http://host:port/v1"),
+        (["triage"], {"engine": "openai"}, "engines that can be started are vllm, sglang"),
+        (["triage"], {"start": {"arguments": ["--x"]}}, "for an engine that is started here"),
+        (["http://gpu/v1"], {"engine": "vllm", "start": {"tensor_parallel_size": 2}}, "tensor_parallel_size"),
+    ],
+)
+def test_an_engine_that_cannot_be_meant(place: Path, given: list[str], changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        order(*given, **changes)
+    assert says in str(caught.value)
 
 
 def test_adapters_sit_on_the_first(place: Path) -> None:

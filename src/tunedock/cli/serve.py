@@ -33,7 +33,8 @@ def serve(
         list[str],
         typer.Argument(
             metavar="[NAME=]RUN|DIR|FILE.gguf|URL",
-            help="A run, an exported folder, a GGUF file, or the address of an OpenAI-compatible server (http://host:port/v1).",
+            help="A run, an exported folder, a GGUF file, or the address of an OpenAI-compatible server (http://host:port/v1, "
+            "vllm+http://...).",
             show_default=False,
         ),
     ],
@@ -44,11 +45,38 @@ def serve(
         typer.Option("--adapter", metavar="NAME=DIR", help="A LoRA on the first model, served beside it. Repeatable."),
     ] = None,
     engine: Annotated[
-        EngineKind,
+        EngineKind | None,
         typer.Option(
-            "--engine", metavar="vllm|sglang|ollama|llama-server|openai|tunedock", help="What servers at addresses are."
+            "--engine",
+            metavar="vllm|sglang|ollama|llama-server|tunedock|openai",
+            help="The program to start for the models; of addresses, what is there. Without it this process computes.",
+            show_default=False,
         ),
-    ] = EngineKind.openai,
+    ] = None,
+    tensor_parallel_size: Annotated[
+        int | None,
+        typer.Option(
+            "--tensor-parallel-size", metavar="GPUS", min=1, help="Of vLLM and SGLang: GPUs a model is spread over."
+        ),
+    ] = None,
+    engine_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--engine-arg", metavar="FLAG[=VALUE]", help="Passed on to the program that is started. Repeatable."
+        ),
+    ] = None,
+    engine_wait: Annotated[
+        float | None,
+        typer.Option(
+            "--engine-wait", metavar="SECONDS", min=1, help="Until a program that is started answers. [default: 900]"
+        ),
+    ] = None,
+    engine_logs: Annotated[
+        str | None,
+        typer.Option(
+            "--engine-logs", metavar="DIR", help="For what programs print; else files that go when they end well."
+        ),
+    ] = None,
     engine_model: Annotated[
         str | None,
         typer.Option("--engine-model", metavar="NAME", help="The model's name at its server, where it is another."),
@@ -138,10 +166,17 @@ def serve(
         "max_running": max_requests,
         "grace_s": grace,
     }
+    start = {
+        "tensor_parallel_size": tensor_parallel_size,
+        "arguments": [_flag(text) for text in engine_arg or []],
+        "start_s": engine_wait,
+        "logs": _file(engine_logs),
+    }
     order = order_of(
         models,
         adapters=_pairs(adapter or []),
-        engine=engine.value,
+        engine=engine.value if engine else None,
+        start={key: value for key, value in start.items() if value},
         engine_model=engine_model,
         key_env=engine_key_env,
         runs_dir=Path(runs_dir),
@@ -153,6 +188,10 @@ def serve(
 
 def _file(path: str | None) -> str | None:
     return str(Path(path).expanduser().absolute()) if path else None
+
+
+def _flag(text: str) -> str:
+    return text if text.startswith("-") else f"--{text}"
 
 
 def _pairs(given: Sequence[str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -14,29 +14,31 @@ from tunedock.launch.job import JobSpec, Launcher
 from tunedock.launch.watch import OnEvent
 from tunedock.pipeline.jobs import run_job
 from tunedock.pipeline.notes import ignore
-from tunedock.recipe.serving import ServeOrder
+from tunedock.recipe.serving import REMOTE, Program, ServeOrder
 from tunedock.run.store import find
 
 _NAMED = re.compile(r"(?P<name>[^=/\\\s][^=/\\]*)=(?P<place>.+)")
 _URL = re.compile(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?")
+_SERVER = re.compile(rf"(?P<kind>{'|'.join(map(re.escape, REMOTE))})\+(?=https?://)")
 
 
 def order_of(
     given: Sequence[str],
     *,
     adapters: Mapping[str, str],
-    engine: str,
+    engine: str | None,
     engine_model: str | None,
     key_env: str | None,
     runs_dir: Path,
     fields: Mapping[str, Any],
+    start: Mapping[str, Any] | None = None,
 ) -> ServeOrder:
-    """Raises RecipeError for what cannot be served, RunError where a name is no run."""
+    """`start`: how a program is started. Raises RecipeError for what cannot be served, RunError where a name is no run."""
     backends = []
     for number, text in enumerate(given):
         found = _NAMED.fullmatch(text)
         name, place = (found["name"], found["place"]) if found else (None, text)
-        backend = _backend(place, engine, engine_model, key_env, runs_dir)
+        backend = _backend(place, engine or "openai", engine_model, key_env, runs_dir)
         if number == 0 and adapters:
             if backend["kind"] not in ("run", "folder"):
                 raise RecipeError(
@@ -46,6 +48,7 @@ def order_of(
                 )
             backend["adapters"] = dict(adapters)
         backends.append({**backend, "name": name or backend["name"]})
+    _let_compute(backends, given, engine, start or {})
     if fields.get("tls_key") and not fields.get("tls_cert"):
         raise RecipeError("a key without its certificate", where="--tls-key", hint="add --tls-cert")
     if fields.get("dtype", "auto") != "auto" and not any(backend["kind"] in ("run", "folder") for backend in backends):
@@ -66,6 +69,8 @@ def order_of(
 
 def _backend(place: str, engine: str, model: str | None, key_env: str | None, runs_dir: Path) -> dict[str, Any]:
     if "://" in place:
+        if kind := _SERVER.match(place):
+            engine, place = kind["kind"], place[kind.end() :]
         if not _URL.fullmatch(place):
             raise RecipeError(
                 f"`{place[:200]}` is no address of a server",
@@ -88,6 +93,36 @@ def _backend(place: str, engine: str, model: str | None, key_env: str | None, ru
         )
     run = find(place, runs_dir)
     return {"name": run.name, "kind": "run", "place": str(run.path.absolute())}
+
+
+def _let_compute(
+    backends: Sequence[dict[str, Any]], given: Sequence[str], engine: str | None, start: Mapping[str, Any]
+) -> None:
+    """Puts the program that is to compute them beside runs, folders and files. At addresses, `engine` says what is there."""
+    here = [backend for backend in backends if backend["kind"] not in REMOTE]
+    unsaid = [text for text in given if "://" in text and not _SERVER.search(text)]
+    if engine is not None and here and unsaid:
+        raise RecipeError(
+            f"it could be what is at {unsaid[0][:200]}, or what is to be started for `{here[0]['name']}`",
+            where=f"--engine {engine}",
+            hint=f"say of the server what it is: {engine}+http://host:port/v1",
+        )
+    if not here or engine is None:
+        if start:
+            raise RecipeError(
+                "this is for an engine that is started here",
+                where=", ".join(start),
+                hint="name a run, a folder or a file, and a program: --engine vllm",
+            )
+        return
+    if engine not in get_args(Program):
+        raise RecipeError(
+            f"`{here[0]['name']}` is no address of a server",
+            where=f"--engine {engine}",
+            hint=f"engines that can be started are {', '.join(get_args(Program))}; without --engine it is computed in this process",
+        )
+    for backend in here:
+        backend["start"] = {"program": engine, **start}
 
 
 def serve_models(order: ServeOrder, *, on_event: OnEvent = ignore, launcher: Launcher | None = None) -> None:

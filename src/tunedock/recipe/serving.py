@@ -12,6 +12,23 @@ Kind = Literal["run", "folder", "gguf", "vllm", "sglang", "ollama", "llama-serve
 Numbers = Literal["auto", "float32", "bfloat16", "float16"]
 REMOTE: tuple[Kind, ...] = ("vllm", "sglang", "ollama", "llama-server", "openai", "tunedock")
 
+Program = Literal["vllm", "sglang", "ollama", "llama-server", "tunedock"]
+"""Engines that can be started here."""
+
+
+class Start(Section):
+    """An engine of another program, started here to compute a run, a folder or a file, and kept alive."""
+
+    program: Program
+    arguments: list[str] = []
+    """`--flag=value`, or `--flag`: passed on as they are."""
+    tensor_parallel_size: PositiveInt | None = None
+    """GPUs that one model is spread over."""
+    start_s: PositiveFloat = 900.0
+    """It may take so long until it answers."""
+    logs: str | None = None
+    """Folder for what it prints; None: a temporary file, kept where it does not come up."""
+
 
 class Backend(Section):
     """A model under a name."""
@@ -26,6 +43,8 @@ class Backend(Section):
     """The variable that holds the key a server wants."""
     adapters: dict[str, str] = {}
     """Of a model computed here: name -> folder of a LoRA, each a model of its own to clients."""
+    start: Start | None = None
+    """Of a run, a folder or a file: the program that computes it; None: this process."""
 
 
 class Jwt(Section):

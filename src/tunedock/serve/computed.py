@@ -10,14 +10,14 @@ from transformers import AutoTokenizer
 from tunedock.errors import RecipeError, RunError
 from tunedock.model.chat_facts import ChatFacts
 from tunedock.model.session import find_base
-from tunedock.recipe.data_images import DATA_IMAGES
 from tunedock.recipe.schema import Recipe
 from tunedock.recipe.serving import Backend, ServeOrder
 from tunedock.run.record import Run
 from tunedock.serve.engines.generator import Generator
 from tunedock.serve.engines.loading import from_folder, from_run
 from tunedock.serve.engines.tokens import TokenEngine
-from tunedock.serve.exported import engine_of, limits_of, lineage_of
+from tunedock.serve.exported import engine_of, limits_of
+from tunedock.serve.lineage import of_export, of_run
 from tunedock.serve.models import Served
 
 
@@ -44,18 +44,8 @@ def run_model(backend: Backend, order: ServeOrder) -> list[Served]:
         limits=limits_of(order),
     )
     engine = TokenEngine(generator, base.tokenizer, base.chat, thinking=facts.thinking, system=facts.system)
-    state = run.state()
-    lineage = {
-        "run": state.name,
-        "recipe_hash": state.recipe_hash,
-        "model": state.model,
-        "commit": state.lineage.get("commit"),
-        "data": state.lineage.get("data"),
-        "data_images": state.lineage.get(DATA_IMAGES),
-    }
-    told = {key: value for key, value in lineage.items() if value}
     own = run.name if backend.adapters and run.name in generator.adapters() else None
-    return _with_adapters(Served(backend.name, engine, backend.name, own, lineage=told), generator, backend)
+    return _with_adapters(Served(backend.name, engine, backend.name, own, lineage=of_run(run)), generator, backend)
 
 
 def folder_model(backend: Backend, order: ServeOrder) -> list[Served]:
@@ -64,7 +54,7 @@ def folder_model(backend: Backend, order: ServeOrder) -> list[Served]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     generator = from_folder(folder, adapters=backend.adapters, dtype=dtype_of(order), limits=limits_of(order))
     engine = engine_of(folder, generator, tokenizer)
-    return _with_adapters(Served(backend.name, engine, backend.name, lineage=lineage_of(folder)), generator, backend)
+    return _with_adapters(Served(backend.name, engine, backend.name, lineage=of_export(folder)), generator, backend)
 
 
 def dtype_of(order: ServeOrder) -> torch.dtype | None:

@@ -1,4 +1,4 @@
-"""A folder of weights as `tunedock export` leaves it, or somebody else: its tokenizer and prompts, and the run it is of.
+"""A folder of weights as `tunedock export` leaves it, or somebody else: its tokenizer and prompts.
 
 No PyTorch here: images that hold llama.cpp alone have none.
 """
@@ -6,15 +6,12 @@ No PyTorch here: images that hold llama.cpp alone have none.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from tunedock.data.chat import Chat
-from tunedock.errors import ModelError
 from tunedock.model.chat_facts import ChatFacts, stop_ids
 from tunedock.recipe.serving import ServeOrder
-from tunedock.run.record import read_json
 from tunedock.serve.engines.batching import Limits
 from tunedock.serve.engines.generator import Generator
 from tunedock.serve.engines.tokens import TokenEngine
@@ -37,16 +34,6 @@ def engine_of(folder: Path, generator: Generator, tokenizer: PreTrainedTokenizer
     return TokenEngine(
         generator, tokenizer, chat, thinking=facts.thinking if facts else False, system=facts.system if facts else None
     )
-
-
-def lineage_of(folder: Path) -> dict[str, Any]:
-    """What an export says of the run it is of."""
-    if not (folder / "export.json").is_file():
-        return {}
-    record = read_json(folder / "export.json")
-    if not isinstance(record, dict):
-        raise ModelError("it is not what an export writes", where=str(folder / "export.json"), hint="export again")
-    return {key: record[key] for key in ("run", "recipe_hash", "format", "kind") if record.get(key)}
 
 
 def limits_of(order: ServeOrder) -> Limits:

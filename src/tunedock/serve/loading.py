@@ -10,17 +10,23 @@ import os
 from collections.abc import Callable, Mapping
 
 from tunedock.errors import DependencyError, RecipeError
-from tunedock.recipe.serving import REMOTE, Backend, ServeOrder
+from tunedock.recipe.serving import REMOTE, Backend, ServeOrder, Start
 from tunedock.serve.engines.remote import RemoteEngine
 from tunedock.serve.models import Served
 
 Tell = Callable[[str], None]
 
 
-def load(order: ServeOrder, tell: Tell) -> list[Served]:
-    """Everything an order names. Raises what loading a model raises; what was loaded before is closed by the caller's end."""
+def load(order: ServeOrder, tell: Tell, warn: Tell | None = None) -> list[Served]:
+    """Everything an order names. Raises what loading a model raises; what was loaded before is closed by the caller's end.
+
+    `tell` and `warn` are called later too, by the thread that serves: of programs that start and end.
+    """
     found: list[Served] = []
     for backend in order.backends:
+        if backend.start is not None:
+            found += _program(backend, backend.start, order, tell, warn or tell)
+            continue
         tell(f"loading {backend.name}")
         found += _LOAD[backend.kind](backend, order)
     names = [served.name for served in found]
@@ -48,6 +54,12 @@ def _gguf(backend: Backend, order: ServeOrder) -> list[Served]:
     from tunedock.serve.computed_gguf import gguf_model
 
     return gguf_model(backend, order)
+
+
+def _program(backend: Backend, start: Start, order: ServeOrder, tell: Tell, warn: Tell) -> list[Served]:
+    from tunedock.serve.programs import started
+
+    return started(backend, start, order, tell, warn)
 
 
 def _remote(backend: Backend, order: ServeOrder) -> list[Served]:

@@ -15,13 +15,14 @@ import threading
 import time
 from pathlib import Path
 
-from tunedock.errors import EngineError
+from tunedock.errors import EngineError, TunedockError
 from tunedock.events import Emitter
 from tunedock.recipe.serving import ServeOrder
 from tunedock.run.stop import StopRequest
 from tunedock.serve.access import Access, AccessSettings, JwtSettings
 from tunedock.serve.app import Bounds, Gateway
 from tunedock.serve.audited import audit_of, noted
+from tunedock.serve.engines.child import ChildEngine
 from tunedock.serve.loading import load
 from tunedock.serve.metrics import Metrics
 from tunedock.serve.models import Models
@@ -29,6 +30,8 @@ from tunedock.serve.records import AccessLog
 from tunedock.serve.server import Server, certificate_end, listen, tls_context
 
 LOOK_S = 0.2
+CLOSE_S = 40.0
+"""For programs, which are given some time to end by themselves."""
 SWITCH_S = 0.0005
 
 
@@ -42,7 +45,7 @@ def serve(order: ServeOrder, emit: Emitter, stop: StopRequest) -> None:
     listener = listen(order.host, order.port)
     try:
         began = time.monotonic()
-        models = Models(load(order, lambda text: emit.emit("note", message=text, data={})))
+        models = Models(load(order, emit.note, emit.warning))
         gateway = Gateway(
             models,
             access,
@@ -85,18 +88,19 @@ def _serve(
 ) -> None:
     server = Server(gateway, tls=tls)
     failed: list[BaseException] = []
+    up = threading.Event()
 
     def work() -> None:
         try:
-            asyncio.run(_until_closed(server, listener, gateway))
+            asyncio.run(_until_closed(server, listener, gateway, up))
         except BaseException as error:  # noqa: BLE001 - policy: handed to the thread that waits, and raised there
             failed.append(error)
 
     thread = threading.Thread(target=work, name="gateway", daemon=True)
     thread.start()
-    while thread.is_alive() and not server.started:
-        time.sleep(0.01)
-    if server.started:
+    while thread.is_alive() and not stop.asked() and not up.wait(0.01):
+        pass
+    if up.is_set():
         names = ", ".join(served.name for served in gateway.models.all())
         told = {
             "url": url,
@@ -111,8 +115,10 @@ def _serve(
     while thread.is_alive() and time.monotonic() < deadline and _at_work(gateway):
         time.sleep(LOOK_S)
     server.should_exit = True
-    thread.join(10.0)
+    thread.join(CLOSE_S)
     gateway.log.close()
+    if failed and isinstance(failed[0], TunedockError):
+        raise failed[0]
     if failed:
         raise EngineError(f"the gateway ended: {type(failed[0]).__name__}: {failed[0]}", where=url)
 
@@ -122,10 +128,29 @@ def _url(order: ServeOrder, listener: socket.socket) -> str:
     return f"{'https' if order.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-async def _until_closed(server: Server, listener: socket.socket, gateway: Gateway) -> None:
-    await server.serve(sockets=[listener])
-    for engine in gateway.models.engines():
-        await engine.close()
+async def _until_closed(server: Server, listener: socket.socket, gateway: Gateway, up: threading.Event) -> None:
+    """`up` is set once it listens and all programs answer. Raises EngineError where one of them never does."""
+    serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+    programs = [engine for engine in gateway.models.engines() if isinstance(engine, ChildEngine)]
+    starting = asyncio.ensure_future(_started(server, programs))
+    try:
+        await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            up.set()
+        await serving
+    finally:
+        starting.cancel()
+        server.should_exit = True
+        await asyncio.gather(serving, starting, return_exceptions=True)
+        await asyncio.gather(*(engine.close() for engine in gateway.models.engines()))
+
+
+async def _started(server: Server, programs: list[ChildEngine]) -> None:
+    """It listens meanwhile: whoever asks is told that the engine is starting."""
+    await asyncio.gather(*(program.begin() for program in programs))
+    while not server.started:
+        await asyncio.sleep(0.01)
 
 
 def _at_work(gateway: Gateway) -> bool:

@@ -14,7 +14,7 @@ import pytest
 from openai import OpenAI
 
 from gateway_bed import Bed, gateway
-from tunedock.serve.engines.remote import RemoteEngine
+from tunedock.serve.engines.remote import RemoteEngine, Trained
 from tunedock.serve.models import Served
 
 MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
@@ -94,10 +94,11 @@ def test_an_engine_that_dies_in_mid_stream(behind: Bed, front: Bed) -> None:
 class Rude(http.server.BaseHTTPRequestHandler):
     """Answers every request with what the test has put here."""
 
-    status, data, cut = 200, b"", False
+    url = ""
+    status, data, cut, taken = 200, b"", False, b""
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        type(self).taken = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.send_response(self.status)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Content-Length", str(len(self.data) + 100 * self.cut))
@@ -111,7 +112,8 @@ class Rude(http.server.BaseHTTPRequestHandler):
 def rude(front: Bed) -> Iterator[type[Rude]]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Rude)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    front.gateway.models.put(Served("rude", RemoteEngine("vllm", f"http://127.0.0.1:{server.server_port}/v1"), "m"))
+    Rude.url = f"http://127.0.0.1:{server.server_port}/v1"
+    front.gateway.models.put(Served("rude", RemoteEngine("vllm", Rude.url), "m"))
     yield Rude
     server.shutdown()
     server.server_close()
@@ -145,6 +147,27 @@ def test_servers_that_misbehave(
     assert answer.status_code == code, answer.text
     error = answer.json()["error"]
     assert says in error["message"] and "secret" not in error["message"]
+
+
+def test_what_it_was_trained_with_is_asked_where_a_client_says_nothing(front: Bed, rude: type[Rude]) -> None:
+    """The system prompt, the switch of reasoning, tokens that end an answer; what a client says itself stands."""
+    rude.status, rude.data, rude.cut = 200, CHUNK.replace(b'"Hi"}', b'"Hi"}, "finish_reason": "stop"'), False
+    engine = RemoteEngine("vllm", rude.url, trained=Trained("Be brief.", False, (2, 7)))
+    front.gateway.models.put(Served("trained", engine, "m"))
+
+    def taken(messages: Any, **more: Any) -> dict[str, Any]:
+        body = {"model": "trained", "messages": messages, **more}
+        assert httpx.post(f"{front.url}/v1/chat/completions", json=body).status_code == 200
+        found: dict[str, Any] = json.loads(rude.taken)
+        return found
+
+    body = taken(MESSAGES)
+    assert body["messages"] == [{"role": "system", "content": "Be brief."}, *MESSAGES]
+    assert body["chat_template_kwargs"] == {"enable_thinking": False} and body["stop_token_ids"] == [2, 7]
+    own = [{"role": "developer", "content": "Be long."}, *MESSAGES]
+    body = taken(own, chat_template_kwargs={"enable_thinking": True})
+    assert body["messages"] == own and body["chat_template_kwargs"] == {"enable_thinking": True}
+    front.gateway.models.drop("trained")
 
 
 class Counted(http.server.BaseHTTPRequestHandler):

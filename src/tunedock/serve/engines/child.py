@@ -10,15 +10,20 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
 
+from tunedock.errors import DependencyError, EngineError
+from tunedock.serve.engines.commands import Command
 from tunedock.serve.engines.generator import Load
-from tunedock.serve.engines.remote import RemoteEngine
+from tunedock.serve.engines.output import Output
+from tunedock.serve.engines.remote import RemoteEngine, Trained
 from tunedock.serve.errors import unavailable
 from tunedock.serve.jobs import ChatJob, Event, TextJob
 
@@ -26,42 +31,76 @@ WAITS_S = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0)
 FORGIVEN_S = 300.0
 """A start that lived this long counts as one that went well."""
 STOP_S = 20.0
-TAIL = 20
-"""Last lines of what it prints, for who asks why it ended."""
+THEN_S = 1800.0
+"""For a command after the start: Ollama copies a model into its store."""
+TOLD_LINES = 8
+LOG = "engine.log"
 _PR_SET_PDEATHSIG = 1
+
+Tell = Callable[[str], None]
 
 
 class ChildEngine:
-    """`command`: an argument list; `{port}` in it is the port it is to listen on. `start_s`: seconds it may take to be ready."""
+    """`start_s`: seconds it may take to be ready. `trained`: what requests get that do not say it. `log`: for what it prints."""
 
     def __init__(
         self,
         kind: str,
-        command: Sequence[str],
+        command: Command,
         *,
-        environment: Mapping[str, str] | None = None,
+        name: str = "",
         key: str | None = None,
+        secret: str | None = None,
         start_s: float = 900.0,
+        trained: Trained | None = None,
+        tell: Tell | None = None,
+        warn: Tell | None = None,
+        log: Path | None = None,
     ) -> None:
+        """`key`: what it wants to see. `secret`: what is never kept of what it prints; None: the key."""
         self.kind = kind
-        self._command = tuple(command)
-        self._environment = dict(environment or {})
+        self._command = command
+        self._name = f"{kind} of {name}" if name else kind
+        self._secret = secret or key
         self._start_s = start_s
-        self._port = free_port()
-        self._remote = RemoteEngine(kind, f"http://127.0.0.1:{self._port}/v1", key=key)
+        self._tell, self._warn = tell or _to_standard_error, warn or _to_standard_error
+        self._port = 0
+        """Another with each start: what a killed engine has left behind may listen at the one before."""
+        self._remote = RemoteEngine(kind, "", key=key, trained=trained)
         self.can = self._remote.can
+        self._folder = Path(tempfile.mkdtemp(prefix="tunedock-engine-"))
+        """For its user alone."""
+        self.log = log or self._folder / LOG
         self._process: asyncio.subprocess.Process | None = None
+        self._output: Output | None = None
         self._task: asyncio.Task[None] | None = None
+        self._looked = asyncio.Event()
+        """Set once the first start has come to something."""
         self._state = "it is starting"
+        self._why = ""
         self._up = False
         self._closing = False
-        self._lines: deque[str] = deque(maxlen=TAIL)
         self.starts = 0
+        self.start_took_s: float | None = None
+        """Of the first start."""
 
     def start(self) -> None:
         """Begins to keep it alive; to be called in the event loop that serves."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._keep())
+
+    async def begin(self) -> None:
+        """Starts it and waits until it is up for the first time. Raises EngineError where it ends before that."""
+        self.start()
+        await self._looked.wait()
+        if self.start_took_s is None:
+            said = self._output.tail(TOLD_LINES) if self._output is not None else ""
+            raise EngineError(
+                f"the engine {self._name} does not come up: {self._why}"
+                + (f"\nits last lines:\n{said}" if said else ""),
+                where=self._name,
+                hint=f"all it said is in {self.log}; give it other arguments by --engine-arg",
+            )
 
     # -- as an engine ----------------------------------------------------------------------------------------------------
 
@@ -104,6 +143,15 @@ class ChildEngine:
             await asyncio.gather(self._task, return_exceptions=True)
         await self._end()
         await self._remote.close()
+        self._clear()
+
+    def _clear(self) -> None:
+        """Removes its folder, with the key; what it printed stays where it never came up."""
+        for entry in self._folder.iterdir():
+            if entry != self.log or self.start_took_s is not None:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
 
     def _require_up(self) -> None:
         self.start()
@@ -121,63 +169,92 @@ class ChildEngine:
                 self._state = f"{self._state}; it is started again in {wait_s:.0f} s"
                 await asyncio.sleep(wait_s)
             began = time.monotonic()
-            self._state = "it is starting" if failures == 0 else "it is starting again"
-            why = await self._once()
+            self._state = f"{self._state}; it is starting again" if failures else "it is starting"
+            self._why = await self._once()
             self._up = False
             await self._end()
-            self._state = f"it ended ({why})"
-            print(f"warning: the engine {self._command[0]} ended: {why}", file=sys.stderr)
+            self._looked.set()
+            self._state = f"it ended ({self._why})"
+            self._warn(f"the engine {self._name} ended: {self._why}")
             failures = 1 if time.monotonic() - began >= FORGIVEN_S else failures + 1
 
     async def _once(self) -> str:
         """One life of it; why it ended."""
-        self._lines.clear()
-        command = [part.replace("{port}", str(self._port)) for part in self._command]
+        began, ended = time.monotonic(), None
+        self._port = free_port()
+        self._remote.move(f"http://127.0.0.1:{self._port}/v1")
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *command,
+            self._process = process = await self._started(self._command.arguments)
+        except OSError as error:
+            return f"it cannot be started: {error.strerror}"
+        self.starts += 1
+        while process.returncode is None:
+            if await self._remote.ready() is None:
+                ended = await self._afterwards()
+                break
+            if time.monotonic() - began > self._start_s:
+                ended = self._with_last_line(f"it was not ready within {self._start_s:.0f} s")
+                break
+            await asyncio.sleep(0.25)
+        if ended is not None:
+            return ended
+        if process.returncode is None:
+            self._up, self._state = True, "it is up"
+            took = time.monotonic() - began
+            self.start_took_s = self.start_took_s or took
+            self._looked.set()
+            self._tell(f"the engine {self._name} is up after {took:.1f} s; what it prints is in {self.log}")
+        code = await process.wait()
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return await asyncio.to_thread(self._with_last_line, name)
+
+    async def _started(self, arguments: Sequence[str]) -> asyncio.subprocess.Process:
+        """Raises OSError."""
+        for file, content in self._command.files.items():
+            _write_private(self._folder / file, content)
+        output = Output(self.log, secret=self._secret)
+        try:
+            return await asyncio.create_subprocess_exec(
+                *map(self._filled, arguments),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                env={**os.environ, **self._environment},
+                stdout=output.write_end,
+                stderr=output.write_end,
+                env={**os.environ, **{name: self._filled(text) for name, text in self._command.environment.items()}},
                 start_new_session=True,
                 preexec_fn=_die_with_us,
-                limit=1 << 20,
             )
-        except OSError as error:
-            return f"cannot be started: {error.strerror}"
-        self.starts += 1
-        reading = asyncio.ensure_future(self._read(self._process))
-        try:
-            deadline = time.monotonic() + self._start_s
-            while self._process.returncode is None:
-                if await self._remote.ready() is None:
-                    self._up, self._state = True, "it is up"
-                    break
-                if time.monotonic() > deadline:
-                    return f"it was not ready within {self._start_s:.0f} s"
-                await asyncio.sleep(0.25)
-            code = await self._process.wait()
         finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
-        last = next((line for line in reversed(self._lines) if line.strip()), "")
-        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return f"{name}: {last[:300]}" if last else name
+            self._output = output
+            output.start()
 
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        """What it prints goes on to our own standard error, and its end is kept."""
-        assert process.stdout is not None  # noqa: S101 - asked for
-        while True:
+    async def _afterwards(self) -> str | None:
+        """Runs what is to be run once it answers; why that failed, or None."""
+        for arguments in self._command.then:
+            self._state = f"it is told: {' '.join(arguments[:2])}"
             try:
-                line = await process.stdout.readline()
-            except ValueError:  # a line without end
-                continue
-            if not line:
-                return
-            text = line.decode("utf-8", errors="replace").rstrip()
-            self._lines.append(text)
-            print(text, file=sys.stderr)
+                process = await self._started(arguments)
+                async with asyncio.timeout(THEN_S):
+                    code = await process.wait()
+            except OSError as error:
+                return f"`{' '.join(arguments[:2])}` cannot be started: {error.strerror}"
+            except TimeoutError:
+                os.killpg(process.pid, signal.SIGKILL)
+                return f"`{' '.join(arguments[:2])}` did not end within {THEN_S:.0f} s"
+            if code != 0:
+                return await asyncio.to_thread(self._with_last_line, f"`{' '.join(arguments[:2])}` ended with {code}")
+        return None
+
+    def _filled(self, text: str) -> str:
+        return text.replace("{port}", str(self._port)).replace("{folder}", str(self._folder))
+
+    def _with_last_line(self, why: str) -> str:
+        """What happened, and the last it said."""
+        if self._output is None:
+            return why
+        if self._process is not None and self._process.returncode is not None:
+            self._output.join()
+        last = self._output.last()
+        return f"{why}: {last[:300]}" if last else why
 
     async def _end(self) -> None:
         """Ends the process and all it has started, at first politely."""
@@ -191,6 +268,21 @@ class ChildEngine:
                 continue
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), wait_s)
+
+
+def require_program(command: Command, name: str, hint: str) -> None:
+    """Raises DependencyError where the program is not here."""
+    if shutil.which(command.program) is None:
+        raise DependencyError(f"the program `{command.program}` is not here", where=name, hint=hint)
+
+
+def _write_private(path: Path, content: str) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        file.write(content)
+
+
+def _to_standard_error(what: str) -> None:
+    print(what, file=sys.stderr)
 
 
 def _die_with_us() -> None:

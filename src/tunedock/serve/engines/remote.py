@@ -10,6 +10,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import aiohttp
@@ -45,13 +46,32 @@ AFTER_S = 0.25
 CHARACTERS_A_TOKEN = 4
 
 
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """How a model was trained to be asked, for requests that do not say it themselves. Of servers that are not told otherwise."""
+
+    system: str | None = None
+    thinking: bool | None = None
+    """None: its template has no switch for it."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end its answers, which its generation config may lack."""
+
+
 class RemoteEngine:
     """`base_url` ends in `/v1`. `key`: what it wants to see, if anything."""
 
     def __init__(
-        self, kind: str, base_url: str, *, key: str | None = None, connect_s: float = 5.0, silence_s: float = 300.0
+        self,
+        kind: str,
+        base_url: str,
+        *,
+        key: str | None = None,
+        connect_s: float = 5.0,
+        silence_s: float = 300.0,
+        trained: Trained | None = None,
     ) -> None:
         self.kind = kind
+        self._trained = trained or Trained()
         self.can = CAN[kind]
         self._url = base_url.rstrip("/")
         self._headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
@@ -59,9 +79,15 @@ class RemoteEngine:
         self._session: aiohttp.ClientSession | None = None
         self._running = 0
 
+    def move(self, base_url: str) -> None:
+        """Asks there from now on."""
+        self._url = base_url.rstrip("/")
+
     async def chat(self, job: ChatJob) -> AsyncGenerator[Event]:
         body = self._common(job)
         body["messages"] = [message.model_dump(mode="json", exclude_none=True) for message in job.messages]
+        if self._trained.system is not None and job.messages[0].role not in ("system", "developer"):
+            body["messages"].insert(0, {"role": "system", "content": self._trained.system})
         if job.tools:
             body["tools"] = [tool.model_dump(mode="json", exclude_none=True) for tool in job.tools]
             body["tool_choice"] = job.tool_choice
@@ -75,6 +101,8 @@ class RemoteEngine:
             if self.kind not in TAKES_OWN:
                 raise unsupported("switching reasoning on or off", "chat_template_kwargs")
             body["chat_template_kwargs"] = {"enable_thinking": job.thinking}
+        elif self._trained.thinking is not None:
+            body["chat_template_kwargs"] = {"enable_thinking": self._trained.thinking}
         events = self._events("chat/completions", body, _chat_events)
         try:
             async for event in events:
@@ -158,6 +186,8 @@ class RemoteEngine:
             body["n"] = job.n
         if job.stops:
             body["stop"] = list(job.stops)
+        if self._trained.stop_ids:
+            body["stop_token_ids"] = list(self._trained.stop_ids)
         return body
 
     async def _events(
