@@ -55,7 +55,7 @@ def started(backend: Backend, start: Start, order: ServeOrder, tell: Tell, warn:
         tensor_parallel_size=start.tensor_parallel_size,
         arguments=tuple(start.arguments),
     )
-    made = command(start.program, model, wishes, key)
+    made = command(start.program, replace(model, dtype=order.dtype), wishes, key)
     require_program(made, backend.name, WAYS[start.program])
     engine = ChildEngine(
         start.program,

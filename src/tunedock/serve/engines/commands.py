@@ -266,6 +266,7 @@ def _tunedock(model: EngineModel, wishes: Wishes, key: str) -> Command:
     arguments += ["--jwt-audience", AUDIENCE, "--jwt-issuer", ISSUER, "--jwt-secret-env", SECRET]
     for name, path in model.adapters.items():
         arguments += ["--adapter", f"{name}={path}"]
+    arguments += _given("--dtype", None if model.dtype == "auto" else model.dtype)
     arguments += _given("--max-length", wishes.longest)
     arguments += _given("--max-requests", wishes.running)
     return Command((*arguments, *wishes.arguments), {SECRET: key})
