@@ -13,8 +13,8 @@ import pytest
 import tunedock
 
 LAYERS = (
-    "errors", "events", "recipe", "run", "access", "plan", "data", "model", "objective", "eval", "train", "export", "serve",
-    "worker", "image", "bundle", "launch", "pipeline", "search", "cli", "web", "__main__",
+    "errors", "events", "recipe", "run", "access", "registry", "plan", "data", "model", "objective", "eval", "train", "export",
+    "serve", "worker", "image", "bundle", "launch", "pipeline", "search", "cli", "web", "__main__",
 )  # fmt: skip
 CONTROL = {
     "errors",
@@ -22,6 +22,7 @@ CONTROL = {
     "recipe",
     "run",
     "access",
+    "registry",
     "plan",
     "image",
     "bundle",
@@ -119,6 +120,7 @@ HELP = [
     ["image", "--help"], ["image", "build", "--help"],
     ["data", "--help"], ["data", "check", "--help"], ["recipe", "show", "--help"], ["runs", "list", "--help"],
     ["image", "promote", "--help"], ["token", "--help"], ["token", "issue", "--help"],
+    ["models", "--help"], ["models", "promote", "--help"],
 ]  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""The audit of administrative acts: who did what to whose access or served what, and when, as JSON lines. Never a secret.
+"""The audit of administrative acts: who did what to whose access, served what or moved which version, and when, as JSON lines.
 
-A line is on the disk before the act is done: an act that cannot be told is not done.
+Never a secret. A line is on the disk before the act is done: an act that cannot be told is not done.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Audit:
     def write(self, act: str, at: float, **what: Any) -> None:
         """Appends a line, and waits until the disk has it. Raises DiskError."""
         when = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": when, "by": _who(), "host": socket.gethostname(), "act": act, **what})
+        line = json.dumps({"time": when, "by": who(), "host": socket.gethostname(), "act": act, **what})
         try:
             file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
@@ -60,7 +60,7 @@ class Audit:
             ) from error
 
 
-def _who() -> str:
+def who() -> str:
     """The user by whose rights this runs, not what LOGNAME or USER say; a number where it has no name, as in containers."""
     if not hasattr(os, "getuid"):
         return getpass.getuser()

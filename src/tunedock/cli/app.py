@@ -33,6 +33,7 @@ from tunedock.cli import (
     export,
     image,
     init,
+    models,
     monitoring,
     pipeline,
     plan,
@@ -101,6 +102,7 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(image.app, name="image")
 app.add_typer(bundle.app, name="bundle", short_help="Carry all a run needs to a machine without a network.")
 app.add_typer(token.app, name="token", short_help="Say who may call the gateway, and how much.")
+app.add_typer(models.app, name="models", short_help="Keep versions of models, and say which is served.")
 app.command("completion", short_help="Print a script for Tab in your shell.")(completion.completion)
 
 
