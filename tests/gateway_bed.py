@@ -6,9 +6,9 @@ import asyncio
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import families
@@ -30,9 +30,10 @@ from tunedock.serve.server import Server, listen
 class Bed:
     url: str
     gateway: Gateway
-    generator: OneByOne
     log: Path
     loop: asyncio.AbstractEventLoop
+    generator: OneByOne = field(init=False)
+    """Of `tiny`."""
 
 
 def token_engine(family: str = "qwen3", *, thinking: bool = False) -> tuple[TokenEngine, OneByOne]:
@@ -59,14 +60,28 @@ def gateway(
     others: Mapping[str, Engine] | None = None,
     family: str = "qwen3",
 ) -> Iterator[Bed]:
+    """In front of a small model called `tiny`, and others."""
     engine, generator = token_engine(family)
-    others = others or {}
-    models = Models(
-        [
-            Served("tiny", engine, "tiny", lineage={"run": "r1"}),
-            *(Served(name, one, name) for name, one in others.items()),
-        ]
-    )
+    served = [
+        Served("tiny", engine, "tiny", lineage={"run": "r1"}),
+        *(Served(name, one, name) for name, one in (others or {}).items()),
+    ]
+    with gateway_of(folder, served, gate=gate, bounds=bounds, waits=waits, tls=tls) as bed:
+        bed.generator = generator
+        yield bed
+
+
+@contextmanager
+def gateway_of(
+    folder: Path,
+    served: Sequence[Served],
+    *,
+    gate: Access | None = None,
+    bounds: Bounds | None = None,
+    waits: Waits | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> Iterator[Bed]:
+    models = Models(served)
     log = AccessLog(folder / "access.jsonl")
     made = Gateway(
         models,
@@ -92,9 +107,7 @@ def gateway(
         time.sleep(0.001)
     scheme = "https" if tls else "http"
     try:
-        yield Bed(
-            f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", made, generator, folder / "access.jsonl", loops[0]
-        )
+        yield Bed(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", made, folder / "access.jsonl", loops[0])
     finally:
         server.should_exit = True
         thread.join(10)

@@ -40,7 +40,7 @@ from tunedock.recipe.schema import Recipe
 from tunedock.run.pulse import Pulse
 from tunedock.run.ranks import ALONE, End, Rank, RankFiles, forget_beyond
 from tunedock.run.record import Run
-from tunedock.run.stop import StopRequest
+from tunedock.run.stop import LookAgain, StopRequest
 
 _PR_SET_PDEATHSIG = 1
 """Linux's prctl: the signal a process gets when its parent ends."""
@@ -56,6 +56,7 @@ class Call:
     run: Run | None = None
     rank: Rank = ALONE
     pulse: Pulse = field(default_factory=Pulse)
+    look_again: LookAgain = field(default_factory=LookAgain)
 
     def recipe(self) -> Recipe:
         """The resolved recipe; of a run, with the model pinned to the commit it began with, and data in images to their content."""
@@ -134,7 +135,7 @@ def _serve(call: Call) -> None:
     from tunedock.recipe.serving import ServeOrder
     from tunedock.serve.stage import serve
 
-    serve(ServeOrder.model_validate(call.request), call.emit, call.stop)
+    serve(ServeOrder.model_validate(call.request), call.emit, call.stop, call.look_again)
     call.emit.result({})
 
 
@@ -223,6 +224,9 @@ def main(arguments: list[str]) -> int:
     _write_utf8()
     stop = StopRequest()
     stop.listen()
+    look_again = LookAgain()
+    if stage == "serve":
+        look_again.listen()
     run = None if place == "-" else Run.open(Path(place))
     rank = Rank.of(os.environ) if stage == "train" else ALONE
     if rank.world > 1:
@@ -235,7 +239,7 @@ def main(arguments: list[str]) -> int:
     else:
         emit = Emitter.to_file(run.events, on_progress=pulse.doing)
     request = sys.stdin.readline() if file is None else Path(file).read_text(encoding="utf-8")
-    return _guarded(stage, Call(json.loads(request or "{}"), emit, stop, run, rank, pulse))
+    return _guarded(stage, Call(json.loads(request or "{}"), emit, stop, run, rank, pulse, look_again))
 
 
 def _guarded(stage: str, call: Call) -> int:

@@ -47,6 +47,14 @@ def test_each_kind_by_what_it_is(place: Path) -> None:
     assert (made.host, made.port, made.open) == ("127.0.0.1", 8000, False)
 
 
+def test_a_version_is_called_as_its_model_or_by_what_it_is(place: Path) -> None:
+    made = order("models:/support@production", "models:/support@staging", "models:/support/3", "old=models:/support/2")
+    assert [(one.name, one.kind) for one in made.backends] == [
+        ("support", "version"), ("support@staging", "version"), ("support@v3", "version"), ("old", "version"),
+    ]  # fmt: skip
+    assert order("models:/support/3", fields={"dtype": "float32"}).dtype == "float32"
+
+
 def test_what_is_at_an_address(place: Path) -> None:
     made = order("big=http://gpu:8000/v1", "llama-server+http://cpu/v1", engine="vllm")
     assert [(one.name, one.kind, one.start) for one in made.backends] == [
@@ -68,6 +76,7 @@ def test_a_program_for_what_is_here(place: Path) -> None:
     [
         (["triage", "http://gpu/v1"], {"engine": "vllm"}, "vllm+http://host:port/v1"),
         (["triage"], {"engine": "openai"}, "engines that can be started are vllm, sglang"),
+        (["models:/support@production"], {"engine": "vllm"}, "computed in this process"),
         (["triage"], {"start": {"arguments": ["--x"]}}, "for an engine that is started here"),
         (["http://gpu/v1"], {"engine": "vllm", "start": {"tensor_parallel_size": 2}}, "tensor_parallel_size"),
     ],

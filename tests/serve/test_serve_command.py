@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 from openai import OpenAI
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[2]
 MESSAGES: Any = [{"role": "user", "content": "My kettle is broken. It is order 4071."}]
@@ -134,3 +137,68 @@ def test_with_keys(project: Path) -> None:
     while time.monotonic() < deadline and "ada" not in (project / "log.jsonl").read_text():
         time.sleep(0.05)
     assert key not in (project / "log.jsonl").read_text()
+
+
+@pytest.mark.long
+def test_versions_from_end_to_end(project: Path) -> None:
+    """Register, promote, serve, promote, roll back, as a user does it; the command itself is told to look again by SIGHUP."""
+    tunedock(project, "models", "register", "support", "triage", "--alias", "production", "--note", "the first")
+    shown = json.loads(tunedock(project, "models", "show", "support", "production", "--json"))
+    assert shown["run"] == "triage" and shown["kind"] == "run" and shown["base"] == str(ROOT / "examples/demo/base")
+    assert shown["recipe_hash"] and shown["data"] and "model/adapter_model.safetensors" in shown["files"]
+    tunedock(project, "export", "triage", "--to", "adapter", "--format", "adapter")
+    tunedock(project, "models", "register", "support", "adapter")
+    assert json.loads(tunedock(project, "models", "show", "support", "2", "--json"))["run"] == "triage"
+    with served(project, "models:/support@production", "--open") as (url, process):
+        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+        def answer() -> tuple[str, str | None]:
+            raw = client.chat.completions.with_raw_response.create(
+                model="support", messages=MESSAGES, temperature=0, max_tokens=24
+            )
+            return raw.headers["x-tunedock-model-version"], raw.parse().choices[0].message.content
+
+        first = answer()
+        assert first[0] == "1"
+        assert httpx.get(f"{url}/v1/models/support").json()["lineage"]["run"] == "triage"
+        tunedock(project, "models", "promote", "support", "2")
+        process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 30
+        while answer()[0] != "2":
+            assert time.monotonic() < deadline and process.poll() is None
+        assert answer() == ("2", first[1]), "the same adapter, by another way"
+        assert "support@production is version 1" in tunedock(project, "models", "rollback", "support")
+        deadline = time.monotonic() + 5
+        while answer()[0] != "1":
+            assert time.monotonic() < deadline
+    acts = [json.loads(line)["act"] for line in (project / "models.db.audit.jsonl").read_text().splitlines()]
+    assert acts == ["register", "promote", "register", "promote", "serve-version", "rollback", "serve-version"]
+
+
+@pytest.mark.long
+def test_an_adapter_is_read_again_on_sighup(project: Path) -> None:
+    folder = project / "hot"
+    shutil.copytree(project / "runs" / "triage" / "model", folder)
+    with served(project, str(ROOT / "examples/demo/base"), "--adapter", "hot=hot", "--open") as (url, process):
+        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+        def answer() -> str | None:
+            made = client.chat.completions.create(model="hot", messages=MESSAGES, temperature=0, max_tokens=12)
+            return made.choices[0].message.content
+
+        before = answer()
+        weights = load_file(folder / "adapter_model.safetensors")
+        torch.manual_seed(1)
+        save_file(
+            {name: torch.randn_like(tensor) for name, tensor in weights.items()}, folder / "adapter_model.safetensors"
+        )
+        assert answer() == before
+        process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 20
+        while answer() == before:
+            assert time.monotonic() < deadline and process.poll() is None
+        after = answer()
+        (folder / "adapter_model.safetensors").write_bytes(b"damaged")
+        process.send_signal(signal.SIGHUP)
+        time.sleep(1.0)
+        assert answer() == after and process.poll() is None

@@ -39,8 +39,11 @@ ROOT = Path(__file__).parents[2]
 RULES = ROOT / "src/tunedock/launch/monitoring/serving-rules.yml"
 GUIDES = [ROOT / "docs/guides" / name for name in ("watching.md", "watching.zh.md")]
 MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
-NOT_HERE = {"tunedock_gpu_memory_used_bytes", "tunedock_gpu_memory_total_bytes", "tunedock_gpu_utilisation_ratio"}
-"""Of a gateway that computes on no GPU."""
+NOT_HERE = {
+    "tunedock_gpu_memory_used_bytes", "tunedock_gpu_memory_total_bytes", "tunedock_gpu_utilisation_ratio",
+    "tunedock_registry_up", "tunedock_version_failed",
+}  # fmt: skip
+"""Of a gateway that computes on no GPU and follows no registry (`test_versions`)."""
 QUERIES = [query for row in serving.BOARD.rows for panel in row.panels for query in panel.queries]
 
 

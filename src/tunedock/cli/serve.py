@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from tunedock.cli.options import RUNS_DIR, RunsDir
+from tunedock.registry import DEFAULT_REGISTRY
 
 
 class Dtype(StrEnum):
@@ -32,9 +33,9 @@ def serve(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="[NAME=]RUN|DIR|FILE.gguf|URL",
-            help="A run, an exported folder, a GGUF file, or the address of an OpenAI-compatible server (http://host:port/v1, "
-            "vllm+http://...).",
+            metavar="[NAME=]RUN|DIR|FILE.gguf|URL|models:/MODEL@ALIAS",
+            help="A run, an exported folder, a GGUF file, the address of an OpenAI-compatible server (http://host:port/v1, "
+            "vllm+http://...), or a version of `tunedock models`.",
             show_default=False,
         ),
     ],
@@ -109,12 +110,24 @@ def serve(
     jwks: Annotated[
         str | None, typer.Option("--jwks", metavar="FILE|URL", help="Public keys of RS256 and ES256.")
     ] = None,
+    registry: Annotated[
+        str,
+        typer.Option(
+            "--registry", metavar="FILE|URL", help="Of models:/...: a SQLite file, postgresql://, or MLflow's."
+        ),
+    ] = DEFAULT_REGISTRY,
+    keep_warm: Annotated[
+        int,
+        typer.Option(
+            "--keep-warm", metavar="N", min=0, max=16, help="Versions before that stay in memory, to go back to."
+        ),
+    ] = 1,
     audit: Annotated[
         str | None,
         typer.Option(
             "--audit",
             metavar="FILE",
-            help="Where starts and ends are noted; beside a SQLite store by default.",
+            help="Where starts, ends and changes of versions are noted; beside the store and the registry by default.",
             show_default=False,
         ),
     ] = None,
@@ -144,7 +157,7 @@ def serve(
     ] = 30.0,
     runs_dir: RunsDir = RUNS_DIR,
 ) -> None:
-    """Serve models behind a gateway that speaks OpenAI's interface, until Ctrl-C or SIGTERM.
+    """Serve models behind a gateway that speaks OpenAI's interface, until Ctrl-C or SIGTERM. SIGHUP reads adapters again.
 
     Callers show a key (`tunedock token issue`) or a JSON Web Token; --open does without, on this machine alone.
     """
@@ -156,6 +169,8 @@ def serve(
         "port": port,
         "open": open_,
         "store": store,
+        "registry": registry if "://" in registry else _file(registry),
+        "keep_warm": keep_warm,
         "jwt": _jwt(jwt_audience, jwt_issuer, jwt_secret_file, jwt_secret_env, jwks),
         "audit": _file(audit),
         "access_log": _file(access_log),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import threading
 import time
@@ -39,6 +40,9 @@ TRACEBACK_LINES = 60
 REQUESTS_TO_END = (signal.SIGINT, signal.SIGTERM)
 """Not SIGHUP: a terminal that closes ends us, and the worker, in a session of its own, goes on (`tunedock runs list`)."""
 
+TOLD_TO_LOOK_AGAIN = ("serve",)
+"""Stages that SIGHUP ends neither here nor there: it is passed on, and means that files or versions may have changed."""
+
 
 def watch(job: Job, on_event: OnEvent) -> Any:
     """Waits for the job's end and returns the value of its `result` event.
@@ -59,7 +63,9 @@ def watch(job: Job, on_event: OnEvent) -> Any:
                         result.append(event.get("value"))
                     elif event["kind"] == "failure":
                         failure = TunedockError.from_json(event.get("error") or {})
+                    stops.ready = True
                     tell(event)
+                stops.pass_on()
                 stops.announce(tell)
                 if ended:
                     break
@@ -134,6 +140,10 @@ def _until_broken(on_event: OnEvent) -> OnEvent:
                 on_event(event)
             except BrokenPipeError:
                 broken = True
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                broken = True  # the terminal was closed, and what serves goes on
 
     return tell
 
@@ -143,11 +153,23 @@ class _Stops:
 
     def __init__(self, job: Job) -> None:
         self._job = job
+        self.stage = job.spec.stage
         self._spoken = 0
         self._interrupts = 0
         self.count = 0
         self.first: int | None = None
         """The signal that asked first."""
+        self.ready = False
+        """Whether the worker has said anything: before, a SIGHUP would end it."""
+        self._look_again = False
+
+    def hang_up(self, _number: int, _frame: FrameType | None) -> None:
+        self._look_again = True
+
+    def pass_on(self) -> None:
+        if self._look_again and self.ready:
+            self._look_again = False
+            self._job.signal(signal.SIGHUP)
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         self.count += 1
@@ -172,8 +194,19 @@ class _Stops:
 def _passing_signals_on(job: Job) -> Iterator[_Stops]:
     """SIGINT once as SIGINT, then as a kill; SIGTERM as SIGTERM."""
     stops = _Stops(job)
-    with handling(stops.handle):
+    with handling(stops.handle), _hearing_hang_up(stops):
         yield stops
+
+
+@contextmanager
+def _hearing_hang_up(stops: _Stops) -> Iterator[None]:
+    heard = stops.stage in TOLD_TO_LOOK_AGAIN and threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGHUP, stops.hang_up) if heard else None
+    try:
+        yield
+    finally:
+        if heard:
+            signal.signal(signal.SIGHUP, before)
 
 
 @contextmanager

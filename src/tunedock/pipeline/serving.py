@@ -15,6 +15,7 @@ from tunedock.launch.watch import OnEvent
 from tunedock.pipeline.jobs import run_job
 from tunedock.pipeline.notes import ignore
 from tunedock.recipe.serving import REMOTE, Program, ServeOrder
+from tunedock.registry.names import SCHEME, parse
 from tunedock.run.store import find
 
 _NAMED = re.compile(r"(?P<name>[^=/\\\s][^=/\\]*)=(?P<place>.+)")
@@ -51,7 +52,9 @@ def order_of(
     _let_compute(backends, given, engine, start or {})
     if fields.get("tls_key") and not fields.get("tls_cert"):
         raise RecipeError("a key without its certificate", where="--tls-key", hint="add --tls-cert")
-    if fields.get("dtype", "auto") != "auto" and not any(backend["kind"] in ("run", "folder") for backend in backends):
+    if fields.get("dtype", "auto") != "auto" and not any(
+        backend["kind"] in ("run", "folder", "version") for backend in backends
+    ):
         raise RecipeError(
             "nothing here is computed by PyTorch: a GGUF file has its numbers, and a server its own setting",
             where="--dtype",
@@ -68,6 +71,8 @@ def order_of(
 
 
 def _backend(place: str, engine: str, model: str | None, key_env: str | None, runs_dir: Path) -> dict[str, Any]:
+    if place.startswith(SCHEME):
+        return {"name": parse(place).called, "kind": "version", "place": place}
     if "://" in place:
         if kind := _SERVER.match(place):
             engine, place = kind["kind"], place[kind.end() :]
@@ -120,6 +125,13 @@ def _let_compute(
             f"`{here[0]['name']}` is no address of a server",
             where=f"--engine {engine}",
             hint=f"engines that can be started are {', '.join(get_args(Program))}; without --engine it is computed in this process",
+        )
+    version = next((backend["place"] for backend in here if backend["kind"] == "version"), None)
+    if version is not None:
+        raise RecipeError(
+            "versions of a registry are computed in this process, where they can give way to each other",
+            where=f"{version}, --engine {engine}",
+            hint="leave --engine out; or name the run or the folder, which is then served as it is now",
         )
     for backend in here:
         backend["start"] = {"program": engine, **start}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tunedock.recipe.section import Section
 
-Kind = Literal["run", "folder", "gguf", "vllm", "sglang", "ollama", "llama-server", "openai", "tunedock"]
+Kind = Literal["run", "folder", "gguf", "version", "vllm", "sglang", "ollama", "llama-server", "openai", "tunedock"]
 Numbers = Literal["auto", "float32", "bfloat16", "float16"]
 REMOTE: tuple[Kind, ...] = ("vllm", "sglang", "ollama", "llama-server", "openai", "tunedock")
 
@@ -36,7 +36,7 @@ class Backend(Section):
     name: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
     kind: Kind
     place: str
-    """A run's directory, a folder, a file, or the server's address, which ends in `/v1`."""
+    """A run's directory, a folder, a file, the server's address, which ends in `/v1`, or a version's: `models:/NAME@ALIAS`."""
     model: str | None = None
     """As a server knows it; None: by the same name."""
     key_env: str | None = None
@@ -65,8 +65,12 @@ class ServeOrder(Section):
     store: str | None = None
     """Of keys, policies and counts: a SQLite file or a PostgreSQL URL."""
     jwt: Jwt | None = None
+    registry: str | None = None
+    """Of versions: a SQLite file, a PostgreSQL URL, or MLflow's server."""
+    keep_warm: NonNegativeInt = 1
+    """Versions of a model that stay in memory after they gave way, for a rollback."""
     audit: str | None = None
-    """What starts and ends are noted in; None: the file beside a store in a file."""
+    """What starts, ends and changes of versions are noted in; None: the files beside a store and a registry in files."""
     access_log: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None

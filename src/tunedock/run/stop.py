@@ -66,3 +66,20 @@ class StopRequest:
             yield
         finally:
             self._deferred = False
+
+
+class LookAgain:
+    """SIGHUP to a worker that serves: what it reads from elsewhere may have changed."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+
+    def listen(self) -> None:
+        """Takes SIGHUP of this process, which would end it else. To be called on the main thread."""
+        signal.signal(signal.SIGHUP, lambda _number, _frame: self._asked.set())
+
+    def taken(self) -> bool:
+        """Whether it was asked since the last call."""
+        asked = self._asked.is_set()
+        self._asked.clear()
+        return asked

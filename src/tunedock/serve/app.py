@@ -22,6 +22,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from tunedock import __version__
 from tunedock.serve import replies
@@ -31,7 +32,7 @@ from tunedock.serve.document import document
 from tunedock.serve.errors import ApiError
 from tunedock.serve.jobs import ChatJob, Delta, Event, TextJob, ToolDelta, Usage
 from tunedock.serve.metrics import Metrics
-from tunedock.serve.models import Models, Served
+from tunedock.serve.models import Models, Served, leave
 from tunedock.serve.readiness import Readiness
 from tunedock.serve.records import AccessLog
 from tunedock.serve.requests import as_chat, chat_job, text_jobs
@@ -118,6 +119,7 @@ class Turn:
         if self._ended:
             return
         self._ended = True
+        leave(self.served)
         took, metrics = time.monotonic() - self.began, self.gateway.metrics
         metrics.requests.labels(self.route, str(self.status), *self.labels).inc()
         if self.code is not None and self.usage is None:
@@ -311,14 +313,16 @@ async def _gone(request: Request) -> None:
 
 async def list_models(turn: Turn) -> Response:
     gate, subject = turn.gateway.gate, turn.request.state.subject
-    served = {one.name: one for one in turn.gateway.models.all()}
-    seen = [served[name].to_json() for name in gate.allowed(subject, served)]
+    models = turn.gateway.models
+    names = gate.allowed(subject, [one.name for one in models.all()])
+    seen = [models.get(name, subject.name).to_json() for name in names]
     return JSONResponse({"object": "list", "data": seen})
 
 
 async def one_model(turn: Turn) -> Response:
-    served = turn.gateway.models.get(turn.request.path_params["name"])
-    turn.gateway.gate.require_model(turn.request.state.subject, served.name)
+    subject = turn.request.state.subject
+    served = turn.gateway.models.get(turn.request.path_params["name"], subject.name)
+    turn.gateway.gate.require_model(subject, served.name)
     return JSONResponse(served.to_json())
 
 
@@ -407,8 +411,9 @@ async def _body(turn: Turn) -> Any:
 
 def _served(turn: Turn, name: str) -> Served:
     """Raises what the gate raises, before it says whether there is such a model."""
-    turn.gateway.gate.require_model(turn.request.state.subject, name)
-    turn.served = turn.gateway.models.get(name)
+    subject = turn.request.state.subject
+    turn.gateway.gate.require_model(subject, name)
+    turn.served = turn.gateway.models.take(name, subject.name)
     return turn.served
 
 
@@ -438,10 +443,28 @@ async def _answer(
             answers, usage = await _until_gone(turn.request, replies.gathered(events, job.n), bounds.request_s)
             return JSONResponse(as_json(answers, usage), headers=dict(ticket.headers))
         first = await _until_gone(turn.request, anext(events), bounds.request_s)
-        body = _streamed(turn, as_stream(_again(first, events)), stack.pop_all())
+        left = stack.pop_all()
+        body = _streamed(turn, as_stream(_again(first, events)), left)
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **ticket.headers}
-        return StreamingResponse(body, media_type="text/event-stream", headers=headers)
+        return _Stream(turn, left, body, headers)
     raise AssertionError("unreachable")
+
+
+class _Stream(StreamingResponse):
+    """A body that may never be begun, where the client is gone by then: what was taken for it is given back all the same."""
+
+    def __init__(
+        self, turn: Turn, left: AsyncExitStack, body: AsyncIterator[bytes], headers: Mapping[str, str]
+    ) -> None:
+        super().__init__(body, media_type="text/event-stream", headers=headers)
+        self._turn, self._left = turn, left
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._left.aclose()
+            self._turn.end()
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from tunedock import __version__
 from tunedock.plan import control_group
 from tunedock.serve.access import Access
 from tunedock.serve.engines.child import ChildEngine
+from tunedock.serve.jobs import Engine
 from tunedock.serve.models import Models
 from tunedock.serve.readiness import Readiness
 
@@ -36,6 +37,7 @@ class Gauges:
         yield lost
         yield from self._access()
         yield from self._engines()
+        yield from self._versions()
         yield from _memory()
         yield from _cards()
 
@@ -49,7 +51,7 @@ class Gauges:
                 yield GaugeMetricFamily(f"tunedock_{name}", says, value=answers)
 
     def _engines(self) -> Iterator[Metric]:
-        """By the first name of each engine: its adapters share what it has."""
+        """By the first name of what computes: adapters share what it has, and two versions under one name may be two engines."""
         up, running, waiting, cache = (
             GaugeMetricFamily(f"tunedock_{name}", says, labels=["model"])
             for name, says in (
@@ -62,17 +64,37 @@ class Gauges:
         restarts = CounterMetricFamily(
             "tunedock_engine_restarts", "How often an engine that is a program was started again", labels=["model"]
         )
-        firsts = {id(served.engine): served for served in reversed(self.models.all())}
-        for served in firsts.values():
-            load, answers = served.engine.load(), self.readiness.known(served.engine)
-            running.add_metric([served.name], load.running)
-            waiting.add_metric([served.name], load.waiting)
-            cache.add_metric([served.name], load.cache_used)
-            if answers is not None:
-                up.add_metric([served.name], answers)
-            if isinstance(served.engine, ChildEngine):
-                restarts.add_metric([served.name], max(0, served.engine.starts - 1))
+        for name, engines in self._computing().items():
+            loads = [engine.load() for engine in engines]
+            running.add_metric([name], sum(load.running for load in loads))
+            waiting.add_metric([name], sum(load.waiting for load in loads))
+            cache.add_metric([name], max(load.cache_used for load in loads))
+            answers = [answer for engine in engines if (answer := self.readiness.known(engine)) is not None]
+            if answers:
+                up.add_metric([name], all(answers))
+            programs = [engine for engine in engines if isinstance(engine, ChildEngine)]
+            if programs:
+                restarts.add_metric([name], sum(max(0, engine.starts - 1) for engine in programs))
         yield from (up, running, waiting, cache, restarts)
+
+    def _computing(self) -> dict[str, list[Engine]]:
+        seen: set[int] = set()
+        found: dict[str, list[Engine]] = {}
+        for served, _ in self.models.shares():
+            computing = getattr(served.engine, "generator", served.engine)
+            if id(computing) not in seen:
+                seen.add(id(computing))
+                found.setdefault(served.name, []).append(served.engine)
+        return found
+
+    def _versions(self) -> Iterator[Metric]:
+        share = GaugeMetricFamily(
+            "tunedock_version_share", "Share of the callers that a version answers", labels=["model", "version"]
+        )
+        for served, percent in self.models.shares():
+            if served.version is not None:
+                share.add_metric([served.name, served.version], percent / 100)
+        yield share
 
 
 def _memory() -> Iterator[Metric]:

@@ -29,10 +29,6 @@ def load(order: ServeOrder, tell: Tell, warn: Tell | None = None) -> list[Served
             continue
         tell(f"loading {backend.name}")
         found += _LOAD[backend.kind](backend, order)
-    names = [served.name for served in found]
-    double = next((name for name in names if names.count(name) > 1), None)
-    if double is not None:
-        raise RecipeError(f"two models are called `{double}`", where="serve", hint="name one: `other=PATH`")
     return found
 
 

@@ -73,6 +73,16 @@ class Metrics:
         self.dropped = Counter(
             "tunedock_connections_dropped", "Connections ended by the gateway, and why", ("why",), registry=own
         )
+        self.registry_up = Gauge(
+            "tunedock_registry_up",
+            "Whether a registry of models answered when it was asked last",
+            ("registry",),
+            registry=own,
+        )
+        self.version_failed = Gauge(
+            "tunedock_version_failed", "A version that is to be served and cannot be loaded", ("model", "version"),
+            registry=own,
+        )  # fmt: skip
         self.connections = Gauge("tunedock_connections", "Connections that are open", registry=own)
         for code in KNOWN_CODES:  # a counter that begins at its first event tells Prometheus of no change
             self.refused.labels(code)

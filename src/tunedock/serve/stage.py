@@ -18,16 +18,16 @@ from pathlib import Path
 from tunedock.errors import EngineError, TunedockError
 from tunedock.events import Emitter
 from tunedock.recipe.serving import ServeOrder
-from tunedock.run.stop import StopRequest
+from tunedock.run.stop import LookAgain, StopRequest
 from tunedock.serve.access import Access, AccessSettings, JwtSettings
 from tunedock.serve.app import Bounds, Gateway
 from tunedock.serve.audited import audit_of, noted
 from tunedock.serve.engines.child import ChildEngine
-from tunedock.serve.loading import load
 from tunedock.serve.metrics import Metrics
 from tunedock.serve.models import Models
 from tunedock.serve.records import AccessLog
 from tunedock.serve.server import Server, certificate_end, listen, tls_context
+from tunedock.serve.versions.follow import Follow, loaded
 
 LOOK_S = 0.2
 CLOSE_S = 40.0
@@ -35,7 +35,7 @@ CLOSE_S = 40.0
 SWITCH_S = 0.0005
 
 
-def serve(order: ServeOrder, emit: Emitter, stop: StopRequest) -> None:
+def serve(order: ServeOrder, emit: Emitter, stop: StopRequest, look_again: LookAgain | None = None) -> None:
     """Serves until it is asked to stop.
 
     Raises RecipeError, ModelError, EngineError, DependencyError for what cannot be served, DiskError where it cannot be noted.
@@ -45,7 +45,8 @@ def serve(order: ServeOrder, emit: Emitter, stop: StopRequest) -> None:
     listener = listen(order.host, order.port)
     try:
         began = time.monotonic()
-        models = Models(load(order, emit.note, emit.warning))
+        follow, served = loaded(order, emit)
+        models = Models(served)
         gateway = Gateway(
             models,
             access,
@@ -59,7 +60,7 @@ def serve(order: ServeOrder, emit: Emitter, stop: StopRequest) -> None:
         _made_quick()
         url = _url(order, listener)
         with stop.deferred(), noted(audit_of(order, access), order, url):
-            _serve(gateway, order, listener, url, tls, emit, stop, began)
+            _serve(gateway, follow, order, listener, url, tls, emit, stop, began, look_again or LookAgain())
     finally:
         listener.close()
         access.close()
@@ -78,6 +79,7 @@ def _made_quick() -> None:
 
 def _serve(
     gateway: Gateway,
+    follow: Follow,
     order: ServeOrder,
     listener: socket.socket,
     url: str,
@@ -85,6 +87,7 @@ def _serve(
     emit: Emitter,
     stop: StopRequest,
     began: float,
+    look_again: LookAgain,
 ) -> None:
     server = Server(gateway, tls=tls)
     failed: list[BaseException] = []
@@ -108,14 +111,18 @@ def _serve(
             "seconds": time.monotonic() - began,
         }
         emit.emit("note", message=f"serving {names} at {url}/v1", data=told)
+    follow.begin(gateway.models, gateway.metrics)
     while thread.is_alive() and not stop.asked():
         time.sleep(LOOK_S)
+        if look_again.taken():
+            follow.look_again()
     gateway.draining = True
     deadline = time.monotonic() + order.grace_s
-    while thread.is_alive() and time.monotonic() < deadline and _at_work(gateway):
+    while thread.is_alive() and time.monotonic() < deadline and (_at_work(gateway) or follow.at_work()):
         time.sleep(LOOK_S)
     server.should_exit = True
     thread.join(CLOSE_S)
+    follow.close()
     gateway.log.close()
     if failed and isinstance(failed[0], TunedockError):
         raise failed[0]

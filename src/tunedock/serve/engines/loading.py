@@ -61,6 +61,21 @@ def from_run(
     return from_model(model, device, adapters={**own, **(adapters or {})}, limits=limits)
 
 
+def from_base(
+    recipe: Recipe,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    limits: Limits | None = None,
+) -> Engine:
+    """The model that a recipe's adapter sits on, in the bits it was trained in, for adapters to be loaded onto it."""
+    device = device or find_device()
+    base = find_base(recipe)
+    dtype = dtype or usual(device, parameters_of(base.located.folder))
+    model = base_weights(base, Precision(dtype, dtype), device, quantise=recipe.quantize != "none")
+    return from_model(model, device, limits=limits)
+
+
 def from_folder(
     folder: Path,
     *,

@@ -130,16 +130,25 @@ class LoraModules:
         module.forward = forward
 
 
+def is_plain(path: Path) -> bool:
+    """Whether the adapter in a folder may be one of several on its base, by its settings. Raises RecipeError for what is none."""
+    settings = read_adapter(path)
+    return not any(settings.get(key) for key, _ in _OTHER_THAN_PLAIN)
+
+
 _MERGE = "merge it into the model (`tunedock export --format merged`) and serve that"
 
 
+_OTHER_THAN_PLAIN = (
+    ("use_dora", "a DoRA changes the base's weights too"),
+    ("modules_to_save", "it holds whole modules in the place of the base's"),
+    ("trainable_token_indices", "it holds rows of tokens in the place of the base's"),
+    ("target_parameters", "it changes parameters that are no linear layer's"),
+)
+
+
 def _require_plain(settings: Mapping[str, Any], path: Path) -> None:
-    for key, what in (
-        ("use_dora", "a DoRA changes the base's weights too"),
-        ("modules_to_save", "it holds whole modules in the place of the base's"),
-        ("trainable_token_indices", "it holds rows of tokens in the place of the base's"),
-        ("target_parameters", "it changes parameters that are no linear layer's"),
-    ):
+    for key, what in _OTHER_THAN_PLAIN:
         if settings.get(key):
             raise ModelError(f"the adapter cannot be one of several: {what} (`{key}`)", where=str(path), hint=_MERGE)
 

@@ -51,7 +51,7 @@ class TokenEngine:
         thinking: bool,
         system: str | None = None,
     ) -> None:
-        self._generator = generator
+        self.generator = generator
         self._tokenizer = tokenizer
         self._chat = chat
         self._thinking = thinking
@@ -95,14 +95,14 @@ class TokenEngine:
         return len(self.prompt(job) if isinstance(job, ChatJob) else self._text_ids(job))
 
     async def ready(self) -> str | None:
-        gone = self._generator.load().more.get("gone")
+        gone = self.generator.load().more.get("gone")
         return None if gone is None else str(gone)
 
     def load(self) -> Load:
-        return self._generator.load()
+        return self.generator.load()
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._generator.close)
+        await asyncio.to_thread(self.generator.close)
 
     # -- prompts ---------------------------------------------------------------------------------------------------------
 
@@ -131,12 +131,12 @@ class TokenEngine:
 
     async def _answers(self, job: Job, prompt: list[int], parts: Sequence[Parts]) -> AsyncGenerator[Event]:
         """All answers of a job at once, their events as they come; at the end the usage."""
-        room = self._generator.longest - len(prompt)
+        room = self.generator.longest - len(prompt)
         if not prompt:
             raise invalid("the prompt is empty", "prompt")
         if room < 1:
-            raise too_long(len(prompt), self._generator.longest)
-        if job.adapter is not None and job.adapter not in self._generator.adapters():
+            raise too_long(len(prompt), self.generator.longest)
+        if job.adapter is not None and job.adapter not in self.generator.adapters():
             raise no_model(job.adapter)
         asked = Asked(
             id=job.id,
@@ -183,7 +183,7 @@ class TokenEngine:
         words, stops = Detokeniser(self._tokenizer), Stops(stop_texts)
         reason: Reason = "length"
         told: list[TokenLogprob] = []
-        stream = self._generator.submit(asked)
+        stream = self.generator.submit(asked)
         try:
             async for token in stream:
                 tally.tokens += 1
