@@ -5,44 +5,21 @@ What the rules ask for is held against a real gateway in `tests/serve/test_watch
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pytest
-from ruamel.yaml import YAML
+from rule_cases import MONITORING, Case, alerts, fires, silent, tried
 
-ROOT = Path(__file__).parents[2]
-RULES = ROOT / "src/tunedock/launch/monitoring/serving-rules.yml"
-GUIDES = (ROOT / "docs/guides/watching.md", ROOT / "docs/guides/watching.zh.md")
+RULES = MONITORING / "serving-rules.yml"
+GUIDES = [Path(__file__).parents[2] / "docs/guides" / name for name in ("watching.md", "watching.zh.md")]
 
 PLACE = 'job="tunedock-serve",instance="gw:8000"'
 MODEL = f'{PLACE},model="support"'
 
 
-@dataclass(frozen=True)
-class Case:
-    """`series`: selector -> a sample a minute, in promtool's words (`0+2x30`: 0, 2, 4, ..., 60)."""
-
-    alert: str
-    series: Mapping[str, str]
-    minutes: int
-    says: str | None
-    """The summary; None where it is to be silent."""
-    labels: Mapping[str, str]
-
-
-def fires(alert: str, says: str, minutes: int, series: Mapping[str, str], **labels: str) -> Case:
-    return Case(alert, series, minutes, says, {"job": "tunedock-serve", "instance": "gw:8000", **labels})
-
-
-def silent(alert: str, minutes: int, series: Mapping[str, str]) -> Case:
-    return Case(alert, series, minutes, None, {})
+def raised(alert: str, says: str, minutes: int, series: Mapping[str, str], **labels: str) -> Case:
+    return fires(alert, says, minutes, series, job="tunedock-serve", instance="gw:8000", **labels)
 
 
 def requests(well: str, badly: str | None = None, status: str = "503") -> dict[str, str]:
@@ -81,10 +58,10 @@ LATE = {"1": "0+1x30", "5": "0+2x30", "10": "0+10x30", "+Inf": "0+10x30"}
 """A fifth within five seconds."""
 
 CASES = [
-    fires("GatewayDown", "The gateway gw:8000 cannot be scraped", 3, {UP: "1 0x9"}, severity="critical"),
+    raised("GatewayDown", "The gateway gw:8000 cannot be scraped", 3, {UP: "1 0x9"}, severity="critical"),
     silent("GatewayDown", 4, {UP: "1 0 1 0 1"}),
     silent("GatewayDown", 9, {'up{job="node",instance="gw:9100"}': "0x9"}),
-    fires(
+    raised(
         "EngineDown",
         "The engine of support behind gw:8000 does not answer",
         4,
@@ -93,7 +70,7 @@ CASES = [
         severity="critical",
     ),
     silent("EngineDown", 4, {ENGINE: "1 0 1x9"}),
-    fires(
+    raised(
         "EngineRestarts",
         "The engine of support behind gw:8000 was started again 3 times in half an hour",
         10,
@@ -103,7 +80,7 @@ CASES = [
     ),
     silent("EngineRestarts", 10, {RESTARTS: "0 0 1 2x30"}),
     silent("EngineRestarts", 20, {RESTARTS: "40x30"}),
-    fires(
+    raised(
         "ManyServerErrors",
         "25% of the requests to support at gw:8000 fail",
         15,
@@ -116,7 +93,7 @@ CASES = [
     silent("ManyServerErrors", 15, requests("700x30", "300x30")),  # long ago, and nothing since
     silent("ManyServerErrors", 15, requests("0+3x30", "0+3x30", status="429")),
     silent("ManyServerErrors", 15, requests("0+3x30", "0+3x30", status="499")),
-    fires(
+    raised(
         "InternalErrors",
         "The gateway gw:8000 made a mistake of its own",
         8,
@@ -126,7 +103,7 @@ CASES = [
     ),
     silent("InternalErrors", 20, refused("internal_error", "3x30")),
     silent("InternalErrors", 20, refused("engine_unavailable", "0+3x30")),
-    fires(
+    raised(
         "FirstTokenLate",
         "One in twenty answers of support at gw:8000 begins after 9.688s or more",
         20,
@@ -137,7 +114,7 @@ CASES = [
     silent("FirstTokenLate", 20, requests("0+10x30") | first_tokens({**LATE, "5": "0+10x30"})),
     silent("FirstTokenLate", 20, requests("0+1x30") | first_tokens({"5": "0x30", "10": "0+1x30", "+Inf": "0+1x30"})),
     silent("FirstTokenLate", 20, requests("900x30") | first_tokens({"5": "0x30", "10": "900x30", "+Inf": "900x30"})),
-    fires(
+    raised(
         "QueueGrows",
         "More and more requests wait for support at gw:8000",
         25,
@@ -147,10 +124,10 @@ CASES = [
     ),
     silent("QueueGrows", 25, {WAITING: "20x30"}),
     silent("QueueGrows", 25, {WAITING: "0 30 0 0 40 0 0 50 0 0 60 0 0 70 0 0 80 0 0 90 0 0 99 0 0 110"}),
-    fires("AccessStoreUnavailable", STORE_SAYS, 4, {STORE: "1 0x9"}, severity="critical"),
-    fires("AccessStoreUnavailable", STORE_SAYS, 4, refused("access_store_unavailable", "0+5x9"), severity="critical"),
+    raised("AccessStoreUnavailable", STORE_SAYS, 4, {STORE: "1 0x9"}, severity="critical"),
+    raised("AccessStoreUnavailable", STORE_SAYS, 4, refused("access_store_unavailable", "0+5x9"), severity="critical"),
     silent("AccessStoreUnavailable", 9, {STORE: "1x9", **refused("access_store_unavailable", "5x9")}),
-    fires(
+    raised(
         "TokenKeysUnavailable",
         "gw:8000 cannot fetch the keys that JSON Web Tokens are checked by",
         12,
@@ -158,7 +135,7 @@ CASES = [
         severity="warning",
     ),
     silent("TokenKeysUnavailable", 12, {TOKEN_KEYS: "0x5 1x30"}),
-    fires(
+    raised(
         "CertificateExpires",
         "The certificate of gw:8000 expires in 9d 23h 45m 0s",
         15,
@@ -166,7 +143,7 @@ CASES = [
         severity="warning",
     ),
     silent("CertificateExpires", 15, {CERTIFICATE: "2592000x30"}),
-    fires(
+    raised(
         "AccessLogLosesLines",
         "The gateway gw:8000 cannot write its access log",
         5,
@@ -174,7 +151,7 @@ CASES = [
         severity="warning",
     ),
     silent("AccessLogLosesLines", 20, {LOST: "7x30"}),
-    fires(
+    raised(
         "ManyKeysRefused",
         "210 requests without a valid key at gw:8000 in ten minutes",
         20,
@@ -183,9 +160,9 @@ CASES = [
         severity="warning",
     ),
     silent("ManyKeysRefused", 20, refused("invalid_api_key", "0+5x30")),
-    fires("MemoryNearLimit", "4% of the memory is left where gw:8000 runs", 7, memory("40x30"), severity="warning"),
+    raised("MemoryNearLimit", "4% of the memory is left where gw:8000 runs", 7, memory("40x30"), severity="warning"),
     silent("MemoryNearLimit", 7, memory("40 40 400 40x20")),
-    fires(
+    raised(
         "GpuMemoryNearLimit",
         "The memory of GPU 0 of gw:8000 is 99% full",
         12,
@@ -197,68 +174,29 @@ CASES = [
 ]
 
 
-def rules() -> dict[str, Any]:
-    """Alert -> its rule."""
-    [group] = YAML(typ="safe").load(RULES)["groups"]
-    return {rule["alert"]: rule for rule in group["rules"] if "alert" in rule}
-
-
 def test_each_alert_is_raised_by_what_it_is_for_and_silent_else(tmp_path: Path) -> None:
-    known = rules()
-    asked = {
-        "rule_files": [str(RULES)],
-        "evaluation_interval": "1m",
-        "tests": [as_promtool(one, known) for one in CASES],
-    }
-    file = tmp_path / "cases.yml"
-    file.write_text(json.dumps(asked))  # which is YAML
-    done = promtool("test", "rules", str(file))
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert not tried(RULES, CASES, tmp_path)
 
 
 def test_every_alert_has_a_case_of_both_kinds() -> None:
-    assert {one.alert for one in CASES if one.says} == {one.alert for one in CASES if not one.says} == set(rules())
+    assert (
+        {one.alert for one in CASES if one.says} == {one.alert for one in CASES if not one.says} == set(alerts(RULES))
+    )
 
 
 def test_a_case_that_is_wrong_is_noticed(tmp_path: Path) -> None:
     """That promtool was asked at all."""
-    wrong = as_promtool(fires("GatewayDown", "Another", 3, {UP: "1 0x9"}, severity="critical"), rules())
-    file = tmp_path / "cases.yml"
-    file.write_text(json.dumps({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [wrong]}))
-    assert promtool("test", "rules", str(file)).returncode != 0
-
-
-def as_promtool(case: Case, known: Mapping[str, Any]) -> dict[str, Any]:
-    wanted = []
-    if case.says is not None:
-        told = dict(known[case.alert]["annotations"])
-        told["summary"] = case.says
-        told["description"] = filled(told["description"], case.labels)
-        wanted.append({"exp_labels": dict(case.labels), "exp_annotations": told})
-    return {
-        "interval": "1m",
-        "input_series": [{"series": name, "values": values} for name, values in case.series.items()],
-        "alert_rule_test": [{"eval_time": f"{case.minutes}m", "alertname": case.alert, "exp_alerts": wanted}],
-    }
-
-
-def filled(text: str, labels: Mapping[str, str]) -> str:
-    return re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda found: labels[found[1]], text)
-
-
-def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    program = shutil.which("promtool")
-    if program is None:
-        pytest.skip("promtool, of Debian's prometheus, is not installed here")
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert "Another" in tried(
+        RULES, [raised("GatewayDown", "Another", 3, {UP: "1 0x9"}, severity="critical")], tmp_path
+    )
 
 
 def test_every_alert_says_how_bad_it_is_and_where_its_way_out_is_written() -> None:
-    for name, rule in rules().items():
+    for name, rule in alerts(RULES).items():
         assert rule["labels"]["severity"] in ("critical", "warning"), name
         assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}, name
         page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
         assert page.endswith("/docs/guides/watching.md") and anchor == name.lower(), name
     for guide in GUIDES:
         headings = re.findall(r"^### (\w+)$", guide.read_text(encoding="utf-8"), re.MULTILINE)
-        assert headings == list(rules()), guide
+        assert headings == list(alerts(RULES)), guide

@@ -31,6 +31,7 @@ from tunedock.launch.boards.shape import Query
 from tunedock.launch.scraping import Scraped, address, write
 from tunedock.serve.access import Access, AccessSettings
 from tunedock.serve.engines.child import ChildEngine
+from tunedock.serve.engines.commands import Command
 from tunedock.serve.engines.loading import from_model
 from tunedock.serve.engines.remote import RemoteEngine
 from tunedock.serve.models import Served
@@ -80,7 +81,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     with gateway(folder, gate=gate, others={"gone": RemoteEngine("openai", "http://127.0.0.1:9/v1")}) as bed:
         tiny = engine_of(from_model(families.tiny_model("qwen3"), torch.device("cpu")), "qwen3")
         bed.gateway.models.put(Served("run", tiny, "tiny"))
-        sleeper = ChildEngine("openai", [sys.executable, "-c", "import time; time.sleep(600)"])
+        sleeper = ChildEngine("openai", Command((sys.executable, "-c", "import time; time.sleep(600)")))
         bed.gateway.models.put(Served("child", sleeper, "child"))
         bed.gateway.metrics.certificate(time.time() + 86_400)
         for version in ("1", "2"):
