@@ -29,6 +29,16 @@ def requests(well: str, badly: str | None = None, status: str = "503") -> dict[s
     return found
 
 
+def versions(*counted: tuple[str, str]) -> dict[str, str]:
+    """Of version 1, 2, ...: (answered, failed)."""
+    path = 'path="/v1/chat/completions"'
+    return {
+        f'tunedock_requests_total{{{MODEL},version="{number}",{path},status="{status}"}}': each
+        for number, both in enumerate(counted, 1)
+        for status, each in zip(("200", "500"), both, strict=True)
+    }
+
+
 def first_tokens(within: Mapping[str, str]) -> dict[str, str]:
     """Upper bound in seconds -> how many were told within it."""
     return {
@@ -93,6 +103,37 @@ CASES = [
     silent("ManyServerErrors", 15, requests("700x30", "300x30")),  # long ago, and nothing since
     silent("ManyServerErrors", 15, requests("0+3x30", "0+3x30", status="429")),
     silent("ManyServerErrors", 15, requests("0+3x30", "0+3x30", status="499")),
+    raised(
+        "VersionFailsMore",
+        "Version 2 of support at gw:8000 fails more often than another: 50%",
+        15,
+        versions(("0+9x30", "0+1x30"), ("0+3x30", "0+3x30")),
+        model="support",
+        version="2",
+        severity="critical",
+    ),
+    silent("VersionFailsMore", 15, versions(("0+9x30", "0+1x30"), ("0+9x30", "0+1x30"))),  # alike
+    silent("VersionFailsMore", 15, versions(("0+9x30", "0x30"), ("0x30", "0+1x30"))),  # ten requests tell nothing
+    silent("VersionFailsMore", 15, versions(("0+3x30", "0+3x30"), ("0x30", "0x30"))),  # nobody to compare with
+    raised(
+        "VersionNotLoaded",
+        "Version 2 of support is to be served at gw:8000 and cannot be loaded",
+        4,
+        {f'tunedock_version_failed{{{MODEL},version="2"}}': "_ 1x9"},
+        model="support",
+        version="2",
+        severity="warning",
+    ),
+    silent("VersionNotLoaded", 4, {f'tunedock_version_failed{{{MODEL},version="2"}}': "1 1 stale"}),
+    raised(
+        "RegistryUnavailable",
+        "The registry mlflow.db does not answer gw:8000",
+        8,
+        {f'tunedock_registry_up{{{PLACE},registry="mlflow.db"}}': "1 0x20"},
+        registry="mlflow.db",
+        severity="warning",
+    ),
+    silent("RegistryUnavailable", 8, {f'tunedock_registry_up{{{PLACE},registry="mlflow.db"}}': "1 0 0 1x20"}),
     raised(
         "InternalErrors",
         "The gateway gw:8000 made a mistake of its own",

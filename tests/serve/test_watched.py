@@ -29,22 +29,20 @@ from prometheus_bed import Prometheus, prometheus
 from tunedock.launch.boards import serving
 from tunedock.launch.boards.shape import Query
 from tunedock.launch.scraping import Scraped, address, write
+from tunedock.registry.canary import is_in
 from tunedock.serve.access import Access, AccessSettings
 from tunedock.serve.engines.child import ChildEngine
 from tunedock.serve.engines.commands import Command
 from tunedock.serve.engines.loading import from_model
 from tunedock.serve.engines.remote import RemoteEngine
-from tunedock.serve.models import Served
+from tunedock.serve.models import Canary, Served
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "src/tunedock/launch/monitoring/serving-rules.yml"
 GUIDES = [ROOT / "docs/guides" / name for name in ("watching.md", "watching.zh.md")]
 MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
-NOT_HERE = {
-    "tunedock_gpu_memory_used_bytes", "tunedock_gpu_memory_total_bytes", "tunedock_gpu_utilisation_ratio",
-    "tunedock_registry_up", "tunedock_version_failed",
-}  # fmt: skip
-"""Of a gateway that computes on no GPU and follows no registry (`test_versions`)."""
+NOT_HERE = {"tunedock_gpu_memory_used_bytes", "tunedock_gpu_memory_total_bytes", "tunedock_gpu_utilisation_ratio"}
+"""Of a gateway that computes on no GPU."""
 QUERIES = [query for row in serving.BOARD.rows for panel in row.panels for query in panel.queries]
 
 
@@ -84,9 +82,16 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         sleeper = ChildEngine("openai", Command((sys.executable, "-c", "import time; time.sleep(600)")))
         bed.gateway.models.put(Served("child", sleeper, "child"))
         bed.gateway.metrics.certificate(time.time() + 86_400)
-        for version in ("1", "2"):
-            bed.gateway.models.put(Served(f"v{version}", tiny, "tiny", "fr", version))
-        busy = threading.Thread(target=traffic, args=(bed, key, limited, over))
+        bed.gateway.metrics.registry_up.labels("models.db").set(
+            1
+        )  # as what follows a registry says it, see `test_versions`
+        bed.gateway.metrics.version_failed.labels("support", "3").set(1)
+        first, second = (Served("support", tiny, "tiny", "fr", version) for version in ("1", "2"))
+        bed.gateway.models.put(first, Canary(second, "support", 50.0))
+        names = [f"user-{number}" for number in range(100)]
+        in_and_out = [next(name for name in names if is_in(name, "support", 50.0) is way) for way in (True, False)]
+        both = [issued(store, name) for name in in_and_out]
+        busy = threading.Thread(target=traffic, args=(bed, key, limited, both, over))
         busy.start()
         files = folder / "prometheus"
         write(files, Scraped(gateways=[address(bed.url, "--gateway")], key_file=str(folder / "prometheus.key")))
@@ -99,15 +104,16 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     gate.close()
 
 
-def traffic(bed: Bed, key: str, limited: str, over: threading.Event) -> None:
+def traffic(bed: Bed, key: str, limited: str, both: list[str], over: threading.Event) -> None:
     """Answered, streamed, refused, failed, left."""
     url, body = f"{bed.url}/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 4}
     address = urlsplit(bed.url)
     with httpx.Client(timeout=30) as client:
         while not over.is_set():
             for who, model in (
-                *((key, name) for name in ("tiny", "run", "v1", "v2", "gone", "child", "none")),
-                *((limited, name) for name in ("tiny", "v1")),
+                *((key, name) for name in ("tiny", "run", "gone", "child", "none")),
+                *((one, "support") for one in both),
+                *((limited, name) for name in ("tiny", "run")),
                 ("td-nobody", "tiny"),
             ):
                 client.post(url, json={**body, "model": model}, headers=bearer(who))
@@ -155,6 +161,7 @@ def test_every_figure_of_the_dashboard_has_an_answer(watched: Watched) -> None:
 
 
 def test_versions_are_told_apart(watched: Watched) -> None:
+    """A canary has its part of the callers."""
     query = asked(Query(serving.rate(serving.REQUESTS, "model, version", serving.ASKED), ""))
     found = watched.prometheus.ask("query", query=query)["result"]
     assert {one["metric"].get("version") for one in found} >= {"1", "2"}

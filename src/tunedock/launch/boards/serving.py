@@ -278,6 +278,15 @@ VERSIONS = Row(
     "Versions side by side",
     [
         _lines(
+            "Share of the callers",
+            f"avg by (model, version) (tunedock_version_share{{{MODEL}}})",
+            "{{model}} {{version}}",
+            "percentunit",
+            stacked=True,
+            between=(0, 1),
+            about="Of models of a registry: a canary has a part of them.",
+        ),
+        _lines(
             "Requests by version",
             rate(REQUESTS, "model, version", ASKED),
             "{{model}} {{version}}",
@@ -302,6 +311,18 @@ VERSIONS = Row(
             f" / ({rate('tunedock_e2e_request_latency_seconds_count', 'model, version')} > 0)",
             "{{model}} {{version}}",
             about="On average: a version that says much more or much less than the one before has changed.",
+        ),
+        _lines(
+            "Registry and versions that fail",
+            [
+                Query(f"min by (registry) (tunedock_registry_up{{{HERE}}})", "{{registry}}", "answers"),
+                Query(
+                    f"max by (model, version) (tunedock_version_failed{{{MODEL}}})",
+                    "{{model}} {{version}}",
+                    "cannot be loaded",
+                ),
+            ],
+            between=(0, 1),
         ),
     ],
 )
