@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,6 +24,7 @@ from schemathesis.checks import (
 
 from access_bed import issued, opened
 from gateway_bed import Bed, gateway
+from serving_bed import serving
 from tunedock.serve.access import AccessSettings
 from tunedock.serve.app import Bounds, create_app
 from tunedock.serve.document import REFUSED, document
@@ -91,21 +93,27 @@ def test_it_is_served_at_no_path(bed: tuple[Bed, str]) -> None:
 @pytest.mark.parametrize("keyed", [True, False])
 @pytest.mark.parametrize(("path", "method"), sorted(OPERATIONS))
 def test_a_few_requests_of_each_kind(bed: tuple[Bed, str], path: str, method: str, keyed: bool) -> None:
-    _held(bed, path, method, keyed, 12 if keyed and method == "post" else 4)
+    _held(bed[0].url, bed[1], path, method, keyed, 12 if keyed and method == "post" else 4)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("keyed", [True, False])
-@pytest.mark.parametrize(("path", "method"), sorted(OPERATIONS))
-def test_many_requests_of_each_kind(bed: tuple[Bed, str], path: str, method: str, keyed: bool) -> None:
-    _held(bed, path, method, keyed, 400 if keyed and method == "post" else 60)
+def test_many_requests_of_each_kind_to_a_process(tmp_path: Path) -> None:
+    """None of them leaves a line of a mistake on standard error, nor a line in the log that is none."""
+    key = issued(tmp_path / "access.db", "tester")
+    more = ("--store", "access.db", "--max-length", "96", "--access-log", "log.jsonl")
+    with serving(tmp_path, *more) as gateway:
+        for path, method in sorted(OPERATIONS):
+            for keyed in (True, False):
+                _held(gateway.url, key, path, method, keyed, 400 if keyed and method == "post" else 60)
+        assert httpx.get(f"{gateway.url}/ready").json() == {"status": "ready"}
+    assert "Traceback" not in "".join(gateway.said)
+    assert len([json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]) > 1000
 
 
-def _held(bed: tuple[Bed, str], path: str, method: str, keyed: bool, examples: int) -> None:
+def _held(url: str, key: str, path: str, method: str, keyed: bool, examples: int) -> None:
     """Requests by the document, and against it; half of those with a model name one that is there."""
-    made, key = bed
     schema = schemathesis.openapi.from_dict(document())
-    schema.config.update(base_url=made.url)
+    schema.config.update(base_url=url)
     operation = schema[path][method]
     cases = st.one_of(*(operation.as_strategy(generation_mode=mode) for mode in GenerationMode))
 

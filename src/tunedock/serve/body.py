@@ -91,10 +91,18 @@ def _finite(text: str) -> float:
 
 def checked(value: Any, kind: type[M]) -> M:
     """A request of its kind. Raises ApiError that names the field."""
+    if isinstance(value, dict):  # each would be an error of its own: of hundreds of thousands only one is told
+        unknown = next((key for key in value if key not in kind.model_fields), None)
+        if unknown is not None:
+            raise invalid(*_unknown(unknown if unknown.isidentifier() else ""))
     try:
         return kind.model_validate(value)
     except ValidationError as error:
         raise invalid(*_first(error)) from None
+
+
+def _unknown(place: str) -> tuple[str, str | None]:
+    return f"Unknown parameter: `{place[:200]}`", place[:200] or None
 
 
 def _first(error: ValidationError) -> tuple[str, str | None]:
@@ -110,7 +118,7 @@ def _first(error: ValidationError) -> tuple[str, str | None]:
         elif part.isidentifier():
             place += f".{part}" if place else part
     if chosen["type"] == "extra_forbidden":
-        return f"Unknown parameter: `{place[:200]}`", place[:200] or None
+        return _unknown(place)
     if chosen["type"] == "missing":
         return f"Missing required parameter: `{place[:200]}`", place[:200] or None
     return f"`{place[:200]}`: {chosen['msg'][:500]}", place[:200] or None

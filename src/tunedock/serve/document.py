@@ -46,7 +46,7 @@ def document() -> Json:
         body = {"required": True, "content": {"application/json": {"schema": _request(kind, schemas)}}}
         told: Json = {"application/json": {"schema": _ref(answer)}}
         if streams:
-            told["text/event-stream"] = {"schema": {"type": "string"}}
+            told["text/event-stream"] = {"schema": _EVENT}
         paths[path] = {"post": _operation(says, told, REFUSED) | {"requestBody": body}}
     paths["/v1/models"] = {"get": _operation("Models the caller may use", _json(_ref("Models")), _NO_BODY)}
     name: Json = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
@@ -117,6 +117,12 @@ def _or_null(schema: Json) -> Json:
 _TEXT: Json = {"type": "string"}
 _COUNT: Json = {"type": "integer", "minimum": 0}
 _ANY: Json = {"type": "object"}
+_EVENT = {
+    "type": "object",
+    "description": "An event of the stream; `data` is a piece of the answer as JSON, an error, or `[DONE]`",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
 _ERROR = _object(
     {"error": _object({"message": _TEXT, "type": _TEXT, "param": _or_null(_TEXT), "code": _or_null(_TEXT)})}
 )

@@ -46,10 +46,11 @@ def no_model(name: str) -> ApiError:
     return ApiError(404, f"The model `{name[:200]}` does not exist", param="model", code="model_not_found")
 
 
-def too_long(prompt: int, longest: int) -> ApiError:
+def too_long(prompt: int, longest: int, *, at_least: bool = False) -> ApiError:
     return ApiError(
         400,
-        f"This model's maximum context length is {longest} tokens. However, your messages resulted in {prompt} tokens. "
+        f"This model's maximum context length is {longest} tokens. However, your messages resulted in "
+        f"{'at least ' if at_least else ''}{prompt} tokens. "
         "Please reduce the length of the messages.",
         param="messages",
         code="context_length_exceeded",

@@ -13,6 +13,9 @@ from typing import Any, Literal, Protocol
 from tunedock.serve.engines.generator import Load, Sampling
 from tunedock.serve.surface import ChatMessage, Tool
 
+CHARACTERS_A_TOKEN = 4
+"""About, where nobody has counted."""
+
 Reason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
@@ -44,10 +47,20 @@ class ChatJob(Job):
     thinking: bool | None = None
     """None: as the model was trained."""
 
+    @property
+    def characters(self) -> int:
+        """Of what is said and of the tools, about: their JSON is a little longer."""
+        parts: Sequence[ChatMessage | Tool] = (*self.messages, *self.tools)
+        return sum(len(part.model_dump_json(exclude_none=True)) for part in parts)
+
 
 @dataclass(frozen=True, slots=True)
 class TextJob(Job):
     prompt: str | Sequence[int] = ""
+
+    @property
+    def characters(self) -> int:
+        return len(self.prompt) if isinstance(self.prompt, str) else CHARACTERS_A_TOKEN * len(self.prompt)
 
 
 @dataclass(frozen=True, slots=True)

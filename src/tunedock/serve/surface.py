@@ -32,7 +32,7 @@ class Part(Body):
         return self
 
 
-Content = Text | Annotated[list[Part], Field(max_length=1000)] | None
+Content = Text | Annotated[list[Part], Field(max_length=1000, fail_fast=True)] | None
 
 
 class Function(Body):
@@ -51,7 +51,7 @@ class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content = None
     name: Annotated[str, Field(max_length=256)] | None = None
-    tool_calls: Annotated[list[Call], Field(max_length=128)] | None = None
+    tool_calls: Annotated[list[Call], Field(max_length=128, fail_fast=True)] | None = None
     tool_call_id: Annotated[str, Field(max_length=256)] | None = None
     reasoning: Text | None = None
     reasoning_content: Text | None = None
@@ -104,7 +104,7 @@ Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 class Asked(Drawn):
     n: Annotated[int, Field(ge=1, le=16)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16, fail_fast=True)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -118,12 +118,12 @@ class Asked(Drawn):
 class ChatRequest(Asked):
     """POST /v1/chat/completions"""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=10_000)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=10_000, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=256)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=256, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
@@ -133,7 +133,7 @@ class ChatRequest(Asked):
     verbosity: None = None
 
 
-Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=1_000_000)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=1_000_000, fail_fast=True)]
 
 
 class CompletionRequest(Asked):
@@ -141,9 +141,9 @@ class CompletionRequest(Asked):
 
     prompt: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=64)]
+        | Annotated[list[Text], Field(min_length=1, max_length=64, fail_fast=True)]
         | Ids
-        | Annotated[list[Ids], Field(min_length=1, max_length=64)]
+        | Annotated[list[Ids], Field(min_length=1, max_length=64, fail_fast=True)]
     )
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -165,9 +165,9 @@ class EmbeddingRequest(Body):
     model: Name
     input: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=2048)]
+        | Annotated[list[Text], Field(min_length=1, max_length=2048, fail_fast=True)]
         | Ids
-        | Annotated[list[Ids], Field(min_length=1, max_length=2048)]
+        | Annotated[list[Ids], Field(min_length=1, max_length=2048, fail_fast=True)]
     )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
@@ -187,15 +187,15 @@ class TextForm(Body):
 class ResponsesRequest(Drawn):
     """POST /v1/responses, without what a server would have to keep: nothing of a request is stored."""
 
-    input: Text | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=10_000)]
+    input: Text | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=10_000, fail_fast=True)]
     instructions: Text | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
-    tools: Annotated[list[dict[str, Any]], Field(max_length=256)] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=256, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     text: TextForm | None = None
     reasoning: Reasoning | None = None
-    include: Annotated[list[str], Field(max_length=0)] | None = None
+    include: Annotated[list[str], Field(max_length=0, fail_fast=True)] | None = None
     previous_response_id: None = None
     conversation: None = None
     background: Literal[False] | None = None

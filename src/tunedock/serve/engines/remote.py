@@ -17,7 +17,19 @@ import aiohttp
 
 from tunedock.serve.engines.generator import Load
 from tunedock.serve.errors import ApiError, unavailable, unsupported
-from tunedock.serve.jobs import ChatJob, Delta, Event, Finish, Job, Reason, TextJob, TokenLogprob, ToolDelta, Usage
+from tunedock.serve.jobs import (
+    CHARACTERS_A_TOKEN,
+    ChatJob,
+    Delta,
+    Event,
+    Finish,
+    Job,
+    Reason,
+    TextJob,
+    TokenLogprob,
+    ToolDelta,
+    Usage,
+)
 
 CAN: Mapping[str, frozenset[str]] = {
     "vllm": frozenset(
@@ -43,7 +55,6 @@ IDLE_S = 2.0
 LONGEST_AFTER = 1 << 10
 AFTER_S = 0.25
 """For what an engine sends after `[DONE]`: the end, so that the connection can be used again."""
-CHARACTERS_A_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +145,7 @@ class RemoteEngine:
                 raise _broken(error) from error
 
     def count(self, job: ChatJob | TextJob) -> int:
-        if isinstance(job, ChatJob):
-            text = sum(len(message.model_dump_json(exclude_none=True)) for message in job.messages)
-        else:
-            text = len(job.prompt) if isinstance(job.prompt, str) else CHARACTERS_A_TOKEN * len(job.prompt)
-        return text // CHARACTERS_A_TOKEN + 1
+        return job.characters // CHARACTERS_A_TOKEN + 1
 
     async def ready(self) -> str | None:
         times = aiohttp.ClientTimeout(total=5.0)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,11 +21,24 @@ from tunedock.data.conversation import Message, ToolCall
 from tunedock.errors import DataError
 from tunedock.serve.engines.generator import Asked, EngineGone, Generator, Load, Overloaded, Sampling, Token
 from tunedock.serve.errors import ApiError, invalid, no_model, too_long, unavailable, unsupported
-from tunedock.serve.jobs import ChatJob, Delta, Event, Finish, Job, Reason, TextJob, TokenLogprob, Usage
+from tunedock.serve.jobs import (
+    CHARACTERS_A_TOKEN,
+    ChatJob,
+    Delta,
+    Event,
+    Finish,
+    Job,
+    Reason,
+    TextJob,
+    TokenLogprob,
+    Usage,
+)
 from tunedock.serve.requests import arguments_of
 from tunedock.serve.surface import ChatMessage
 from tunedock.serve.text import CALL, THINK, UNTHINK, Detokeniser, Parts, Stops
 
+QUICK_CHARACTERS = 16 << 10
+"""Of prompts made on the spot; the tokens of a megabyte take seconds, and others want to be answered."""
 _PROBE = ToolCall("probe", {"of": "tools"}, "call_1")
 
 
@@ -56,6 +70,9 @@ class TokenEngine:
         self._chat = chat
         self._thinking = thinking
         self._system = system
+        self._widest = max(map(len, tokenizer.get_vocab()))
+        """Characters of the longest token; of byte-level ones, bytes."""
+        self._long_prompts = ThreadPoolExecutor(1, "long-prompts")
         template = tokenizer.chat_template
         self._thinks = thinking or UNTHINK in (template if isinstance(template, str) else json.dumps(template))
         tools = {"tools"} if not chat.documents and _calls_between_tags(chat) else set()
@@ -65,7 +82,7 @@ class TokenEngine:
 
     async def chat(self, job: ChatJob) -> AsyncGenerator[Event]:
         thinking = self._thinking if job.thinking is None else job.thinking
-        prompt = self.prompt(job, thinking=thinking)
+        prompt = await self._beside(job, lambda: self.prompt(job, thinking=thinking))
         opened = self._tokenizer.decode(prompt[-8:]).rstrip("\n").endswith(THINK)
         parts = [
             Parts(index, thinks=self._thinks or opened, calls=bool(job.tools) and "tools" in self.can, inside=opened)
@@ -79,7 +96,7 @@ class TokenEngine:
             await events.aclose()
 
     async def complete(self, job: TextJob) -> AsyncGenerator[Event]:
-        prompt = self._text_ids(job)
+        prompt = await self._beside(job, lambda: self._text_ids(job))
         parts = [Parts(index, thinks=False, calls=False) for index in range(job.n)]
         events = self._answers(job, prompt, parts)
         try:
@@ -92,6 +109,10 @@ class TokenEngine:
         raise unsupported("making embeddings", "model")
 
     def count(self, job: ChatJob | TextJob) -> int:
+        """Exactly, but of long prompts. Raises ApiError for one that is too long whatever its tokens are."""
+        if job.characters > QUICK_CHARACTERS:
+            self._require_fitting(job)
+            return job.characters // CHARACTERS_A_TOKEN + 1
         return len(self.prompt(job) if isinstance(job, ChatJob) else self._text_ids(job))
 
     async def ready(self) -> str | None:
@@ -102,6 +123,7 @@ class TokenEngine:
         return self.generator.load()
 
     async def close(self) -> None:
+        self._long_prompts.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self.generator.close)
 
     # -- prompts ---------------------------------------------------------------------------------------------------------
@@ -118,6 +140,18 @@ class TokenEngine:
             return self._chat.prompt_ids(messages, tools, thinking=self._thinking if thinking is None else thinking)
         except DataError as error:
             raise invalid(f"{error.message}: {error.hint}" if error.hint else error.message, "messages") from None
+
+    async def _beside(self, job: ChatJob | TextJob, made: Callable[[], list[int]]) -> list[int]:
+        """A prompt: a long one by a thread of its own, one after the other."""
+        if job.characters <= QUICK_CHARACTERS:
+            return made()
+        return await asyncio.get_running_loop().run_in_executor(self._long_prompts, made)
+
+    def _require_fitting(self, job: ChatJob | TextJob) -> None:
+        """Raises ApiError for more characters than the longest tokens would hold: who says so much need not be read."""
+        said = _said(job) if isinstance(job, ChatJob) else len(job.prompt) if isinstance(job.prompt, str) else 0
+        if said > self.generator.longest * self._widest:
+            raise too_long(said // self._widest, self.generator.longest, at_least=True)
 
     def _text_ids(self, job: TextJob) -> list[int]:
         if isinstance(job.prompt, str):
@@ -260,6 +294,14 @@ def _message(message: ChatMessage, index: int) -> Message:
         tool_calls=calls,
         tool_call_id=message.tool_call_id,
         name=message.name,
+    )
+
+
+def _said(job: ChatJob) -> int:
+    """Characters of what is said, all of which templates put into a prompt."""
+    contents = [message.content for message in job.messages]
+    return sum(
+        len(one) if isinstance(one, str) else sum(len(part.text or "") for part in one or ()) for one in contents
     )
 
 
