@@ -66,6 +66,12 @@ def serve(
             "--engine-arg", metavar="FLAG[=VALUE]", help="Passed on to the program that is started. Repeatable."
         ),
     ] = None,
+    engine_image: Annotated[
+        str | None,
+        typer.Option(
+            "--engine-image", metavar="IMAGE", help="Run the program in a container of it, on this machine's engine."
+        ),
+    ] = None,
     engine_wait: Annotated[
         float | None,
         typer.Option(
@@ -184,6 +190,7 @@ def serve(
     start = {
         "tensor_parallel_size": tensor_parallel_size,
         "arguments": [_flag(text) for text in engine_arg or []],
+        "image": engine_image,
         "start_s": engine_wait,
         "logs": _file(engine_logs),
     }

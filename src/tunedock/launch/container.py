@@ -196,13 +196,13 @@ def _host(launch: Launch, machine: Machine, network: str, binds: Sequence[Bind])
         "IpcMode": "private" if given.mps is None else "host",
         "ShmSize": _shm_bytes(launch, machine, memory),
         "Tmpfs": tmpfs,
-        "Mounts": [_mount(bind) for bind in (*binds, *_own_binds(given, machine))],
+        "Mounts": [bind.mount() for bind in (*binds, *_own_binds(given, machine))],
         "CapDrop": ["ALL"],
         "CapAdd": [*(FILES_OF_ROOT if _is_root(given, machine) else ()), *(("IPC_LOCK",) if infiniband else ())],
         "SecurityOpt": ["no-new-privileges"],
         "GroupAdd": [] if machine.rootless else [str(group) for group in machine.groups],
         "Devices": [_device(path) for path in (*given.devices, *((INFINIBAND,) if infiniband else ()))],
-        "DeviceRequests": _gpu_requests(machine),
+        "DeviceRequests": gpu_requests(machine.gpus),
         "Ulimits": _ulimits(given, infiniband),
         "LogConfig": LOG,
     }
@@ -227,10 +227,6 @@ def _own_binds(given: Container, machine: Machine) -> list[Bind]:
     return [*found, Bind(MPS_PIPES, MPS_PIPES, read_only=False)] if given.mps is not None else found
 
 
-def _mount(bind: Bind) -> dict[str, Any]:
-    return {"Type": "bind", "Source": bind.source, "Target": bind.target, "ReadOnly": bind.read_only}
-
-
 def _user(given: Container, machine: Machine) -> str:
     if machine.rootless:
         return "0:0"
@@ -245,10 +241,10 @@ def _device(path: str) -> dict[str, str]:
     return {"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rwm"}
 
 
-def _gpu_requests(machine: Machine) -> list[dict[str, Any]]:
-    if not machine.gpus:
+def gpu_requests(gpus: tuple[str, ...]) -> list[dict[str, Any]]:
+    if not gpus:
         return []
-    which: dict[str, Any] = {"Count": -1} if machine.gpus == ("all",) else {"DeviceIDs": list(machine.gpus)}
+    which: dict[str, Any] = {"Count": -1} if gpus == ("all",) else {"DeviceIDs": list(gpus)}
     return [{"Driver": "", **which, "Capabilities": [["gpu", "utility", "compute"]]}]
 
 

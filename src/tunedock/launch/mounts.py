@@ -55,6 +55,10 @@ class Bind:
     def at_its_place(cls, path: str | Path, *, read_only: bool = True) -> Bind:
         return cls(str(path), str(path), read_only)
 
+    def mount(self) -> dict[str, Any]:
+        """As an engine is told of it."""
+        return {"Type": "bind", "Source": self.source, "Target": self.target, "ReadOnly": self.read_only}
+
 
 @dataclass(frozen=True, slots=True)
 class Caches:
@@ -115,7 +119,7 @@ def binds_of(
     binds = [Bind.at_its_place(path, read_only=False) for path in (run, *writable)]
     for key, bind in found.items():
         refuse(bind.source, key)
-        binds += [bind, *_links(bind)]
+        binds += with_links(bind)
     for path in (run, *writable):
         refuse(str(path), "train.output_dir" if path == run else "--to")
     binds += [*_data_images(recipe, run, caches), *_caches(recipe, stage, caches, network)]
@@ -191,6 +195,11 @@ def _before_the_glob(path: str) -> str:
             break
         parts.append(part)
     return str(Path(*parts))
+
+
+def with_links(bind: Bind) -> list[Bind]:
+    """A folder, and what links in it lead to. Raises RecipeError for what is never shown."""
+    return [bind, *_links(bind)]
 
 
 def _links(bind: Bind) -> Iterator[Bind]:

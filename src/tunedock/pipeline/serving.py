@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -11,13 +13,17 @@ from pydantic import ValidationError
 
 from tunedock.errors import RecipeError
 from tunedock.launch.job import JobSpec, Launcher
+from tunedock.launch.shares import choose_gpus
 from tunedock.launch.watch import OnEvent
 from tunedock.pipeline.jobs import run_job
 from tunedock.pipeline.notes import ignore
+from tunedock.plan.machine.cards import find as find_cards
+from tunedock.recipe.container import Container
 from tunedock.recipe.serving import REMOTE, Program, ServeOrder
 from tunedock.registry.names import SCHEME, parse
 from tunedock.run.store import find
 
+LAUNCHER = [sys.executable, "-P", "-m", "tunedock.launch.engine_container"]
 _NAMED = re.compile(r"(?P<name>[^=/\\\s][^=/\\]*)=(?P<place>.+)")
 _URL = re.compile(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?")
 _SERVER = re.compile(rf"(?P<kind>{'|'.join(map(re.escape, REMOTE))})\+(?=https?://)")
@@ -133,8 +139,19 @@ def _let_compute(
             where=f"{version}, --engine {engine}",
             hint="leave --engine out; or name the run or the folder, which is then served as it is now",
         )
+    image = start.get("image")
+    program = {key: value for key, value in start.items() if key != "image"}
+    if image is not None:
+        program["container"] = {"image": image, "gpus": _gpus(), "launcher": LAUNCHER}
     for backend in here:
-        backend["start"] = {"program": engine, **start}
+        backend["start"] = {"program": engine, **program}
+
+
+def _gpus() -> list[str]:
+    """Of NVIDIA, those that CUDA_VISIBLE_DEVICES shows; all of them where it is not set."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cards = [str(index) for index, _ in enumerate(find_cards().of("NVIDIA"))]
+    return list(choose_gpus(Container(), cards, [], visible=visible, processes=None))
 
 
 def serve_models(order: ServeOrder, *, on_event: OnEvent = ignore, launcher: Launcher | None = None) -> None:

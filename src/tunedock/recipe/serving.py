@@ -16,6 +16,16 @@ Program = Literal["vllm", "sglang", "ollama", "llama-server", "tunedock"]
 """Engines that can be started here."""
 
 
+class EngineContainer(Section):
+    """A container for the program of an engine."""
+
+    image: str
+    gpus: list[str] = []
+    """Their ids; `all` for whatever there is."""
+    launcher: list[str] = Field(min_length=1)
+    """The beginning of the command line that runs a program in a container, in the foreground (`launch.engine_container`)."""
+
+
 class Start(Section):
     """An engine of another program, started here to compute a run, a folder or a file, and kept alive."""
 
@@ -24,6 +34,8 @@ class Start(Section):
     """`--flag=value`, or `--flag`: passed on as they are."""
     tensor_parallel_size: PositiveInt | None = None
     """GPUs that one model is spread over."""
+    container: EngineContainer | None = None
+    """None: the program is this machine's own."""
     start_s: PositiveFloat = 900.0
     """It may take so long until it answers."""
     logs: str | None = None

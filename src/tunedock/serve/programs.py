@@ -23,7 +23,7 @@ from tunedock.recipe.schema import Recipe
 from tunedock.recipe.serving import Backend, Program, ServeOrder, Start
 from tunedock.run.record import Run, read_json
 from tunedock.serve.engines.child import ChildEngine, Tell, require_program
-from tunedock.serve.engines.commands import AUDIENCE, BASE, ISSUER, EngineModel, Wishes, command
+from tunedock.serve.engines.commands import AUDIENCE, BASE, ISSUER, EngineModel, Wishes, command, contained
 from tunedock.serve.engines.remote import Trained
 from tunedock.serve.lineage import of_export, of_run
 from tunedock.serve.models import Served
@@ -54,8 +54,11 @@ def started(backend: Backend, start: Start, order: ServeOrder, tell: Tell, warn:
         running=order.max_running,
         tensor_parallel_size=start.tensor_parallel_size,
         arguments=tuple(start.arguments),
+        host="127.0.0.1" if start.container is None else "0.0.0.0",  # noqa: S104 - of the container
     )
     made = command(start.program, replace(model, dtype=order.dtype), wishes, key)
+    if start.container is not None:
+        made = contained(made, model, start.container)
     require_program(made, backend.name, WAYS[start.program])
     engine = ChildEngine(
         start.program,

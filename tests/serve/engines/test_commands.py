@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunedock.errors import RecipeError
-from tunedock.recipe.serving import Program
-from tunedock.serve.engines.commands import FACTS, EngineModel, Wishes, command, parsers
+from tunedock.recipe.serving import EngineContainer, Program
+from tunedock.serve.engines.commands import FACTS, EngineModel, Wishes, command, contained, parsers
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "engines"
 KEY = "a-key-of-chance"
@@ -57,8 +57,27 @@ def test_the_command_is_as_in_its_golden_file(name: str, request: pytest.Fixture
     assert text == file.read_text(), "python -m pytest --rewrite-golden writes it anew; say why in the commit"
 
 
+INSIDE = replace(MANY, host="0.0.0.0")
+BOX = EngineContainer(image="vllm/vllm-openai:v0.33.0", gpus=["0", "1"], launcher=["python", "-m", "launcher"])
+
+
+@pytest.mark.parametrize("name", ["container-vllm-adapters", "container-sglang-hub"])
+def test_the_command_of_a_container_is_as_in_its_golden_file(name: str, request: pytest.FixtureRequest) -> None:
+    made = command("vllm", TUNED, INSIDE, KEY) if "vllm" in name else command("sglang", HUB, INSIDE, KEY)
+    text = json.dumps(asdict(contained(made, TUNED if "vllm" in name else HUB, BOX)), indent=2) + "\n"
+    file = GOLDEN / f"{name}.json"
+    if request.config.getoption("--rewrite-golden"):
+        file.write_text(text)
+    assert text == file.read_text(), "python -m pytest --rewrite-golden writes it anew; say why in the commit"
+
+
+def test_ollama_is_not_put_into_a_container() -> None:
+    with pytest.raises(RecipeError, match="not started in a container"):
+        contained(command("ollama", FILE, INSIDE, KEY), FILE, BOX)
+
+
 def test_there_is_no_golden_file_too_many() -> None:
-    assert {file.stem for file in GOLDEN.glob("*.json")} == set(CASES)
+    assert {file.stem for file in GOLDEN.glob("*.json")} == {*CASES, "container-vllm-adapters", "container-sglang-hub"}
 
 
 paths = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20).map(lambda text: f"/m/{text}")

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from tunedock.errors import DependencyError, EngineError
@@ -221,7 +222,7 @@ class ChildEngine:
                 stderr=output.write_end,
                 env={**os.environ, **{name: self._filled(text) for name, text in self._command.environment.items()}},
                 start_new_session=True,
-                preexec_fn=_die_with_us,
+                preexec_fn=partial(_die_with_us, signal.SIGTERM if self._command.tidies else signal.SIGKILL),
             )
         finally:
             self._output = output
@@ -285,10 +286,10 @@ def _to_standard_error(what: str) -> None:
     print(what, file=sys.stderr)
 
 
-def _die_with_us() -> None:
+def _die_with_us(number: int) -> None:
     """Linux: a gateway that is killed leaves no engine on the GPU."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def free_port() -> int:

@@ -14,13 +14,13 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tunedock.errors import RecipeError
-from tunedock.recipe.serving import Program
+from tunedock.recipe.serving import EngineContainer, Program
 
 BASE = "the-base"
 """What an engine calls the model without adapters, where there are some."""
@@ -92,6 +92,8 @@ class Command:
     """Name -> content, in the engine's folder, for its user alone."""
     then: tuple[tuple[str, ...], ...] = ()
     """To be run once it answers, before it counts as ready."""
+    tidies: bool = False
+    """Whether it has something to take away when the gateway is killed, and is asked to end then and not killed too."""
 
     @property
     def program(self) -> str:
@@ -103,6 +105,28 @@ def command(kind: Program, model: EngineModel, wishes: Wishes, key: str) -> Comm
     for argument in wishes.arguments:
         refuse(kind, argument)
     return _WRITE[kind](model, wishes, key)
+
+
+def contained(made: Command, model: EngineModel, container: EngineContainer) -> Command:
+    """The same program in a container. `made` is to listen on all of the container's addresses, which are published on loopback."""
+    if made.then:
+        raise RecipeError(
+            "Ollama is not started in a container here",
+            where="--engine-image",
+            hint="start its container, and name the address",
+        )
+    reads = [model.path, model.tokenizer, model.template_file, *model.adapters.values()]
+    told = [*container.launcher, "--image", container.image, "--name", model.name, "--port", "{port}"]
+    for flag, values in (
+        ("--read", dict.fromkeys(path for path in reads if path and path.startswith("/"))),
+        ("--write", ["{folder}"]),
+        ("--env", [*made.environment, *([] if model.path.startswith("/") else ["HF_TOKEN"])]),
+        ("--gpu", container.gpus),
+    ):
+        told += [word for value in values for word in (flag, value)]
+    told += [] if model.path.startswith("/") else ["--outward"]
+    program = ["python" if part == sys.executable else part for part in made.arguments]
+    return replace(made, arguments=(*told, "--", *program), tidies=True)
 
 
 def parsers(template: str | None, kind: Program) -> tuple[str | None, str | None]:
