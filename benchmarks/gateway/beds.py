@@ -34,6 +34,8 @@ class Service:
     key: str
     pid: int
     """Of the process that serves."""
+    began: float = 0.0
+    """When its command was started, by the clock `time.monotonic`."""
 
 
 @contextmanager
@@ -55,8 +57,9 @@ def ours(
         _tunedock("token", "limit", "bench", *limits, "--store", store)
     command = ["-m", "tunedock", "serve", *models, "--port", str(port), "--store", store]
     command += ["--access-log", str(folder / "access.jsonl"), *options]
+    began = time.monotonic()
     with _process(command, core, port, "/health", folder / "serve.log") as pid:
-        yield Service(f"http://127.0.0.1:{port}", json.loads(made)["key"], _worker(pid))
+        yield Service(f"http://127.0.0.1:{port}", json.loads(made)["key"], _worker(pid), began)
 
 
 @contextmanager
@@ -172,7 +175,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
             with urllib.request.urlopen(url, timeout=5):  # noqa: S310 - http on loopback
                 return
         except OSError:
-            time.sleep(0.2)
+            time.sleep(0.05)
     raise RuntimeError(f"{url} does not answer: {log.read_text(errors='replace')[-800:]}")
 
 

@@ -2,11 +2,11 @@
 
     python -m benchmarks.gateway.streams [--streams 200] [--minutes 5]
 
-A small model is served by the engine of the gateway's own process, with keys, limits and an access log. So many clients at once
-ask for streams, one after the other, each by a prompt of its own among many; each answer is held to the letter against what the
-prompt is answered when it is asked alone. Lost is a stream that ends in any other way than with its finish, its usage and `[DONE]`.
-Prompts at which two tokens are within a thousandth of being equally likely are left out: how a sum is rounded, and with it which of
-them is taken, depends on how many are computed at once.
+A small model is served by the engine of the gateway's own process, with keys, limits and an access log. So many clients at once ask
+for streams, one after the other, each by a prompt of its own among many; each answer is held to the letter against what the prompt
+is answered when it is asked alone, in float32. Lost is a stream that ends in any other way than with its finish, its usage and
+`[DONE]`. Prompts at which two tokens are within a thousandth of being equally likely are left out: how a sum is rounded, and with
+it which of them is taken, depends on how many are computed at once.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def main() -> int:
     arguments = parser.parse_args()
     model = models.ensure(arguments.model)
     limits = ("--concurrent", "1000", "--requests-per-minute", "1000000", "--tokens-per-minute", "1000000000")
-    options = ("--max-requests", str(arguments.streams), "--max-length", "1024")
+    options = ("--max-requests", str(arguments.streams), "--max-length", "1024", "--dtype", "float32")
     with tempfile.TemporaryDirectory(prefix="streams-") as folder:
         with ours([f"tiny={model}"], Path(folder), *options, limits=limits, core=f"0,{REST}") as service:
             found = asyncio.run(measured(service, arguments.streams, arguments.minutes))
