@@ -11,10 +11,10 @@ import families
 from access_bed import issued, opened
 from gateway_bed import gateway, token_engine
 from tunedock.serve.access import AccessSettings
-from tunedock.serve.app import Bounds
 from tunedock.serve.engines.generator import Asked, Load, Token
 from tunedock.serve.engines.tokens import TokenEngine
 from tunedock.serve.jobs import ChatJob, Event, TextJob
+from tunedock.serve.turn import Bounds
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import families
 from one_by_one import OneByOne
 from tunedock.data.chat import Chat
 from tunedock.serve.access import Access, AccessSettings
-from tunedock.serve.app import Bounds, Gateway
 from tunedock.serve.connection import Waits
 from tunedock.serve.engines.generator import Generator
 from tunedock.serve.engines.tokens import TokenEngine
@@ -24,6 +24,7 @@ from tunedock.serve.metrics import Metrics
 from tunedock.serve.models import Models, Served
 from tunedock.serve.records import AccessLog
 from tunedock.serve.server import Server, listen
+from tunedock.serve.turn import Bounds, Gateway
 
 
 @dataclass
@@ -59,6 +60,7 @@ def gateway(
     tls: ssl.SSLContext | None = None,
     others: Mapping[str, Engine] | None = None,
     family: str = "qwen3",
+    **settings: Any,
 ) -> Iterator[Bed]:
     """In front of a small model called `tiny`, and others."""
     engine, generator = token_engine(family)
@@ -66,7 +68,7 @@ def gateway(
         Served("tiny", engine, "tiny", lineage={"run": "r1"}),
         *(Served(name, one, name) for name, one in (others or {}).items()),
     ]
-    with gateway_of(folder, served, gate=gate, bounds=bounds, waits=waits, tls=tls) as bed:
+    with gateway_of(folder, served, gate=gate, bounds=bounds, waits=waits, tls=tls, **settings) as bed:
         bed.generator = generator
         yield bed
 
@@ -80,7 +82,9 @@ def gateway_of(
     bounds: Bounds | None = None,
     waits: Waits | None = None,
     tls: ssl.SSLContext | None = None,
+    **settings: Any,
 ) -> Iterator[Bed]:
+    """`settings`: of the `Gateway`."""
     models = Models(served)
     log = AccessLog(folder / "access.jsonl")
     made = Gateway(
@@ -89,6 +93,7 @@ def gateway_of(
         log,
         Metrics(models),
         bounds or Bounds(),
+        **settings,
     )
     listener = listen("127.0.0.1", 0)
     server = Server(made, waits=waits, tls=tls)

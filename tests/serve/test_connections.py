@@ -16,8 +16,8 @@ import pytest
 
 from gateway_bed import Bed, gateway
 from tunedock.serve import server
-from tunedock.serve.app import Bounds
 from tunedock.serve.connection import LONGEST_HEAD, Waits
+from tunedock.serve.turn import Bounds
 
 CHAT = b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}'
 WAITS = Waits(head_s=0.6, between_s=1, unread_s=0.6, stalled_s=0.6, most=40)

@@ -26,9 +26,10 @@ from access_bed import issued, opened
 from gateway_bed import Bed, gateway
 from serving_bed import serving
 from tunedock.serve.access import AccessSettings
-from tunedock.serve.app import Bounds, create_app
+from tunedock.serve.app import create_app
 from tunedock.serve.document import REFUSED, document
 from tunedock.serve.surface import ChatRequest
+from tunedock.serve.turn import Bounds
 
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 BOUNDS = Bounds(body_bytes=1 << 20, body_s=5.0, request_s=20.0)

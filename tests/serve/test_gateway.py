@@ -19,8 +19,8 @@ from openai import OpenAI
 import families
 from gateway_bed import Bed, gateway
 from tunedock.serve.access import Access, AccessSettings, Policy
-from tunedock.serve.app import Bounds
 from tunedock.serve.body import DEEPEST
+from tunedock.serve.turn import Bounds
 
 MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
 

@@ -15,12 +15,12 @@ from pydantic import BaseModel
 
 from gateway_bed import Bed, gateway
 from tunedock.serve import body
-from tunedock.serve.app import Bounds
 from tunedock.serve.body import DEEPEST, QUICK_BYTES, parse
 from tunedock.serve.engines.generator import Load
 from tunedock.serve.errors import ApiError
 from tunedock.serve.jobs import ChatJob, Delta, Event, Finish, TextJob, TokenLogprob, Usage
 from tunedock.serve.surface import ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest
+from tunedock.serve.turn import Bounds
 
 CHAT, TEXT, RESPONSE, VECTORS = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"
 HALF = "\ud800"

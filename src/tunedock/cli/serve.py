@@ -141,6 +141,13 @@ def serve(
         str | None,
         typer.Option("--access-log", metavar="FILE", help="JSON lines, one a request; by default in the worker's log."),
     ] = None,
+    log_bodies: Annotated[
+        bool, typer.Option("--log-bodies", help="Note what is said too: requests and answers, 64 KiB of each.")
+    ] = False,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option("--cors-origin", metavar="ORIGIN", help="Let web pages of https://name call. Repeatable."),
+    ] = None,
     tls_cert: Annotated[str | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[str | None, typer.Option("--tls-key", metavar="FILE", help="Its key, PEM.")] = None,
     dtype: Annotated[
@@ -158,6 +165,13 @@ def serve(
         int | None,
         typer.Option("--max-requests", metavar="N", min=1, help="Answered at once by a model computed here."),
     ] = None,
+    max_waiting: Annotated[
+        int | None, typer.Option("--max-waiting", metavar="N", min=1, help="For a model computed here, beyond those.")
+    ] = None,
+    max_body: Annotated[
+        int | None, typer.Option("--max-body", metavar="BYTES", min=1024, help="Of a request.", show_default="4 MiB")
+    ] = None,
+    timeout: Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0.1, help="For an answer.")] = 600.0,
     grace: Annotated[
         float, typer.Option("--grace", metavar="SECONDS", min=0.1, help="For answers at work when it is to end.")
     ] = 30.0,
@@ -185,6 +199,11 @@ def serve(
         "dtype": dtype.value,
         "longest": max_length,
         "max_running": max_requests,
+        "log_bodies": log_bodies,
+        "cors_origins": cors_origin,
+        "max_waiting": max_waiting,
+        "body_bytes": max_body,
+        "request_s": timeout,
         "grace_s": grace,
     }
     start = {

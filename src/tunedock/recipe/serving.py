@@ -84,6 +84,10 @@ class ServeOrder(Section):
     audit: str | None = None
     """What starts, ends and changes of versions are noted in; None: the files beside a store and a registry in files."""
     access_log: str | None = None
+    log_bodies: bool = False
+    """Whether that log has what was said."""
+    cors_origins: list[Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:\[\]-]{1,255}$")]] = []
+    """Of web pages that may call from a browser."""
     tls_cert: str | None = None
     tls_key: str | None = None
     body_bytes: PositiveInt = 4 << 20

@@ -16,8 +16,9 @@ from pathlib import Path
 import uvicorn
 
 from tunedock.errors import EngineError, RecipeError
-from tunedock.serve.app import Gateway, create_app
+from tunedock.serve.app import create_app
 from tunedock.serve.connection import Waits, connection_type
+from tunedock.serve.turn import Gateway
 
 HANDSHAKE_S = 10.0
 """For TLS to be agreed upon; asyncio's own minute would let who connects and is silent hold six times as many files."""

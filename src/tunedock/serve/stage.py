@@ -20,13 +20,13 @@ from tunedock.events import Emitter
 from tunedock.recipe.serving import ServeOrder
 from tunedock.run.stop import LookAgain, StopRequest
 from tunedock.serve.access import Access, AccessSettings, JwtSettings
-from tunedock.serve.app import Bounds, Gateway
 from tunedock.serve.audited import audit_of, noted
 from tunedock.serve.engines.child import ChildEngine
 from tunedock.serve.metrics import Metrics
 from tunedock.serve.models import Models
 from tunedock.serve.records import AccessLog
 from tunedock.serve.server import Server, certificate_end, listen, tls_context
+from tunedock.serve.turn import Bounds, Gateway
 from tunedock.serve.versions.follow import Follow, loaded
 
 LOOK_S = 0.2
@@ -54,6 +54,8 @@ def serve(order: ServeOrder, emit: Emitter, stop: StopRequest, look_again: LookA
             Metrics(models),
             Bounds(body_bytes=order.body_bytes, request_s=order.request_s),
             hosts=frozenset({"127.0.0.1", "localhost", "::1", order.host}) if order.open else None,
+            origins=tuple(order.cors_origins),
+            log_bodies=order.log_bodies,
         )
         if order.tls_cert:
             gateway.metrics.certificate(certificate_end(order.tls_cert))

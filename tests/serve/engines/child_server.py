@@ -10,10 +10,11 @@ import uvicorn
 
 from gateway_bed import token_engine
 from tunedock.serve.access import Access, AccessSettings
-from tunedock.serve.app import Gateway, create_app
+from tunedock.serve.app import create_app
 from tunedock.serve.metrics import Metrics
 from tunedock.serve.models import Models, Served
 from tunedock.serve.records import AccessLog
+from tunedock.serve.turn import Gateway
 
 engine, generator = token_engine()
 generator.pause_s = 0.02
