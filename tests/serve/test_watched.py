@@ -84,7 +84,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         bed.gateway.metrics.certificate(time.time() + 86_400)
         bed.gateway.metrics.registry_up.labels("models.db").set(
             1
-        )  # as what follows a registry says it, see `test_versions`
+        )  # as what follows a registry says it, see `test_served_versions`
         bed.gateway.metrics.version_failed.labels("support", "3").set(1)
         first, second = (Served("support", tiny, "tiny", "fr", version) for version in ("1", "2"))
         bed.gateway.models.put(first, Canary(second, "support", 50.0))
