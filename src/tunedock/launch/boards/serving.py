@@ -207,6 +207,12 @@ ENGINES = Row(
             "{{instance}} {{model}}",
             between=(0, 1),
         ),
+        _lines(
+            "Starts again",
+            f"sum by (instance, model) (increase(tunedock_engine_restarts_total{{{MODEL}}}[$__rate_interval]))",
+            "{{instance}} {{model}}",
+            about="Of engines that are programs; what they were answering was lost each time.",
+        ),
     ],
 )
 STORE = Row(
@@ -228,6 +234,19 @@ STORE = Row(
             ),
             "{{code}}",
             "reqps",
+        ),
+        _lines(
+            "Keys of JSON Web Tokens can be had",
+            f"tunedock_token_keys_up{{{HERE}}}",
+            "{{instance}}",
+            between=(0, 1),
+            about="When they were last asked for; those that are known hold for a day.",
+        ),
+        _lines(
+            "Until the certificate ends",
+            f"tunedock_tls_certificate_expires_timestamp_seconds{{{HERE}}} - time()",
+            "{{instance}}",
+            "s",
         ),
         _lines(
             "Lines of the access log that were lost",
