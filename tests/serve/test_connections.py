@@ -512,3 +512,29 @@ def test_names_that_lead_here_from_elsewhere(bed: Bed, host: str) -> None:
             assert statuses(said(bed, b"GET /v1/models HTTP/1.1\r\nHost: " + own + b"\r\n")) == [200], own
     finally:
         bed.gateway.hosts = None
+
+
+@pytest.mark.parametrize(
+    ("origin", "wanted"),
+    [
+        ("https://evil.example", 403),
+        ("http://127.0.0.1.evil.example", 403),
+        ("http://evil.example:80@127.0.0.1", 403),
+        ("null", 403),
+        ("", 403),
+        ("127.0.0.1", 403),
+        ("http://localhost:3000", 200),
+        ("http://[::1]", 200),
+        (None, 200),
+    ],
+)
+def test_pages_of_other_sites_cannot_ask_an_open_gateway(bed: Bed, origin: str | None, wanted: int) -> None:
+    """A browser sends what a page gives it without a word where it has no type; where it came from it says."""
+    bed.gateway.hosts = frozenset({"127.0.0.1", "localhost", "::1"})
+    try:
+        headers = {} if origin is None else {"Origin": origin}
+        answer = httpx.post(f"{bed.url}/v1/chat/completions", content=CHAT, headers=headers)
+        assert answer.status_code == wanted, answer.text
+        assert wanted == 200 or answer.json()["error"]["code"] == "origin_not_allowed"
+    finally:
+        bed.gateway.hosts = None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -137,7 +139,7 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "UTF-32": (CHAT, json.dumps(chat()[1]).encode("utf-32")),
     "half a character in UTF-8": (CHAT, json.dumps(chat()[1]).encode().replace(b'"a"', b'"\xed\xa0\x80"')),
     "UTF-8 longer than it needs": (CHAT, json.dumps(chat()[1]).encode().replace(b'"a"', b'"\xc0\xaf"')),
-    "compressed": (CHAT, b"\x1f\x8b\x08\x00\x00"),
+    "compressed without a word": (CHAT, b"\x1f\x8b\x08\x00\x00"),
     "NULs": (CHAT, b"\x00" * 100),
     "a number of five thousand digits": (CHAT, json.dumps(chat()[1]).encode().replace(b"2", b"9" * 5000)),
     "a number without end": (CHAT, json.dumps(chat()[1]).encode().replace(b"2", b"1e999")),
@@ -156,6 +158,67 @@ def test_it_is_refused_by_what_is_wrong_with_it(bed: Bed, path: str, body: Any) 
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
     assert len(error["message"]) < 700
+
+
+KINDS: dict[str, list[tuple[str, str]]] = {
+    "compressed": [("Content-Encoding", "gzip")],
+    "compressed twice": [("Content-Encoding", "gzip, br")],
+    "a text": [("Content-Type", "text/plain")],
+    "a form": [("Content-Type", "multipart/form-data; boundary=x")],
+    "of no kind": [("Content-Type", "")],
+    "of two kinds": [("Content-Type", "application/json"), ("Content-Type", "text/plain")],
+    "of two kinds in one": [("Content-Type", "application/json, text/plain")],
+    "in another encoding": [("Content-Type", "application/json; charset=utf-16")],
+    "like JSON": [("Content-Type", "application/vnd.api+json")],
+}
+
+
+@pytest.mark.parametrize("headers", KINDS.values(), ids=KINDS)
+def test_what_says_that_it_is_something_else_is_not_read(bed: Bed, headers: list[tuple[str, str]]) -> None:
+    answer = httpx.post(f"{bed.url}{CHAT}", content=json.dumps(chat()[1]), headers=headers)
+    assert answer.status_code == 415 and answer.json()["error"]["message"].startswith("the body is ")
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf8"']
+)
+def test_json_by_its_names(bed: Bed, kind: str) -> None:
+    headers = {"Content-Type": kind, "Content-Encoding": "identity"}
+    assert httpx.post(f"{bed.url}{CHAT}", content=json.dumps(chat()[1]), headers=headers).status_code == 200
+
+
+def test_many_large_bodies_at_once_have_no_more_than_there_is_room_for(bed: Bed) -> None:
+    """Those that are too many are told to come again, and what they held is free when they are answered."""
+    half = b'{"model": "' + b"a" * (1 << 20)
+    usual, bed.gateway.room.most = bed.gateway.room.most, 3 << 20
+    try:
+        with ExitStack() as stack:
+            sending = [stack.enter_context(socket.create_connection(address(bed), 10)) for _ in range(4)]
+            head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(half) + 2)
+            for one in sending[:2]:
+                one.sendall(head + half)
+            until(lambda: bed.gateway.room.taken == 2 * len(half))
+            sending[2].sendall(head + half)
+            assert b" 503 " in sending[2].recv(4096).partition(b"\r\n")[0]
+            assert sent(bed, *chat()).status_code == 200  # a small one fits
+            for one in sending[:2]:
+                one.sendall(b'"}')
+                assert b" 400 " in one.recv(4096).partition(b"\r\n")[0]
+        until(lambda: bed.gateway.room.taken == 0)
+    finally:
+        bed.gateway.room.most = usual
+
+
+def address(bed: Bed) -> tuple[str, int]:
+    host, _, port = bed.url.removeprefix("http://").partition(":")
+    return host, int(port)
+
+
+def until(true: Callable[[], bool], within_s: float = 10.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 TAKEN: dict[str, tuple[str, Any]] = {

@@ -141,9 +141,21 @@ def _require_host(gateway: Gateway, request: Request) -> None:
     if hosts is None:
         return
     # Not `request.url`: of a header that is none, Starlette makes the server's own address, which is a name that is allowed.
-    found = _HOST.fullmatch(request.headers.get("host", ""))
-    if found is None or found["name"].strip("[]").lower() not in hosts:
+    if _name(request.headers.get("host", "")) not in hosts:
         raise ApiError(403, "this gateway does not answer to that name", code="host_not_allowed", param="Host")
+    # A page of another site needs no name of its own to have a browser send something here.
+    origin = request.headers.get("origin")
+    if origin is None or {origin, "*"} & set(gateway.origins) or _name(origin.partition("://")[2]) in hosts:
+        return
+    raise ApiError(
+        403, "this gateway does not answer to pages of other sites", code="origin_not_allowed", param="Origin"
+    )
+
+
+def _name(host: str) -> str | None:
+    """Of a host with or without a port; None where it is none."""
+    found = _HOST.fullmatch(host)
+    return None if found is None else found["name"].strip("[]").lower()
 
 
 def _said(turn: Turn, error: ApiError | Refused) -> Response:

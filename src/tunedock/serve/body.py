@@ -6,6 +6,8 @@ import asyncio
 import json
 import math
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -18,24 +20,47 @@ DEEPEST = 64
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.|\\\Z)*+(?:"|\Z)|[\[{]|[\]}]', re.DOTALL)
 """A text (that without an end too, else each quote in it would be tried as its beginning), or a bracket."""
+_JSON = re.compile(r'\s*application/json\s*(?:;\s*charset\s*=\s*"?utf-?8"?\s*)?;?\s*', re.IGNORECASE)
 QUICK_BYTES = 128 << 10
 """Up to which a body is parsed on the spot: four megabytes of small objects take two seconds, and others want to be answered."""
 
 M = TypeVar("M", bound=BaseModel)
 
 
-async def read(request: Request, *, most_bytes: int, limit_s: float) -> Any:
-    """The JSON of a request's body. Raises ApiError."""
+@dataclass(slots=True)
+class Room:
+    """Bytes that bodies of requests at work may have together: each alone may be large, a thousand at once may not."""
+
+    most: int
+    taken: int = 0
+
+    def take(self, count: int) -> None:
+        """Raises ApiError (503) where there is none left."""
+        if self.taken + count > self.most:
+            raise ApiError(
+                503,
+                "too much is being sent at once at the moment",
+                type_="server_error",
+                code="too_many_bytes",
+                headers={"Retry-After": "1"},
+            )
+        self.taken += count
+
+    def give_back(self, count: int) -> None:
+        self.taken -= count
+
+
+async def read(request: Request, take: Callable[[int], None], *, most_bytes: int, limit_s: float) -> Any:
+    """The JSON of a request's body. `take` is called with each piece's bytes. Raises ApiError, and what `take` raises."""
     said = request.headers.get("content-length", "")
     if said.isdecimal() and int(said) > most_bytes:
         raise _too_large(most_bytes)
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ApiError(415, f"the body is `{kind[:100]}`, and this endpoint reads application/json")
+    _require_json(request)
     data = bytearray()
     try:
         async with asyncio.timeout(limit_s):
             async for piece in request.stream():
+                take(len(piece))
                 data += piece
                 if len(data) > most_bytes:
                     raise _too_large(most_bytes)
@@ -44,6 +69,17 @@ async def read(request: Request, *, most_bytes: int, limit_s: float) -> Any:
     except ClientDisconnect:
         raise ApiError(400, "the client went away") from None
     return parse(bytes(data)) if len(data) <= QUICK_BYTES else await asyncio.to_thread(parse, bytes(data))
+
+
+def _require_json(request: Request) -> None:
+    """Raises ApiError (415) for what says of itself that it is something else, compressed, or several things."""
+    packed = request.headers.get("content-encoding", "identity").strip().lower()
+    if packed != "identity":
+        raise ApiError(415, f"the body is compressed (`{packed[:100]}`), and this endpoint reads it as it is")
+    kinds = request.headers.getlist("content-type") or ["application/json"]
+    if len(kinds) > 1 or not _JSON.fullmatch(kinds[0]):
+        kind = ", ".join(kinds)[:100]
+        raise ApiError(415, f"the body is `{kind}`, and this endpoint reads application/json in UTF-8")
 
 
 def _too_large(most_bytes: int) -> ApiError:

@@ -114,7 +114,7 @@ async def embeddings(turn: Turn) -> Response:
 
 async def _body(turn: Turn) -> Any:
     bounds = turn.gateway.bounds
-    value = await read(turn.request, most_bytes=bounds.body_bytes, limit_s=bounds.body_s)
+    value = await read(turn.request, turn.take, most_bytes=bounds.body_bytes, limit_s=bounds.body_s)
     if turn.gateway.log_bodies:
         turn.asked = value
     return value

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import Request
 
 from tunedock.serve.access import Access
+from tunedock.serve.body import Room
 from tunedock.serve.jobs import Delta, ToolDelta, Usage
 from tunedock.serve.metrics import Metrics
 from tunedock.serve.models import Models, Served, leave
@@ -17,8 +18,8 @@ from tunedock.serve.readiness import Readiness
 from tunedock.serve.records import AccessLog
 
 OTHER = "other"
-LONGEST_PATH = 200
-"""Of a path in the log and in errors."""
+LONGEST_PATH, LONGEST_METHOD = 200, 16
+"""Of a path and a method in the log and in errors."""
 LOGGED = 1 << 16
 """Characters of a request and of an answer in a log that has them."""
 
@@ -29,6 +30,8 @@ class Bounds:
 
     body_bytes: int = 4 << 20
     body_s: float = 30.0
+    bodies_bytes: int = 256 << 20
+    """Of all requests at work."""
     request_s: float = 600.0
 
 
@@ -49,11 +52,13 @@ class Gateway:
     log_bodies: bool = False
     """Whether the access log has what was said, and not only who spoke."""
     readiness: Readiness = field(init=False)
+    room: Room = field(init=False)
     draining: bool = False
     """Set when the gateway is to end: what is at work is finished, `/ready` says no."""
 
     def __post_init__(self) -> None:
         self.readiness = Readiness(self.models, self.gate)
+        self.room = Room(self.bounds.bodies_bytes)
         self.metrics.watch(self.readiness, self.gate, self.log)
 
 
@@ -74,6 +79,8 @@ class Turn:
     first_s: float | None = None
     status: int = 200
     code: str | None = None
+    body_bytes: int = 0
+    """Read so far, and taken of the room for bodies."""
     asked: Any = None
     """The request as it was sent, where the log is to have it."""
     _made: list[str] = field(default_factory=list)
@@ -85,6 +92,11 @@ class Turn:
     def labels(self) -> tuple[str, str, str]:
         served = self.served
         return (served.name, served.adapter or "", served.version or "") if served else ("", "", "")
+
+    def take(self, count: int) -> None:
+        """Bytes of the body have come. Raises ApiError where there is no room for them."""
+        self.gateway.room.take(count)
+        self.body_bytes += count
 
     def heard(self, piece: Delta | ToolDelta) -> None:
         """A piece of the answer has come."""
@@ -106,6 +118,7 @@ class Turn:
             return
         self._ended = True
         leave(self.served)
+        self.gateway.room.give_back(self.body_bytes)
         took, metrics = time.monotonic() - self.began, self.gateway.metrics
         metrics.requests.labels(self.route, str(self.status), *self.labels).inc()
         if self.code is not None and self.usage is None:
@@ -124,7 +137,7 @@ class Turn:
                 "request": self.id,
                 "subject": self.subject,
                 "client": self.request.client.host if self.request.client else None,
-                "method": self.request.method,
+                "method": self.request.method[:LONGEST_METHOD],
                 "path": self.request.scope["path"][:LONGEST_PATH],
                 "model": self.served.name if self.served else None,
                 "adapter": self.served.adapter if self.served else None,
