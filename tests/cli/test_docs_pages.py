@@ -51,6 +51,12 @@ def test_its_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(there), target
 
 
+@pytest.mark.parametrize("page", WRITTEN, ids=named)
+def test_the_tests_it_names_are_there(page: Path) -> None:
+    for path in re.findall(r"`(tests/[^`\s]+)`", page.read_text(encoding="utf-8")):
+        assert (DOCS.parent / path).exists(), path
+
+
 @pytest.mark.parametrize("page", [page for page in WRITTEN if commands(page)], ids=named)
 def test_its_commands_are_commands(page: Path) -> None:
     for line in commands(page):

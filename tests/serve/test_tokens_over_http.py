@@ -154,3 +154,13 @@ def test_no_token_is_in_the_log(bed: Bed, folder: Path) -> None:
     log = (folder / "access.jsonl").read_text()
     assert '"invalid_api_key"' in log
     assert not any(part in log for part in forged.split("."))
+
+
+def test_strangers_are_told_no_names(bed: Bed) -> None:
+    """Whether it is ready anybody may know, of which models it is only those who may call."""
+    for values in ([], [f"Bearer {BAD['none']()}".encode()], [f"Bearer {BAD['expired']()}".encode()]):
+        status, body, _ = sent(bed, values, "GET", "/ready")
+        assert (status, json.loads(body)) == (200, {"status": "ready"})
+        assert sent(bed, values, "GET", "/health")[0] == 200
+    status, body, _ = sent(bed, [f"Bearer {token()}".encode()], "GET", "/ready")
+    assert (status, json.loads(body)) == (200, {"status": "ready", "models": ["tiny"]})
