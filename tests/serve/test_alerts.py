@@ -56,6 +56,26 @@ def test_what_goes_wrong_is_told(tmp_path: Path) -> None:
             }
 
 
+@pytest.mark.long
+def test_an_engine_that_goes_away_is_told(tmp_path: Path) -> None:
+    """And with it that its callers get errors; the model beside it is not spoken of."""
+    with (
+        serving(tmp_path, "--open") as far,
+        serving(tmp_path, f"far=tunedock+{far.url}/v1", "--engine-model", "tiny", "--open") as gateway,
+    ):
+        monitoring(tmp_path, "--gateway", gateway.url)
+        with prometheus(tmp_path / "watched") as watching:
+            until(lambda: watching.values('tunedock_engine_up{model="far"}') == [1])
+            assert asked(gateway, model="far") == 200 and not firing(watching)
+            kill(far)
+            until(lambda: "EngineDown" in firing(watching))
+            for _ in range(20):
+                assert asked(gateway, model="far") >= 500 and asked(gateway) == 200
+                time.sleep(0.1)
+            until(lambda: firing(watching) == {"EngineDown", "ManyServerErrors"})
+            assert {one["labels"]["model"] for one in watching.ask("alerts")["alerts"]} == {"far"}
+
+
 def monitoring(folder: Path, *arguments: str) -> None:
     command = [sys.executable, "-m", "tunedock", "monitoring", "watched", *arguments]
     subprocess.run(command, cwd=folder, check=True, timeout=60, stdout=subprocess.DEVNULL)
@@ -63,8 +83,9 @@ def monitoring(folder: Path, *arguments: str) -> None:
     rules.write_text(re.sub(r"for: \d+m", "for: 1s", rules.read_text()))  # a test has no ten minutes
 
 
-def asked(gateway: Serving, key: str, ca: Path) -> int:
-    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+def asked(gateway: Serving, key: str = "none", ca: Path | None = None, model: str = "tiny") -> int:
+    """The status of an answer."""
+    body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
     headers = {"Authorization": f"Bearer {key}"}
     with httpx.Client(verify=ssl.create_default_context(cafile=ca), timeout=60) as client:
         return client.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers).status_code
