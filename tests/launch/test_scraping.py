@@ -17,6 +17,7 @@ ALL = Scraped(
     runs=[Address("127.0.0.1:9400")],
     key_file="prometheus.key",
     ca_file="ca.pem",
+    server_name="gw.example",
 )
 
 
@@ -44,7 +45,7 @@ def test_each_is_scraped_as_it_is_to_be() -> None:
     assert gateways == {
         "job_name": GATEWAYS,
         "authorization": {"credentials_file": "prometheus.key"},
-        "tls_config": {"ca_file": "ca.pem"},
+        "tls_config": {"ca_file": "ca.pem", "server_name": "gw.example"},
         "static_configs": [
             {"targets": ["gw-1:8000"]},
             {"targets": ["[::1]:8443"], "labels": {"__scheme__": "https"}},

@@ -47,6 +47,15 @@ def monitoring(
             "--ca-file", metavar="FILE", help="Who signed the gateways' certificates, PEM.", show_default=False
         ),
     ] = None,
+    server_name: Annotated[
+        str | None,
+        typer.Option(
+            "--server-name",
+            metavar="NAME",
+            help="In the gateways' certificates, where they are reached by another.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
     """Write what Prometheus and Grafana need to watch gateways and runs: settings, alerts, dashboards.
@@ -63,6 +72,7 @@ def monitoring(
         runs=[address(text, "--runs") for text in runs or []],
         key_file=_absolute(key_file),
         ca_file=_absolute(ca_file),
+        server_name=server_name,
     )
     for path in write(folder, scraped, over=force):
         print(printable(path))

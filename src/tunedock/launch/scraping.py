@@ -59,6 +59,8 @@ class Scraped:
     """With the key that gateways want (`tunedock token issue prometheus`), and nothing else; None for open ones."""
     ca_file: str | None = None
     """Of the authority that signed the gateways' certificates; None: one that the machine knows."""
+    server_name: str | None = None
+    """In their certificates, where they are reached by another."""
 
 
 def prometheus_yaml(scraped: Scraped) -> str:
@@ -82,8 +84,9 @@ def _gateways(scraped: Scraped) -> dict[str, Any]:
     job: dict[str, Any] = {"job_name": GATEWAYS}
     if scraped.key_file is not None:
         job["authorization"] = {"credentials_file": scraped.key_file}
-    if scraped.ca_file is not None:
-        job["tls_config"] = {"ca_file": scraped.ca_file}
+    named = {"ca_file": scraped.ca_file, "server_name": scraped.server_name}
+    if tls := {name: value for name, value in named.items() if value is not None}:
+        job["tls_config"] = tls
     return job | {"static_configs": _targets(scraped.gateways)}
 
 
