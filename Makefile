@@ -15,10 +15,11 @@ QUICK = OMP_NUM_THREADS=1 $(PYTEST) -m "not long" --hypothesis-profile repeatabl
 CPU_WHEELS = https://download.pytorch.org/whl/cpu
 WANTS_CPU = [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1
 
-.PHONY: help demo demo-base test test-all check format docs boards lock bench chaos clean
+.PHONY: help demo demo-serve demo-base test test-all check format docs boards lock bench chaos clean
 
 help:
 	@echo "make demo       fine-tune a small model on this machine and see what it learnt (minutes, no GPU, no network once installed)"
+	@echo "make demo-serve export it, verify it, serve it, promote a second version and take it back, while clients go on asking"
 	@echo "make test       the quick tests          make test-all   all tests"
 	@echo "make check      format, lint, types, quick tests"
 	@echo "make format     put the code into shape  make docs       write the generated reference pages"
@@ -31,6 +32,9 @@ help:
 
 demo: $(VENV)/.installed
 	@$(BIN)/python examples/demo/demo.py
+
+demo-serve: $(VENV)/.installed-serve
+	@$(BIN)/python examples/demo/serving.py
 
 demo-base: $(VENV)/.installed
 	$(BIN)/python examples/demo/make_base.py
@@ -93,6 +97,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing what the tests need into $(VENV)"
 	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-serve: $(VENV)/.installed
+	@echo "installing what serving needs into $(VENV); llama.cpp is compiled: some minutes, and a C++ compiler"
+	@$(PIP) install -c constraints.txt -e '.[serve,models,llama-cpp]' openai
 	@touch $@
 
 # The quick tests leave out what asks llama.cpp where it is not installed; all tests never do.
