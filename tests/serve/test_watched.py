@@ -48,10 +48,12 @@ QUERIES = [query for row in serving.BOARD.rows for panel in row.panels for query
 
 
 @dataclass
-class Watched:
+class AtWork:
+    """A gateway with traffic of every kind."""
+
     bed: Bed
     key: str
-    prometheus: Prometheus
+    folder: Path
 
     def told(self) -> dict[str, set[str]]:
         """Metric -> its labels, as `/metrics` has them."""
@@ -63,24 +65,14 @@ class Watched:
             if not sample.name.endswith("_created")
         }
 
-    def lacks(self, query: Query) -> str | None:
-        """What is wrong with its answer. Of GPUs: at least it is a query."""
-        found = self.prometheus.ask("query", query=asked(query))["result"]
-        labels = {label for one in found for label in one["metric"]}
-        if names_in(query.expr) & NOT_HERE:
-            return None
-        if not found or "NaN" in {one["value"][1] for one in found}:
-            return f"no number: {query.expr}"
-        return None if set(re.findall(r"{{(\w+)}}", query.legend)) <= labels else f"not labelled: {query}"
-
 
 def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """Traffic of every kind, until the tests are over."""
+def at_work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AtWork]:
+    """Until the tests are over."""
     folder = tmp_path_factory.mktemp("watched")
     store = folder / "access.db"
     key, limited = issued(store, "ada"), issued(store, "bob", requests_per_minute=1, models=("tiny",))
@@ -95,9 +87,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         sleeper = ChildEngine("openai", Command((sys.executable, "-c", "import time; time.sleep(600)")))
         bed.gateway.models.put(Served("child", sleeper, "child"))
         bed.gateway.metrics.certificate(time.time() + 86_400)
-        bed.gateway.metrics.registry_up.labels("models.db").set(
-            1
-        )  # as what follows a registry says it, see `test_served_versions`
+        # As what follows a registry says it (`test_served_versions`).
+        bed.gateway.metrics.registry_up.labels("models.db").set(1)
         bed.gateway.metrics.version_failed.labels("support", "3").set(1)
         first, second = (Served("support", tiny, "tiny", "fr", version) for version in ("1", "2"))
         bed.gateway.models.put(first, Canary(second, "support", 50.0))
@@ -106,15 +97,20 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         both = [issued(store, name) for name in in_and_out]
         busy = threading.Thread(target=traffic, args=(bed, key, limited, both, over))
         busy.start()
-        files = folder / "prometheus"
-        write(files, Scraped(gateways=[address(bed.url, "--gateway")], key_file=str(folder / "prometheus.key")))
         try:
-            with prometheus(files) as made:
-                yield Watched(bed, key, made)
+            yield AtWork(bed, key, folder)
         finally:
             over.set()
             busy.join(30)
     gate.close()
+
+
+@pytest.fixture(scope="module")
+def watched(at_work: AtWork) -> Iterator[Prometheus]:
+    files, key = at_work.folder / "prometheus", at_work.folder / "prometheus.key"
+    write(files, Scraped(gateways=[address(at_work.bed.url, "--gateway")], key_file=str(key)))
+    with prometheus(files) as made:
+        yield made
 
 
 def traffic(bed: Bed, key: str, limited: str, both: list[str], over: threading.Event) -> None:
@@ -154,47 +150,61 @@ def names_in(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w:])tunedock_\w+", text))
 
 
-def test_prometheus_gets_in_and_takes_the_rules(watched: Watched) -> None:
-    until(lambda: [one["health"] for one in watched.prometheus.targets()] == ["up"])
-    until(lambda: all(rule["health"] == "ok" for rule in watched.prometheus.rules()))
-    assert len(watched.prometheus.rules()) > 15
+def lacks(watched: Prometheus, query: Query) -> str | None:
+    """What is wrong with its answer. Of GPUs: at least it is a query."""
+    found = watched.ask("query", query=asked(query))["result"]
+    labels = {label for one in found for label in one["metric"]}
+    if names_in(query.expr) & NOT_HERE:
+        return None
+    if not found or "NaN" in {one["value"][1] for one in found}:
+        return f"no number: {query.expr}"
+    return None if set(re.findall(r"{{(\w+)}}", query.legend)) <= labels else f"not labelled: {query}"
 
 
-def test_every_figure_of_the_dashboard_has_an_answer(watched: Watched) -> None:
+def test_prometheus_gets_in_and_takes_the_rules(watched: Prometheus) -> None:
+    until(lambda: [one["health"] for one in watched.targets()] == ["up"])
+    until(lambda: all(rule["health"] == "ok" for rule in watched.rules()))
+    assert len(watched.rules()) > 15
+
+
+def test_every_figure_of_the_dashboard_has_an_answer(watched: Prometheus) -> None:
     """Each query by itself, as Grafana would send it; what a line is called by is among its labels."""
     until(
-        lambda: not any(map(watched.lacks, QUERIES)), says=lambda: "\n".join(filter(None, map(watched.lacks, QUERIES)))
+        lambda: not any(lacks(watched, query) for query in QUERIES),
+        says=lambda: "\n".join(filter(None, (lacks(watched, query) for query in QUERIES))),
     )
 
 
-def test_versions_are_told_apart(watched: Watched) -> None:
+def test_versions_are_told_apart(watched: Prometheus) -> None:
     """A canary has its part of the callers."""
     query = asked(Query(serving.rate(serving.REQUESTS, "model, version", serving.ASKED), ""))
-    found = watched.prometheus.ask("query", query=query)["result"]
+    found = watched.ask("query", query=query)["result"]
     assert {one["metric"].get("version") for one in found} >= {"1", "2"}
 
 
-def test_all_that_is_asked_for_is_told(watched: Watched) -> None:
-    text = " ".join(query.expr for query in QUERIES) + json.dumps(
-        [rule["query"] for rule in watched.prometheus.rules()]
-    )
-    assert names_in(text) - NOT_HERE <= watched.told().keys(), names_in(text) - NOT_HERE - watched.told().keys()
+def test_all_that_is_asked_for_is_told(watched: Prometheus, at_work: AtWork) -> None:
+    text = " ".join(query.expr for query in QUERIES) + json.dumps([rule["query"] for rule in watched.rules()])
+    assert names_in(text) - NOT_HERE <= at_work.told().keys(), names_in(text) - NOT_HERE - at_work.told().keys()
 
 
-def test_all_that_is_told_is_shown(watched: Watched) -> None:
+def test_all_that_is_told_is_shown(at_work: AtWork) -> None:
     shown = names_in(" ".join(query.expr for query in QUERIES))
-    told = watched.told().keys()
+    told = at_work.told().keys()
     assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in told} <= {
         re.sub(r"_(bucket|count|sum)$", "", name) for name in shown
     }
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
-def test_the_guide_lists_what_is_told(watched: Watched, guide: Path) -> None:
+def test_the_guide_lists_what_is_told(at_work: AtWork, guide: Path) -> None:
     rows = re.findall(r"^\| (`tunedock_.*?) \| (.*?) ?\| .* \|$", guide.read_text(encoding="utf-8"), re.MULTILINE)
     listed = {name: set(re.findall(r"\w+", labels)) for names, labels in rows for name in re.findall(r"`(\w+)`", names)}
-    told = {re.sub(r"_(bucket|count|sum)$", "", name): labels for name, labels in watched.told().items()}
-    assert {name: labels for name, labels in listed.items() if name not in NOT_HERE} == told
+    here = {name: labels for name, labels in listed.items() if name not in NOT_HERE}
+
+    def told() -> dict[str, set[str]]:
+        return {re.sub(r"_(bucket|count|sum)$", "", name): labels for name, labels in at_work.told().items()}
+
+    until(lambda: told() == here, says=lambda: f"{told()}\n{here}")
 
 
 def until(true: Any, *, limit_s: float = 30.0, says: Any = lambda: "") -> None:
