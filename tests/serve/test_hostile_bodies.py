@@ -169,6 +169,8 @@ KINDS: dict[str, list[tuple[str, str]]] = {
     "of two kinds": [("Content-Type", "application/json"), ("Content-Type", "text/plain")],
     "of two kinds in one": [("Content-Type", "application/json, text/plain")],
     "in another encoding": [("Content-Type", "application/json; charset=utf-16")],
+    "of a kind without end": [("Content-Type", "application/json" + " " * 60_000 + "x")],
+    "of parameters without end": [("Content-Type", "application/json" + ";" * 60_000 + "charset=x")],
     "like JSON": [("Content-Type", "application/vnd.api+json")],
 }
 
@@ -180,7 +182,13 @@ def test_what_says_that_it_is_something_else_is_not_read(bed: Bed, headers: list
 
 
 @pytest.mark.parametrize(
-    "kind", ["application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf8"']
+    "kind",
+    [
+        "application/json",
+        "Application/JSON; charset=UTF-8",
+        "application/json;v=1; charset=utf-8",
+        'application/json;charset="utf8"',
+    ],
 )
 def test_json_by_its_names(bed: Bed, kind: str) -> None:
     headers = {"Content-Type": kind, "Content-Encoding": "identity"}

@@ -20,7 +20,6 @@ DEEPEST = 64
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.|\\\Z)*+(?:"|\Z)|[\[{]|[\]}]', re.DOTALL)
 """A text (that without an end too, else each quote in it would be tried as its beginning), or a bracket."""
-_JSON = re.compile(r'\s*application/json\s*(?:;\s*charset\s*=\s*"?utf-?8"?\s*)?;?\s*', re.IGNORECASE)
 QUICK_BYTES = 128 << 10
 """Up to which a body is parsed on the spot: four megabytes of small objects take two seconds, and others want to be answered."""
 
@@ -67,7 +66,7 @@ async def read(request: Request, take: Callable[[int], None], *, most_bytes: int
     except TimeoutError:
         raise ApiError(408, f"the body did not come within {limit_s:.0f} s", headers={"Connection": "close"}) from None
     except ClientDisconnect:
-        raise ApiError(400, "the client went away") from None
+        raise ApiError(499, "the client went away", code="client_closed_request") from None
     return parse(bytes(data)) if len(data) <= QUICK_BYTES else await asyncio.to_thread(parse, bytes(data))
 
 
@@ -77,9 +76,16 @@ def _require_json(request: Request) -> None:
     if packed != "identity":
         raise ApiError(415, f"the body is compressed (`{packed[:100]}`), and this endpoint reads it as it is")
     kinds = request.headers.getlist("content-type") or ["application/json"]
-    if len(kinds) > 1 or not _JSON.fullmatch(kinds[0]):
+    if len(kinds) > 1 or not _is_json(kinds[0]):
         kind = ", ".join(kinds)[:100]
         raise ApiError(415, f"the body is `{kind}`, and this endpoint reads application/json in UTF-8")
+
+
+def _is_json(kind: str) -> bool:
+    name, *parameters = kind.lower().split(";")
+    named = (text.partition("=") for text in parameters)
+    encodings = {value.strip(' "\t') for key, _, value in named if key.strip() == "charset"}
+    return name.strip() == "application/json" and encodings <= {"utf-8", "utf8"}
 
 
 def _too_large(most_bytes: int) -> ApiError:
