@@ -27,7 +27,7 @@ import families
 from access_bed import issued, jwt_settings
 from gateway_bed import Bed, engine_of, gateway
 from prometheus_bed import Prometheus, prometheus
-from tunedock.launch.boards import serving
+from tunedock.launch.boards import queries, serving
 from tunedock.launch.boards.shape import Query
 from tunedock.launch.scraping import Scraped, address, write
 from tunedock.registry.canary import is_in
@@ -177,7 +177,7 @@ def test_every_figure_of_the_dashboard_has_an_answer(watched: Prometheus) -> Non
 
 def test_versions_are_told_apart(watched: Prometheus) -> None:
     """A canary has its part of the callers."""
-    query = asked(Query(serving.rate(serving.REQUESTS, "model, version", serving.ASKED), ""))
+    query = asked(Query(queries.rate(serving.REQUESTS, "model, version", queries.ASKED), ""))
     found = watched.ask("query", query=query)["result"]
     assert {one["metric"].get("version") for one in found} >= {"1", "2"}
 

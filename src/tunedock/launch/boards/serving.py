@@ -1,36 +1,13 @@
-"""What a gateway looks like: figures of `tunedock serve`, a row for each thing one may want to know.
-
-Rates are taken over `$__rate_interval`, which Grafana makes of the time shown and of how often Prometheus scrapes. A share of
-nothing is left out, not drawn as a number.
-"""
+"""What a gateway looks like: figures of `tunedock serve`, a row for each thing one may want to know."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tunedock.launch.boards.queries import ASKED, HERE, MODEL, quantile, rate, share
 from tunedock.launch.boards.shape import Board, Panel, Query, Row, Unit, Variable
 
-HERE = 'instance=~"$instance"'
-MODEL = f'{HERE},model=~"$model"'
-ASKED = f'{MODEL},path=~"/v1/.+"'
-"""Without those of Prometheus itself."""
 QUANTILES = (0.5, 0.95, 0.99)
-
-
-def rate(metric: str, by: str, where: str = MODEL) -> str:
-    """A second, in sum, by these labels."""
-    return f"sum by ({by}) (rate({metric}{{{where}}}[$__rate_interval]))"
-
-
-def share(metric: str, part: str, by: str) -> str:
-    """Of the requests of each group, how many are such; 0 where none is, nothing where there are no requests."""
-    some, every = rate(metric, by, f"{ASKED},{part}"), rate(metric, by, ASKED)
-    return f"({some} or 0 * {every}) / ({every} > 0)"
-
-
-def quantile(which: float, histogram: str, by: str = "", where: str = MODEL) -> str:
-    labels = f"le, {by}" if by else "le"
-    return f"histogram_quantile({which}, {rate(f'{histogram}_bucket', labels, where)})"
 
 
 def _spread(title: str, histogram: str, where: str = MODEL, *, about: str = "", width: int = 8) -> Panel:
