@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +19,8 @@ import pytest
 import torch
 from openai import OpenAI
 from safetensors.torch import load_file, save_file
+
+from serving_bed import serving
 
 ROOT = Path(__file__).parents[2]
 MESSAGES: Any = [{"role": "user", "content": "My kettle is broken. It is order 4071."}]
@@ -51,32 +50,10 @@ def tunedock(folder: Path, *arguments: str) -> str:
 
 
 @contextmanager
-def served(folder: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def served(folder: Path, model: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """(address, the command): a gateway until the block's end."""
-    command = [sys.executable, "-m", "tunedock", "serve", *arguments, "--port", "0"]
-    process = subprocess.Popen(
-        command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    said: list[str] = []
-    found = threading.Event()
-
-    def listen() -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            said.append(line)
-            if " at http" in line:
-                found.set()
-
-    threading.Thread(target=listen, daemon=True).start()
-    try:
-        assert found.wait(120), "".join(said)
-        url = next(match[1] for line in said if (match := re.search(r" at (https?://\S+)/v1", line)))
-        yield url, process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        process.wait(60)
+    with serving(folder, *arguments, model=model) as made:
+        yield made.url, made.process
 
 
 @pytest.mark.long
