@@ -3,9 +3,10 @@
     python -m benchmarks.serving_engine [--model small] [--requests 16] [--answer-tokens 64] [--rounds 3] [--threads 1]
 
 In each round every side answers the same new prompts (made-up words, 20 to 200 tokens), greedily, turn about; figures are medians
-over the rounds, ratios are of rates within a round. `generate` goes one by one, in this process (`--alone` of the prompts: its rate
-does not depend on how many). `transformers serve` is a process of its own, asked over HTTP by as many clients as requests:
-as it comes, and with `--continuous-batching`. Ours must give the very tokens `generate` gives in float32, or nothing is measured.
+over the rounds, ratios are of rates within a round. `generate` goes one by one, in this process (`--alone` of the prompts: its
+rate does not depend on how many), and our engine is asked here too: it must give the very tokens `generate` gives in float32, or
+nothing is measured. The servers are processes of their own, asked over HTTP by as many clients as requests: `tunedock serve` with
+a key and an access log, which the ratios are of, and `transformers serve`, as it comes and with `--continuous-batching`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -29,11 +31,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import models
+from benchmarks.gateway.beds import ours
 from benchmarks.peers import ROOT
 from benchmarks.results import RESULTS, this_machine
 from benchmarks.words import Words
 
-OURS, GENERATE, SERVE, BATCHING = "ours", "generate", "transformers serve", "transformers serve, continuous batching"
+GATEWAY, OURS, GENERATE = "tunedock serve", "our engine, in this process", "generate, one by one"
+SERVE, BATCHING = "transformers serve", "transformers serve, continuous batching"
 START_S = 180
 
 Side = Callable[[Sequence[str]], int]
@@ -72,7 +76,7 @@ def ours_and_generate(folder: Path, arguments: argparse.Namespace) -> tuple[Side
         prompts = (tokenizer(text)["input_ids"] for text in texts)
         await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(prompts)))
 
-    def ours(texts: Sequence[str]) -> int:
+    def engine_here(texts: Sequence[str]) -> int:
         asyncio.run(all_of_them(texts))
         return most * len(texts)
 
@@ -92,12 +96,41 @@ def ours_and_generate(folder: Path, arguments: argparse.Namespace) -> tuple[Side
         return most * len(chosen)
 
     first = prompts_of(arguments.requests, 0)
-    ours(first)
+    engine_here(first)
     generate(first)
     differ = [number for number, made in answers[GENERATE].items() if answers[OURS][number] != made]
     if differ and arguments.dtype == "float32":
         raise AssertionError(f"answers {differ} are not those of `generate`")
-    return ours, generate, engine.close
+    return engine_here, generate, engine.close
+
+
+@contextmanager
+def gateway(folder: Path, arguments: argparse.Namespace) -> Iterator[Side]:
+    """`tunedock serve` as a side."""
+    cores = ",".join(map(str, range(os.cpu_count() or 1)))
+    with tempfile.TemporaryDirectory(prefix="serving-") as place:
+        options = ("--dtype", arguments.dtype, "--max-length", "2048")
+        with ours([f"m={folder}"], Path(place), *options, core=cores) as service:
+            side = asking(service.url, "m", service.key, arguments.answer_tokens)
+            side(prompts_of(arguments.requests, 0))
+            yield side
+
+
+def asking(url: str, model: str, key: str, answer_tokens: int) -> Side:
+    """All prompts at once, each by a client of its own."""
+
+    def ask(text: str) -> int:
+        body = {"model": model, "prompt": text, "max_tokens": answer_tokens, "temperature": 0.0}
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), headers)  # noqa: S310
+        with urllib.request.urlopen(request, timeout=580) as answer:  # noqa: S310 - http on loopback
+            return int(json.load(answer)["usage"]["completion_tokens"])
+
+    def side(texts: Sequence[str]) -> int:
+        with ThreadPoolExecutor(len(texts)) as pool:
+            return sum(pool.map(ask, texts))
+
+    return side
 
 
 @contextmanager
@@ -115,20 +148,7 @@ def served(folder: Path, arguments: argparse.Namespace, *options: str) -> Iterat
         try:
             _wait(port, process, log)
 
-            def ask(text: str) -> int:
-                body = {"model": str(folder), "prompt": text, "max_tokens": arguments.answer_tokens, "temperature": 0.0}
-                request = urllib.request.Request(
-                    f"http://127.0.0.1:{port}/v1/completions",
-                    json.dumps(body).encode(),
-                    {"Content-Type": "application/json"},
-                )
-                with urllib.request.urlopen(request, timeout=580) as answer:  # noqa: S310
-                    return int(json.load(answer)["usage"]["completion_tokens"])
-
-            def side(texts: Sequence[str]) -> int:
-                with ThreadPoolExecutor(len(texts)) as pool:
-                    return sum(pool.map(ask, texts))
-
+            side = asking(f"http://127.0.0.1:{port}", str(folder), "none", arguments.answer_tokens)
             side(prompts_of(arguments.requests, 0))
             yield side
         finally:
@@ -165,10 +185,10 @@ def measured(sides: dict[str, Side], rounds: int, requests: int) -> dict[str, li
 
 
 def table(rates: dict[str, list[float]]) -> str:
-    lines = ["| | tokens/s | ours is faster by |", "| --- | ---: | ---: |"]
+    lines = ["| | tokens/s | `tunedock serve` is faster by |", "| --- | ---: | ---: |"]
     for name, each in rates.items():
-        ratios = [mine / other for mine, other in zip(rates[OURS], each, strict=True)]
-        told = "" if name == OURS else f"{statistics.median(ratios):.1f}x ({min(ratios):.1f} to {max(ratios):.1f})"
+        ratios = [mine / other for mine, other in zip(rates[GATEWAY], each, strict=True)]
+        told = "" if name == GATEWAY else f"{statistics.median(ratios):.1f}x ({min(ratios):.1f} to {max(ratios):.1f})"
         lines.append(f"| {name} | {statistics.median(each):.1f} | {told} |")
     return "\n".join(lines)
 
@@ -184,11 +204,16 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--only-ours", action="store_true", help="without `transformers serve`; nothing is written")
     arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # of the servers; this process has its own setting
     folder = models.ensure(arguments.model)
     with ExitStack() as stack:
-        ours, generate, close = ours_and_generate(folder, arguments)
+        engine, generate, close = ours_and_generate(folder, arguments)
         stack.callback(close)
-        sides: dict[str, Side] = {OURS: ours, GENERATE: generate}
+        sides: dict[str, Side] = {
+            GATEWAY: stack.enter_context(gateway(folder, arguments)),
+            OURS: engine,
+            GENERATE: generate,
+        }
         if not arguments.only_ours:
             sides[SERVE] = stack.enter_context(served(folder, arguments))
             sides[BATCHING] = stack.enter_context(served(folder, arguments, "--continuous-batching"))
