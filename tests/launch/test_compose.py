@@ -167,7 +167,7 @@ def test_a_written_file_is_for_another_shell(folder: Path, tunedock: Tunedock, e
         check=False,
     )
     try:
-        assert project_name(run) in listed.stderr  # and not `given`, the name of the folder
+        assert project_name(run.path) in listed.stderr  # and not `given`, the name of the folder
     finally:
         down = ["docker-compose", "--file", str(run.path / "compose.yaml"), "down"]
         subprocess.run(down, env=environment, capture_output=True, timeout=120, check=True)

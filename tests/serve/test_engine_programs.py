@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -48,7 +49,7 @@ class Gateway:
         for line in self.process.stderr:
             self.said.append(line)
             if line.startswith("serving "):
-                self.url = line.split(" at ")[1].strip().removesuffix("/v1")
+                self.url = line.split(" at ")[1].split()[0].removesuffix("/v1")
 
     def client(self) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
@@ -103,6 +104,21 @@ def test_a_program_that_is_not_here_is_told_before_anything_else(tmp_path: Path)
     made = Gateway(tmp_path, f"demo={BASE}", "--engine", "sglang", PATH="/nowhere")
     assert made.process.wait(60) == 10
     until(lambda: any("pip install sglang" in line for line in made.said), 5)
+
+
+@pytest.mark.long
+def test_a_cold_start_is_told_in_its_parts(tmp_path: Path) -> None:
+    """To the first token of the first answer, and once."""
+    with gateway(tmp_path, f"demo={BASE}") as made:
+        [line] = [line for line in made.said if line.startswith("serving ")]
+        parts = {name: float(seconds) for name, seconds in re.findall(r"(\w+) ([\d.]+)", line.split("(")[1])}
+        assert parts.keys() == {"imports", "weights", "ready"} and parts["imports"] > 0.5
+        for _ in range(2):
+            made.client().chat.completions.create(model="demo", messages=MESSAGES, max_tokens=2)
+        until(lambda: any("first token" in line for line in made.said), 10)
+        [line] = [line for line in made.said if "first token" in line]
+        first, whole = map(float, re.findall(r"([\d.]+) s", line))
+        assert whole == pytest.approx(sum(parts.values()) + first, abs=0.3)
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +19,17 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+class Place(StrEnum):
+    local = "local"
+    docker = "docker"
+    compose = "compose"
+
+
+class Profile(StrEnum):
+    postgresql = "postgresql"
+    monitoring = "monitoring"
 
 
 class EngineKind(StrEnum):
@@ -175,6 +187,32 @@ def serve(
     grace: Annotated[
         float, typer.Option("--grace", metavar="SECONDS", min=0.1, help="For answers at work when it is to end.")
     ] = 30.0,
+    on: Annotated[
+        Place,
+        typer.Option(
+            "--on",
+            metavar="local|docker|compose",
+            help="Where the gateway is: here, or in a container of this machine.",
+        ),
+    ] = Place.local,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            "--image",
+            metavar="IMAGE",
+            help="Of a container; by default what `tunedock image build --role serve` makes.",
+        ),
+    ] = None,
+    profile: Annotated[
+        list[Profile] | None,
+        typer.Option(
+            "--profile", metavar="postgresql|monitoring", help="What compose has beside the gateway. Repeatable."
+        ),
+    ] = None,
+    folder: Annotated[
+        Path, typer.Option("--folder", metavar="DIR", help="For compose's file and the secrets it names.")
+    ] = Path("gateway"),
+    write: Annotated[bool, typer.Option("--write", help="Write compose's file, and start nothing.")] = False,
     runs_dir: RunsDir = RUNS_DIR,
 ) -> None:
     """Serve models behind a gateway that speaks OpenAI's interface, until Ctrl-C or SIGTERM. SIGHUP reads adapters again.
@@ -182,13 +220,14 @@ def serve(
     Callers show a key (`tunedock token issue`) or a JSON Web Token; --open does without, on this machine alone.
     """
     from tunedock.cli.show import display
+    from tunedock.errors import RecipeError
     from tunedock.pipeline.serving import order_of, serve_models
 
     fields = {
         "host": host,
         "port": port,
         "open": open_,
-        "store": store,
+        "store": _file(store) if store and on is not Place.local and "://" not in store else store,
         "registry": registry if "://" in registry else _file(registry),
         "keep_warm": keep_warm,
         "jwt": _jwt(jwt_audience, jwt_issuer, jwt_secret_file, jwt_secret_env, jwks),
@@ -223,8 +262,23 @@ def serve(
         runs_dir=Path(runs_dir),
         fields=fields,
     )
-    with display() as tell:
-        serve_models(order, on_event=tell)
+    if on is not Place.compose and (profile or write):
+        raise RecipeError("this is for compose", where="--profile" if profile else "--write", hint="add --on compose")
+    if on is Place.local:
+        with display() as tell:
+            serve_models(order, on_event=tell)
+        return
+    from tunedock.cli.text import printable
+    from tunedock.pipeline import serving_elsewhere as elsewhere
+
+    if on is Place.docker:
+        code = elsewhere.serve_in_container(order, image, lambda text: print(printable(text), file=sys.stderr))
+        raise typer.Exit(code)
+    profiles = [each.value for each in profile or []]
+    file = elsewhere.write_compose(order, image, folder, profiles)
+    print(printable(file))
+    if not write:
+        elsewhere.up(file, profiles)
 
 
 def _file(path: str | None) -> str | None:

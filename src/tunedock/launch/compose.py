@@ -156,7 +156,7 @@ class ComposeLauncher(DockerLauncher):
         file = run.path / FILE
         write_atomic(file, as_yaml(compose_file(bodies, beside, restarts=restarts), str(file)))
         # Else compose takes the folder's name, and who calls it by hand has another project, or that of a run of the same name.
-        write_atomic(run.path / SETTINGS_OF_COMPOSE, f"COMPOSE_PROJECT_NAME={project_name(run)}\n")
+        write_atomic(run.path / SETTINGS_OF_COMPOSE, f"COMPOSE_PROJECT_NAME={project_name(run.path)}\n")
         return file, image, found.id
 
 
@@ -193,13 +193,17 @@ class Project:
     ) -> Project:
         """Raises DependencyError where there is no compose."""
         ours = {**environment, "DOCKER_HOST": endpoint.url}
-        return cls(project_name(run), run.path / FILE, find_compose(ours), ours, profiles)
+        return cls(project_name(run.path), run.path / FILE, find_compose(ours), ours, profiles)
 
     def make(self, nodes: Sequence[str], beside: Sequence[str]) -> None:
         """Networks, volumes, and the nodes' containers, which are not started; what stands beside them is."""
         if beside:
             self._call("up", "--detach", "--no-build", *beside)
         self._call("up", "--no-start", "--no-build", "--force-recreate", *nodes)
+
+    def up(self) -> None:
+        """Everything, started."""
+        self._call("up", "--detach", "--no-build", "--remove-orphans")
 
     def nodes(self, client: DockerClient, count: int) -> list[str]:
         """The ids of the nodes' containers, in order. Raises EngineError where compose has not made them."""
@@ -236,10 +240,10 @@ class Project:
             raise EngineError(f"compose: {last}", where=str(self.file), hint=mirror)
 
 
-def project_name(run: Run) -> str:
-    """One for each folder that a run may have, and people can read."""
-    plain = re.sub(r"[^a-z0-9]+", "-", run.name.lower()).strip("-")[:32]
-    return f"tunedock-{plain}-{hashlib.sha256(os.fsencode(run.path)).hexdigest()[:6]}"
+def project_name(folder: Path) -> str:
+    """One for each folder that a file may be in, and people can read."""
+    plain = re.sub(r"[^a-z0-9]+", "-", folder.name.lower()).strip("-")[:32]
+    return f"tunedock-{plain}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:6]}"
 
 
 def find_compose(environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -73,8 +73,8 @@ def compose_file(nodes: Sequence[Mapping[str, Any]], beside: Beside, *, restarts
 
     `restarts`: how often a node whose container ends by itself is started again.
     """
-    services = {f"node-{number}": _plain(node_service(number, spec, restarts)) for number, spec in enumerate(nodes)}
-    beside = replace(beside, run=_plain(beside.run), files=_plain(beside.files))
+    services = {f"node-{number}": plain(node_service(number, spec, restarts)) for number, spec in enumerate(nodes)}
+    beside = replace(beside, run=plain(beside.run), files=plain(beside.files))
     volumes: dict[str, Any] = {}
     for profile in beside.profiles:
         made, kept = _BESIDE[profile](beside)
@@ -98,12 +98,12 @@ def _networks(mode: str) -> dict[str, Any]:
     return {NETWORK: {"external": True, "name": mode}}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The same where compose has read it: a dollar sign begins a variable of compose's own unless it stands twice."""
     if isinstance(value, Mapping):
-        return {name: _plain(one) for name, one in value.items()}
+        return {name: plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
     return value.replace("$", "$$") if isinstance(value, str) else value
 
 
@@ -153,14 +153,14 @@ def node_service(number: int, spec: Mapping[str, Any], restarts: int) -> dict[st
         "user": spec["User"],
         "working_dir": spec["WorkingDir"],
         "init": host["Init"],
-        "environment": dict(_variable(entry) for entry in spec["Env"]),
+        "environment": dict(variable(entry) for entry in spec["Env"]),
         "labels": dict(spec["Labels"]),
         **({"network_mode": "host"} if shared else {"hostname": f"node-{number}", "networks": [NETWORK]}),
         "read_only": host["ReadonlyRootfs"],
         "cap_drop": list(host["CapDrop"]),
         "security_opt": list(host["SecurityOpt"]),
         "tmpfs": [f"{place}:{options}" for place, options in host["Tmpfs"].items()],
-        "volumes": [_volume(mount) for mount in host["Mounts"]],
+        "volumes": [volume(mount) for mount in host["Mounts"]],
         "shm_size": host["ShmSize"],
         "ipc": host["IpcMode"],
         "stop_grace_period": f"{spec['StopTimeout']}s",
@@ -168,10 +168,10 @@ def node_service(number: int, spec: Mapping[str, Any], restarts: int) -> dict[st
         "logging": {"driver": host["LogConfig"]["Type"], "options": dict(host["LogConfig"]["Config"])},
         "healthcheck": _alive(spec),
     }
-    return service | _limits(host)
+    return service | limits(host)
 
 
-def _limits(host: Mapping[str, Any]) -> dict[str, Any]:
+def limits(host: Mapping[str, Any]) -> dict[str, Any]:
     """What is said only where it is."""
     found: dict[str, Any] = {}
     for key, name in (("CapAdd", "cap_add"), ("GroupAdd", "group_add")):
@@ -202,13 +202,13 @@ def _reserved(request: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _variable(entry: str) -> tuple[str, str | None]:
+def variable(entry: str) -> tuple[str, str | None]:
     """`NAME=value`; `NAME` alone is taken from the shell."""
     name, gives, value = entry.partition("=")
     return name, value if gives else None
 
 
-def _volume(mount: Mapping[str, Any]) -> dict[str, Any]:
+def volume(mount: Mapping[str, Any]) -> dict[str, Any]:
     places = {"source": mount["Source"], "target": mount["Target"]}
     return {"type": "bind", **places, **({"read_only": True} if mount["ReadOnly"] else {})}
 

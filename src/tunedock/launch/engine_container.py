@@ -16,16 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunedock import __version__
 from tunedock.errors import TunedockError
 from tunedock.image import engine
-from tunedock.launch.container import LABEL, LOG, Image, gpu_requests
+from tunedock.launch.container import Image
 from tunedock.launch.docker import image_here, refuse_elsewhere
 from tunedock.launch.foreground import free_name, require_network, run
 from tunedock.launch.mounts import Bind, refuse, with_links
-from tunedock.plan.shared_memory import shared_memory_bytes
+from tunedock.launch.service_body import Service, service_body
 
-HOME = "/home/engine"
 NETWORK = "tunedock-engines"
 OUTWARD = "bridge"
 NETWORK_OPTIONS = {
@@ -112,44 +110,20 @@ def binds_of(asked: Asked) -> list[Bind]:
 def engine_body(asked: Asked, image: Image, binds: Sequence[Bind], *, uid: int, gid: int) -> dict[str, Any]:
     """For the engine's `POST /containers/create`; without the values of variables."""
     entrypoint, command = _started(image, asked.program)
-    labels = {"stage": "engine", "version": __version__, "user": str(uid)}
-    if asked.gpus:
-        labels["gpus"] = ",".join(asked.gpus)
-    port = f"{asked.port}/tcp"
-    return {
-        "Image": image.id,
-        "Entrypoint": entrypoint,
-        "Cmd": command,
-        "User": f"{uid}:{gid}",
-        "WorkingDir": HOME,
-        "Env": [f"HOME={HOME}", "USER=engine", "LOGNAME=engine", "PYTHONDONTWRITEBYTECODE=1"],
-        "Labels": {f"{LABEL}{name}": value for name, value in labels.items()},
-        "StopTimeout": STOP_S,
-        "ExposedPorts": {port: {}},
-        "Healthcheck": {"Test": ["NONE"]},
-        "HostConfig": {
-            "Init": not image.has_init,
-            "ReadonlyRootfs": True,
-            "NetworkMode": OUTWARD if asked.outward else NETWORK,
-            "PortBindings": {port: [{"HostIp": "127.0.0.1", "HostPort": str(asked.port)}]},
-            "IpcMode": "private",
-            "ShmSize": shared_memory_bytes(len(asked.gpus) or 1, gpus=bool(asked.gpus), memory_bytes=None),
-            "Tmpfs": dict.fromkeys(("/tmp", HOME), "rw,exec,nosuid,nodev,mode=1777"),  # noqa: S108 - in the container
-            "Mounts": [bind.mount() for bind in binds],
-            "CapDrop": ["ALL"],
-            "SecurityOpt": ["no-new-privileges"],
-            "DeviceRequests": gpu_requests(asked.gpus),
-            "LogConfig": LOG,
-        },
-    }
+    network = OUTWARD if asked.outward else NETWORK
+    published = ("127.0.0.1", asked.port)
+    service = Service(
+        "engine", image, entrypoint, command, uid, gid, network, published, STOP_S, binds, asked.gpus
+    )  # fmt: skip
+    return service_body(service)
 
 
-def _started(image: Image, program: Sequence[str]) -> tuple[list[str], list[str]]:
+def _started(image: Image, program: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(entrypoint, command): the image's own way to its program where that is the one asked for, for it may be on no PATH."""
     own = [Path(part).name for part in image.entrypoint]
     if own and own == list(program[: len(own)]):
-        return list(image.entrypoint), list(program[len(own) :])
-    return (list(image.entrypoint) if image.has_init else []), list(program)
+        return image.entrypoint, tuple(program[len(own) :])
+    return (image.entrypoint if image.has_init else ()), tuple(program)
 
 
 if __name__ == "__main__":

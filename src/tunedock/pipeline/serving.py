@@ -142,12 +142,12 @@ def _let_compute(
     image = start.get("image")
     program = {key: value for key, value in start.items() if key != "image"}
     if image is not None:
-        program["container"] = {"image": image, "gpus": _gpus(), "launcher": LAUNCHER}
+        program["container"] = {"image": image, "gpus": visible_gpus(), "launcher": LAUNCHER}
     for backend in here:
         backend["start"] = {"program": engine, **program}
 
 
-def _gpus() -> list[str]:
+def visible_gpus() -> list[str]:
     """Of NVIDIA, those that CUDA_VISIBLE_DEVICES shows; all of them where it is not set."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     cards = [str(index) for index, _ in enumerate(find_cards().of("NVIDIA"))]

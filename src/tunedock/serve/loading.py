@@ -11,45 +11,53 @@ from collections.abc import Callable, Mapping
 
 from tunedock.errors import DependencyError, RecipeError
 from tunedock.recipe.serving import REMOTE, Backend, ServeOrder, Start
+from tunedock.serve.cold import ColdStart
 from tunedock.serve.engines.remote import RemoteEngine
 from tunedock.serve.models import Served
 
 Tell = Callable[[str], None]
 
 
-def load(order: ServeOrder, tell: Tell, warn: Tell | None = None) -> list[Served]:
+def load(order: ServeOrder, tell: Tell, warn: Tell | None = None, cold: ColdStart | None = None) -> list[Served]:
     """Everything an order names. Raises what loading a model raises; what was loaded before is closed by the caller's end.
 
     `tell` and `warn` are called later too, by the thread that serves: of programs that start and end.
     """
     found: list[Served] = []
+    cold = cold or ColdStart()
     for backend in order.backends:
         if backend.start is not None:
             found += _program(backend, backend.start, order, tell, warn or tell)
             continue
         tell(f"loading {backend.name}")
-        found += _LOAD[backend.kind](backend, order)
+        with cold.of("imports"):
+            loader = _LOAD[backend.kind](backend)
+        with cold.of("weights"):
+            found += loader(backend, order)
     return found
 
 
-def _run(backend: Backend, order: ServeOrder) -> list[Served]:
+Loader = Callable[[Backend, ServeOrder], list[Served]]
+
+
+def _run(backend: Backend) -> Loader:
     _require_torch(backend)
     from tunedock.serve.computed import run_model
 
-    return run_model(backend, order)
+    return run_model
 
 
-def _folder(backend: Backend, order: ServeOrder) -> list[Served]:
+def _folder(backend: Backend) -> Loader:
     _require_torch(backend)
     from tunedock.serve.computed import folder_model
 
-    return folder_model(backend, order)
+    return folder_model
 
 
-def _gguf(backend: Backend, order: ServeOrder) -> list[Served]:
+def _gguf(backend: Backend) -> Loader:
     from tunedock.serve.computed_gguf import gguf_model
 
-    return gguf_model(backend, order)
+    return gguf_model
 
 
 def _program(backend: Backend, start: Start, order: ServeOrder, tell: Tell, warn: Tell) -> list[Served]:
@@ -72,11 +80,11 @@ def _remote(backend: Backend, order: ServeOrder) -> list[Served]:
     return [Served(backend.name, engine, backend.model or backend.name, lineage={"server": backend.kind})]
 
 
-_LOAD: Mapping[str, Callable[[Backend, ServeOrder], list[Served]]] = {
+_LOAD: Mapping[str, Callable[[Backend], Loader]] = {
     "run": _run,
     "folder": _folder,
     "gguf": _gguf,
-    **dict.fromkeys(REMOTE, _remote),
+    **dict.fromkeys(REMOTE, lambda _: _remote),
 }
 
 

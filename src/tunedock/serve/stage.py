@@ -21,6 +21,7 @@ from tunedock.recipe.serving import ServeOrder
 from tunedock.run.stop import LookAgain, StopRequest
 from tunedock.serve.access import Access, AccessSettings, JwtSettings
 from tunedock.serve.audited import audit_of, noted
+from tunedock.serve.cold import ColdStart
 from tunedock.serve.engines.child import ChildEngine
 from tunedock.serve.metrics import Metrics
 from tunedock.serve.models import Models
@@ -40,12 +41,12 @@ def serve(order: ServeOrder, emit: Emitter, stop: StopRequest, look_again: LookA
 
     Raises RecipeError, ModelError, EngineError, DependencyError for what cannot be served, DiskError where it cannot be noted.
     """
+    cold = ColdStart()
     tls = tls_context(order.tls_cert, order.tls_key) if order.tls_cert else None
     access = Access.open(_access(order))
     listener = listen(order.host, order.port)
     try:
-        began = time.monotonic()
-        follow, served = loaded(order, emit)
+        follow, served = loaded(order, emit, cold)
         models = Models(served)
         gateway = Gateway(
             models,
@@ -62,7 +63,7 @@ def serve(order: ServeOrder, emit: Emitter, stop: StopRequest, look_again: LookA
         _made_quick()
         url = _url(order, listener)
         with stop.deferred(), noted(audit_of(order, access), order, url):
-            _serve(gateway, follow, order, listener, url, tls, emit, stop, began, look_again or LookAgain())
+            _serve(gateway, follow, order, listener, url, tls, emit, stop, cold, look_again or LookAgain())
     finally:
         listener.close()
         access.close()
@@ -88,7 +89,7 @@ def _serve(
     tls: ssl.SSLContext | None,
     emit: Emitter,
     stop: StopRequest,
-    began: float,
+    cold: ColdStart,
     look_again: LookAgain,
 ) -> None:
     server = Server(gateway, tls=tls)
@@ -107,17 +108,17 @@ def _serve(
         pass
     if up.is_set():
         names = ", ".join(served.name for served in gateway.models.all())
-        told = {
-            "url": url,
-            "models": [served.name for served in gateway.models.all()],
-            "seconds": time.monotonic() - began,
-        }
-        emit.emit("note", message=f"serving {names} at {url}/v1", data=told)
+        told = {"url": url, "models": [served.name for served in gateway.models.all()], "seconds": cold.up()}
+        emit.note(f"serving {names} at {url}/v1 ({cold.text()} s)", **told, parts=cold.seconds)
     follow.begin(gateway.models, gateway.metrics)
+    answered = False
     while thread.is_alive() and not stop.asked():
         time.sleep(LOOK_S)
         if look_again.taken():
             follow.look_again()
+        if not answered and gateway.first_s is not None and up.is_set():
+            answered = True
+            _tell_first(gateway.first_s, cold, emit)
     gateway.draining = True
     deadline = time.monotonic() + order.grace_s
     while thread.is_alive() and time.monotonic() < deadline and (_at_work(gateway) or follow.at_work()):
@@ -130,6 +131,16 @@ def _serve(
         raise failed[0]
     if failed:
         raise EngineError(f"the gateway ended: {type(failed[0]).__name__}: {failed[0]}", where=url)
+
+
+def _tell_first(first_s: float, cold: ColdStart, emit: Emitter) -> None:
+    """Of the first answer; with what came before it: a cold start as its first caller would have had it."""
+    whole = sum(cold.seconds.values()) + first_s
+    emit.note(
+        f"the first token came {first_s:.2f} s after it was asked for; from the start of the process that is {whole:.1f} s",
+        first_token_s=first_s,
+        cold_start_s=whole,
+    )
 
 
 def _url(order: ServeOrder, listener: socket.socket) -> str:

@@ -53,6 +53,8 @@ class Gateway:
     """Whether the access log has what was said, and not only who spoke."""
     readiness: Readiness = field(init=False)
     room: Room = field(init=False)
+    first_s: float | None = None
+    """Of the first answer of all: from its request to its first token."""
     draining: bool = False
     """Set when the gateway is to end: what is at work is finished, `/ready` says no."""
 
@@ -107,6 +109,8 @@ class Turn:
             self._made_size += len(text)
         if self.first_s is None:
             self.first_s = now - self.began
+            if self.gateway.first_s is None:
+                self.gateway.first_s = self.first_s
             self.gateway.metrics.first.labels(*self.labels).observe(self.first_s)
         else:
             self.gateway.metrics.between.labels(*self.labels).observe(now - self._last)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tunedock.errors import RecipeError
 from tunedock.events import Emitter
 from tunedock.recipe.serving import ServeOrder
+from tunedock.serve.cold import ColdStart
 from tunedock.serve.loading import load
 from tunedock.serve.metrics import Metrics
 from tunedock.serve.models import Models, Served
@@ -44,17 +45,18 @@ class Follow:
             self.versions.close()
 
 
-def loaded(order: ServeOrder, emit: Emitter) -> tuple[Follow, list[Served]]:
+def loaded(order: ServeOrder, emit: Emitter, cold: ColdStart | None = None) -> tuple[Follow, list[Served]]:
     """Everything an order names, and what is to be followed of it. Raises what loading a model raises."""
     fixed = [backend for backend in order.backends if backend.kind != "version"]
     moving = [backend for backend in order.backends if backend.kind == "version"]
-    versions = None
+    versions, cold = None, cold or ColdStart()
     if moving:
         from tunedock.serve.versions.watch import Watch  # MLflow's client, where it is needed
 
         versions = Watch(order, moving, emit)
-    served = load(order.model_copy(update={"backends": fixed}), emit.note, emit.warning)
-    served += versions.first() if versions is not None else []
+    served = load(order.model_copy(update={"backends": fixed}), emit.note, emit.warning, cold)
+    with cold.of("weights"):
+        served += versions.first() if versions is not None else []
     names = [one.name for one in served]
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
