@@ -21,10 +21,14 @@ def words_of(order: ServeOrder) -> list[str]:
         ("--dtype", order.dtype),
         ("--max-length", order.longest),
         ("--max-requests", order.max_running),
+        ("--max-waiting", order.max_waiting),
+        ("--max-body", order.body_bytes),
+        ("--timeout", order.request_s),
         ("--grace", order.grace_s),
     ):
         words += [] if value is None else [flag, str(value)]
-    words += ["--open"] if order.open else []
+    words += [*(["--open"] if order.open else []), *(["--log-bodies"] if order.log_bodies else [])]
+    words += [word for origin in order.cors_origins for word in ("--cors-origin", origin)]
     if order.jwt is not None:
         for flag, value in (
             ("--jwt-audience", order.jwt.audience),
