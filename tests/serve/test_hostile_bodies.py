@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from gateway_bed import Bed, gateway
 from tunedock.serve import body
-from tunedock.serve.body import DEEPEST, QUICK_BYTES, parse
+from tunedock.serve.body import DEEPEST, QUICK_BYTES, SHARES, Room, parse
 from tunedock.serve.engines.generator import Load
 from tunedock.serve.errors import ApiError
 from tunedock.serve.jobs import ChatJob, Delta, Event, Finish, TextJob, TokenLogprob, Usage
@@ -195,10 +195,28 @@ def test_json_by_its_names(bed: Bed, kind: str) -> None:
     assert httpx.post(f"{bed.url}{CHAT}", content=json.dumps(chat()[1]), headers=headers).status_code == 200
 
 
+def test_a_room_is_shared() -> None:
+    room = Room(100)
+    for whom in "abcd":
+        room.take(whom, 10)
+        room.take(whom, 15)
+        with pytest.raises(ApiError, match="you send too much") as mine:
+            room.take(whom, 1)
+        assert mine.value.status == 429 and mine.value.headers["Retry-After"] == "1"
+    with pytest.raises(ApiError, match="at the moment") as all_of_it:
+        room.take("e", 1)
+    assert all_of_it.value.status == 503
+    room.give_back("a", 25)
+    room.take("e", 25)
+    for whom in "bcde":
+        room.give_back(whom, 25)
+    assert room == Room(100)
+
+
 def test_many_large_bodies_at_once_have_no_more_than_there_is_room_for(bed: Bed) -> None:
     """Those that are too many are told to come again, and what they held is free when they are answered."""
     half = b'{"model": "' + b"a" * (1 << 20)
-    usual, bed.gateway.room.most = bed.gateway.room.most, 3 << 20
+    usual, bed.gateway.room.most = bed.gateway.room.most, SHARES * 3 << 20
     try:
         with ExitStack() as stack:
             sending = [stack.enter_context(socket.create_connection(address(bed), 10)) for _ in range(4)]
@@ -207,7 +225,7 @@ def test_many_large_bodies_at_once_have_no_more_than_there_is_room_for(bed: Bed)
                 one.sendall(head + half)
             until(lambda: bed.gateway.room.taken == 2 * len(half))
             sending[2].sendall(head + half)
-            assert b" 503 " in sending[2].recv(4096).partition(b"\r\n")[0]
+            assert b" 429 " in sending[2].recv(4096).partition(b"\r\n")[0]
             assert sent(bed, *chat()).status_code == 200  # a small one fits
             for one in sending[:2]:
                 one.sendall(b'"}')
