@@ -7,9 +7,6 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import torch
-
-import families
 from tunedock.access.audit import Audit
 from tunedock.registry.acts import Acts
 from tunedock.registry.client import Registry
@@ -42,6 +39,10 @@ def a_record(folder: Path, text: str = "weights") -> tuple[Path, Record]:
 
 def whole_model(folder: Path, seed: int) -> Path:
     """A small model that computes, other weights for every seed."""
+    import torch  # heavy, and most tests of a registry need no model that computes
+
+    import families
+
     families.save_tiny("qwen3", folder)
     model = families.tiny_model("qwen3")
     torch.manual_seed(seed)
@@ -54,6 +55,7 @@ def whole_model(folder: Path, seed: int) -> Path:
 
 def adapter_on(base: Path, folder: Path, seed: int) -> Path:
     """A LoRA that changes what the base answers, as PEFT saves it."""
+    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -225,6 +225,7 @@ def test_what_is_no_registry(tmp_path: Path) -> None:
         ("databricks", "no registry"),
         ("mysql://host/db", "no registry"),
         ("postgresql://me:secret@host/db", "password"),
+        ("http://me:secret@host", "password"),
         ("sqlite://", "names no file"),
         (str(tmp_path / "none.db"), "there is no registry"),
         (str(tmp_path), "no file"),
@@ -232,6 +233,8 @@ def test_what_is_no_registry(tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match=says) as caught:
             Registry.open(place)
         assert "secret" not in str(caught.value)
+    with pytest.raises(RegistryUnavailableError, match="cannot be asked: Connection refused"):
+        Registry.open("http://127.0.0.1:9").entries()
     with pytest.raises(DiskError, match="folder"):
         Registry.open(str(tmp_path / "no" / "such.db"), create=True)
     (tmp_path / "text.db").write_text("not a database, but a text that is long enough to be taken for one" * 20)

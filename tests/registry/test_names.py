@@ -34,6 +34,8 @@ def test_addresses(text: str, wanted: Reference, called: str) -> None:
         ("models:/support/1/2", "no version"),
         ("models:/support@latest", "reserved"),
         ("models:/support@V3", "reserved"),
+        ("models:/support@v3", "write models:/support/3"),
+        ("models:/support@3", "write models:/support/3"),
         ("models:/support@", "no alias"),
         ("models:/support@a b", "no alias"),
         ("models:/@production", "no name of a model"),
@@ -56,7 +58,7 @@ def test_names() -> None:
         with pytest.raises(RecipeError, match="no name of a model"):
             model_name(name)
     assert alias_name("a" * 255) == "a" * 255
-    for alias in ("a" * 256, "", "a.b", "latest", "LATEST", "v1", "V007"):
+    for alias in ("a" * 256, "", "a.b", "latest", "LATEST", "v1", "V007", "7"):
         with pytest.raises(RecipeError):
             alias_name(alias)
     assert [version_number("3"), version_number("v3")] == ["3", "3"]

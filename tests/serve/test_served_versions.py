@@ -308,6 +308,29 @@ def test_a_canary_by_subject(acts: Acts, place: Place, tmp_path: Path) -> None:
         until(lambda: inside() == set(subjects))
 
 
+def test_a_canary_answers_its_callers_from_the_first_request_of_a_start_on(
+    acts: Acts, place: Place, tmp_path: Path
+) -> None:
+    three_adapters(acts, place)
+    acts.promote("support", "2", "production", 50.0)
+    with served(acts, tmp_path, PRODUCTION) as here:
+        for subject in (f"subject {number}" for number in range(50)):
+            version = here.bed.gateway.models.get("support", subject).version
+            assert version == ("2" if is_in(subject, "support", 50.0) else "1")
+    assert [(line["from"], line["to"]) for line in audit_of(acts) if line["act"] == "serve-version"] == [
+        (None, "1"), ("1", "1"),
+    ]  # fmt: skip
+
+
+def test_two_of_one_name_are_refused_before_anything_is_loaded(acts: Acts, place: Place, tmp_path: Path) -> None:
+    three_adapters(acts, place)
+    with (
+        pytest.raises(RecipeError, match="two models are called `a`"),
+        served(acts, tmp_path, "a=models:/support/1", "a=models:/support/2"),
+    ):
+        pass
+
+
 def test_a_canary_that_cannot_be_loaded_lets_production_answer_all(acts: Acts, place: Place, tmp_path: Path) -> None:
     copy = shutil.copytree(place.adapters[1], tmp_path / "copy")
     register(acts, "support", place.adapters[0], alias="production")
@@ -369,7 +392,8 @@ def test_a_start_serves_what_the_registry_says_now_or_says_why_not(acts: Acts, p
     (copy / "tokenizer.json").write_text("{}")
     for place_, error, says in (
         (PRODUCTION, CheckError, "tokenizer.json changed"),
-        ("x=models:/nothere@production", RecipeError, "has no alias"),
+        ("x=models:/nothere@production", RecipeError, "has no model `nothere`"),
+        ("x=models:/support@staging", RecipeError, "has no alias `staging`"),
         ("x=models:/support/9", RecipeError, "no version 9"),
     ):
         with pytest.raises(error, match=says), served(acts, tmp_path, place_):

@@ -196,9 +196,18 @@ def _acts(place: str, audit: str | None, *, create: bool = False) -> Acts:
 
 def _number(entry: ModelEntry, text: str) -> str:
     """A version's number, given as that or by an alias."""
-    from tunedock.registry.names import version_number
+    from tunedock.errors import RecipeError
+    from tunedock.registry.names import is_alias, version_number
 
-    return entry.aliases.get(text) or version_number(text)
+    if not is_alias(text):  # nor is one that another tool has called `3`
+        return version_number(text)
+    if text not in entry.aliases:
+        raise RecipeError(
+            f"`{entry.name}` has no alias `{text}`",
+            where="VERSION",
+            hint=f"`tunedock models list {entry.name}` lists its versions and aliases",
+        )
+    return entry.aliases[text]
 
 
 def _list_models(registry: Registry, as_json: bool) -> None:

@@ -218,7 +218,7 @@ class Registry:
 
     def _gone(self, error: Exception) -> RegistryUnavailableError:
         return RegistryUnavailableError(
-            f"the registry cannot be asked: {_first_line(error)}",
+            f"the registry cannot be asked: {_reason(error)}",
             where=self.name,
             hint="is it a registry of MLflow's, and does its server run?",
         )
@@ -228,6 +228,12 @@ def _address(place: str) -> tuple[str, Path | None]:
     """(URL for MLflow, the file of a registry in one)."""
     scheme = place.partition("://")[0] if "://" in place else ""
     if scheme in ("http", "https"):
+        if "@" in urlsplit(place).netloc:
+            raise RecipeError(
+                "a password does not belong into the URL, which lists of processes and metrics show",
+                where="--registry",
+                hint="MLflow takes it from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+            )
         return place.rstrip("/"), None
     if scheme in ("postgresql", "postgres"):
         if urlsplit(place).password:
@@ -312,6 +318,16 @@ def _is_name(text: str) -> bool:
         return bool(model_name(text))
     except RecipeError:
         return False
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said of a connection, where it is one that failed: MLflow's own words are five layers deep."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.errno is not None and found.strerror:
+            return found.strerror
+        found = found.__cause__ or found.__context__
+    return _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

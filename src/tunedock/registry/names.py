@@ -1,7 +1,7 @@
 """Names of models, aliases and versions, and MLflow's address of a version: `models:/support@production`, `models:/support/3`.
 
 They come from command lines and from registries that others may write to, and go into terminals, paths of addresses and metrics.
-Aliases keep MLflow's rules; names are narrower than MLflow's, which only excludes `/` and `:`.
+Aliases keep MLflow's rules, and are no bare number either; names are narrower than MLflow's, which only excludes `/` and `:`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SCHEME = "models:/"
 _MODEL = re.compile(r"\w(?:[\w .-]{0,126}[\w-])?")
 _ALIAS = re.compile(r"[\w-]{1,255}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
-_RESERVED = re.compile(r"latest|v[0-9]+", re.IGNORECASE)
+_RESERVED = re.compile(r"latest|v?[0-9]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,12 @@ def parse(text: str) -> Reference:
     rest = text.removeprefix(SCHEME)
     model, at, alias = rest.partition("@")
     if at:
+        if _VERSION.fullmatch(alias.removeprefix("v")):
+            raise RecipeError(
+                f"`{_shown(alias)}` is a version and no alias",
+                where=_shown(text),
+                hint=f"write {SCHEME}{_shown(model)}/{alias.removeprefix('v')}",
+            )
         return Reference(model_name(model, text), alias=alias_name(alias, text))
     model, slash, version = rest.partition("/")
     if not slash:
@@ -71,6 +77,11 @@ def model_name(text: str, where: str = "NAME") -> str:
             hint="a name such as `support` or `support-bot`",
         )
     return text
+
+
+def is_alias(text: str) -> bool:
+    """Whether it may be one, and is no version's number."""
+    return bool(_ALIAS.fullmatch(text)) and not _RESERVED.fullmatch(text)
 
 
 def alias_name(text: str, where: str = "alias") -> str:

@@ -102,6 +102,7 @@ def _serve(
         except BaseException as error:  # noqa: BLE001 - policy: handed to the thread that waits, and raised there
             failed.append(error)
 
+    follow.begin(gateway.models, gateway.metrics)
     thread = threading.Thread(target=work, name="gateway", daemon=True)
     thread.start()
     while thread.is_alive() and not stop.asked() and not up.wait(0.01):
@@ -110,7 +111,6 @@ def _serve(
         names = ", ".join(served.name for served in gateway.models.all())
         told = {"url": url, "models": [served.name for served in gateway.models.all()], "seconds": cold.up()}
         emit.note(f"serving {names} at {url}/v1 ({cold.text()} s)", **told, parts=cold.seconds)
-    follow.begin(gateway.models, gateway.metrics)
     answered = False
     while thread.is_alive() and not stop.asked():
         time.sleep(LOOK_S)

@@ -47,6 +47,10 @@ class Follow:
 
 def loaded(order: ServeOrder, emit: Emitter, cold: ColdStart | None = None) -> tuple[Follow, list[Served]]:
     """Everything an order names, and what is to be followed of it. Raises what loading a model raises."""
+    names = [name for backend in order.backends for name in (backend.name, *backend.adapters)]
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
+        raise RecipeError(f"two models are called `{double}`", where="serve", hint="name one: `other=PATH`")
     fixed = [backend for backend in order.backends if backend.kind != "version"]
     moving = [backend for backend in order.backends if backend.kind == "version"]
     versions, cold = None, cold or ColdStart()
@@ -57,8 +61,4 @@ def loaded(order: ServeOrder, emit: Emitter, cold: ColdStart | None = None) -> t
     served = load(order.model_copy(update={"backends": fixed}), emit.note, emit.warning, cold)
     with cold.of("weights"):
         served += versions.first() if versions is not None else []
-    names = [one.name for one in served]
-    double = next((name for name in names if names.count(name) > 1), None)
-    if double is not None:
-        raise RecipeError(f"two models are called `{double}`", where="serve", hint="name one: `other=PATH`")
     return Follow(Adapters(order), versions, emit), served

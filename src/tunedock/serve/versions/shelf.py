@@ -73,6 +73,11 @@ class Shelf:
                 self._here[key] = found
         return found
 
+    def attempt(self, key: Key) -> None:
+        """Loads it here and now. What it fails by is noted, not raised."""
+        if self.get(key) is None:
+            self._work(key)
+
     def ask(self, key: Key) -> None:
         """Has it loaded, unless another is being loaded, or it failed a moment ago."""
         with self._lock:

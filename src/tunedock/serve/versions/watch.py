@@ -68,26 +68,40 @@ class Watch:
         self._stamp = self._registry.stamp()
         try:
             self._ask()
+            self._require_all()
         except RegistryUnavailableError as error:
             raise EngineError(error.message, where=error.where, hint=error.hint) from error
         found = []
         for name, reference in self._references.items():
-            standing = self._wanted.get(name, Standing(None))
-            if standing.version is None:
+            standing = self._wanted[name]
+            assert standing.version is not None  # noqa: S101 - that is what was required
+            self._emit.note(f"loading {reference.model} version {standing.version}")
+            loaded = self._shelf.bring((reference.model, standing.version))
+            self._served[name] = Standing(standing.version)
+            found.append(loaded.served(name))
+            if standing.canary is not None:
+                self._emit.note(f"loading {reference.model} version {standing.canary.version}")
+                self._shelf.attempt((reference.model, standing.canary.version))
+        return found
+
+    def _require_all(self) -> None:
+        """Raises RecipeError for a model or an alias that the registry has not."""
+        for name, reference in self._references.items():
+            if name not in self._wanted:
+                self._registry.entry(reference.model)
                 raise RecipeError(
                     f"`{reference.model}` has no alias `{reference.alias}`",
                     where=str(reference),
                     hint=f"`tunedock models promote {reference.model} VERSION --to {reference.alias}` lets it",
                 )
-            self._emit.note(f"loading {reference.model} version {standing.version}")
-            loaded = self._shelf.bring((reference.model, standing.version))
-            self._served[name] = Standing(standing.version)
-            found.append(loaded.served(name))
-        return found
 
     def begin(self, models: Models, metrics: Metrics) -> None:
+        """To be called before anybody is answered: whoever is in a canary is so from the first request on."""
         self._models, self._metrics = models, metrics
+        for name, standing in self._served.items():
+            self._note("serve-version", name, Standing(None), standing)
         metrics.registry_up.labels(self._registry.name).set(1)
+        self._look()
         self._thread = threading.Thread(target=self._run, name="versions", daemon=True)
         self._thread.start()
 
