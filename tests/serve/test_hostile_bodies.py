@@ -15,12 +15,14 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
-from gateway_bed import Bed, gateway
+from gateway_bed import Bed, gateway, token_engine
 from tunedock.serve import body
 from tunedock.serve.body import DEEPEST, QUICK_BYTES, SHARES, Room, parse
 from tunedock.serve.engines.generator import Load
+from tunedock.serve.engines.tokens import QUICK_CHARACTERS
 from tunedock.serve.errors import ApiError
 from tunedock.serve.jobs import ChatJob, Delta, Event, Finish, TextJob, TokenLogprob, Usage
+from tunedock.serve.models import Served
 from tunedock.serve.surface import ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest
 from tunedock.serve.turn import Bounds
 
@@ -328,6 +330,18 @@ def test_a_long_prompt_holds_up_nobody(bed: Bed, asked: tuple[str, dict[str, Any
 def test_what_is_too_long_whatever_its_tokens_are_is_not_read(bed: Bed, asked: tuple[str, dict[str, Any]]) -> None:
     error = sent(bed, *asked).json()["error"]
     assert error["code"] == "context_length_exceeded" and "resulted in at least" in error["message"]
+
+
+def test_a_long_prompt_for_an_engine_that_ends_is_told_to_come_again(bed: Bed) -> None:
+    engine, generator = token_engine()
+    generator.longest = len(LONG)
+    asyncio.run(engine.close())
+    bed.gateway.models.put(Served("ended", engine, "tiny"))
+    try:
+        answer = sent(bed, *text(model="ended", prompt=LONG[: 2 * QUICK_CHARACTERS]))
+    finally:
+        bed.gateway.models.drop("ended")
+    assert answer.status_code == 503 and answer.json()["error"]["code"] == "engine_unavailable"
 
 
 MANY = 100_000

@@ -22,6 +22,7 @@ from tunedock.access import tables
 from tunedock.access.store import Store
 from tunedock.errors import DiskError
 from tunedock.serve.access import Access, AccessSettings
+from tunedock.serve.access.ledger import Ledger
 
 LOCKING = """
 import sqlite3, sys
@@ -145,6 +146,18 @@ def test_a_store_that_is_locked_by_another_process(
         require_shut(caller)
     require_open(caller)
     assert "is locked; requests are answered 503 until it is there again" in caplog.text
+
+
+def test_a_mistake_of_ours_while_it_is_asked_is_not_ready(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mistaken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "_renew", mistaken)
+        until(lambda: caller.ready().status_code == 503)
+        assert caller.ready().json() == {"status": "not ready", "access_store": "unavailable"}
+        assert caller.store_up() == "0.0"
+    require_open(caller)
 
 
 def test_an_answer_at_work_ends_well_and_is_charged_when_the_lock_is_gone(caller: Caller, store: Path) -> None:
