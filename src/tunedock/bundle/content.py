@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunedock import __version__
-from tunedock.errors import DataError, ModelError, RecipeError, RunError
+from tunedock.errors import DataError, ModelError, RecipeError
 from tunedock.recipe.document import Key, at, dotted
 from tunedock.recipe.resolve import Resolved, path_keys
 from tunedock.recipe.schema import Recipe
@@ -99,10 +99,7 @@ def of_recipe(resolved: Resolved, *, data: bool = True, model: bool = True) -> C
 
 def of_run(run: Run, *, data: bool = True, model: bool = True) -> Content:
     """A run's recipe, what it reads, and what it made (`adapter/`). Raises RunError for a run without a result."""
-    if not run.model.is_dir():
-        raise RunError(
-            "the run has no result yet", where=str(run.path), hint=f"`tunedock train --resume {run.path}` finishes it"
-        )
+    run.require_model()
     content = of_recipe(Resolved.from_json(run.resolved()), data=data, model=model)
     content.add_tree("content/adapter", run.model)
     return content

@@ -181,13 +181,14 @@ class Pieces:
         if len(texts) > PROVEN_TEXTS and self._may_have_words and self._cuts is not None:
             self._may_have_words = False
             self._cuts, self._unproven = replace(self._cuts, words=Words.of(self._backend)), PROVEN_TEXTS
-        if self._unproven and self._cuts is not None:
+        cuts = self._cuts  # once: another thread may find them wrong meanwhile
+        if self._unproven and cuts is not None:
             proof = texts[: self._unproven]
             self._unproven -= len(proof)
             whole = self._whole(proof)
-            if not all(_same(a, b) for a, b in zip(self._joined(proof, self._cuts), whole, strict=True)):
-                self._cuts = None
-        return self._whole(texts) if self._cuts is None else self._joined(texts, self._cuts)
+            if not all(_same(a, b) for a, b in zip(self._joined(proof, cuts), whole, strict=True)):
+                self._cuts = cuts = None
+        return self._whole(texts) if cuts is None else self._joined(texts, cuts)
 
     def _whole(self, texts: Sequence[str]) -> list[Tokenised]:
         return [Tokenised([piece], [0]) for piece in self._encoded(texts)]

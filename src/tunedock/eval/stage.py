@@ -6,7 +6,7 @@ import gc
 from contextlib import nullcontext
 from typing import Any, Protocol
 
-from tunedock.errors import RecipeError, RunError
+from tunedock.errors import RecipeError
 from tunedock.eval.held_out import HeldOut
 from tunedock.eval.ranking import Ranking
 from tunedock.events import Emitter
@@ -33,10 +33,7 @@ def evaluate(
     `only_tasks` leaves the held-out rows alone. Raises DataError when the side is empty, RunError when the run has no result yet,
     and what `eval.task_library.load_tasks` raises: before any weights are loaded.
     """
-    if not run.model.is_dir():
-        raise RunError(
-            "the run has no result yet", where=str(run.path), hint=f"`tunedock train --resume {run.path}` finishes it"
-        )
+    run.require_model()
     if only_tasks and not options.tasks:
         raise RecipeError("no task is named", where="eval.tasks", hint="name one: `--task hellaswag`")
     if recipe.objective.kind == "reward":

@@ -26,10 +26,7 @@ from tunedock.run.stop import StopRequest
 
 def talk(run: Run, recipe: Recipe, lines: Iterable[str], emit: Emitter, stop: StopRequest, *, which: str) -> None:
     """Answers lines until they end. A line that makes no sense is answered by a `failure` event and the conversation goes on."""
-    if not run.model.is_dir():
-        raise RunError(
-            "the run has no result yet", where=str(run.path), hint=f"`tunedock train --resume {run.path}` finishes it"
-        )
+    run.require_model()
     if recipe.objective.kind == "reward":
         raise RunError(
             "the run trained a reward model, which scores answers and writes none",

@@ -90,10 +90,7 @@ def export(run: Run, recipe: Recipe, emit: Emitter, *, order: Order) -> dict[str
     to = Path(order.to)
     if order.push is not None:
         require(order.push)
-    if not run.model.is_dir():
-        raise RunError(
-            "the run has no result yet", where=str(run.path), hint=f"`tunedock train --resume {run.path}` finishes it"
-        )
+    run.require_model()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RunError("the folder is in use", where=str(to), hint="give another folder by --to")
     aside = to.with_name(f".{to.name}.{os.getpid()}.part")

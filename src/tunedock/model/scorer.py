@@ -267,10 +267,7 @@ def _of_run(run: Run, token_budget: int) -> Scorer:
             where=str(run.path),
             hint="name a run of `objective: reward`, or the folder or hub id of a reward model",
         )
-    if not run.model.is_dir():
-        raise RunError(
-            "the run has no result yet", where=str(run.path), hint=f"`tunedock train --resume {run.path}` finishes it"
-        )
+    run.require_model()
     commit = run.state().lineage.get("commit")
     if commit is not None:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"revision": commit})})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tunedock.errors import RunError
 from tunedock.run.record import Run
 from tunedock.run.store import find, last_metrics
 
@@ -32,8 +31,7 @@ def labels_of(name: str, runs_dir: Path) -> dict[str, str]:
 def served_by(name: str, runs_dir: Path) -> tuple[str | None, str | None]:
     """(model, adapter): the folders to put into a serving image. Of an adapter whose base is a hub's the model is None."""
     run = find(name, runs_dir)
-    if not run.model.is_dir():
-        raise RunError("has no result yet", where=str(run.path), hint="`tunedock train --resume` finishes it")
+    run.require_model()
     if not (run.model / "adapter_config.json").exists():
         return str(run.model), None
     return _base(run), str(run.model)

@@ -45,10 +45,7 @@ def kind_of(text: str, runs_dir: Path) -> tuple[Kind, Path]:
             "this folder holds no model", where=str(path), hint="a run, a folder of `tunedock export`, or a GGUF file"
         )
     run = find(text, runs_dir)
-    if not run.model.is_dir():
-        raise RunError(
-            "the run has no result yet", where=str(run.path), hint=f"`tunedock train --resume {run.path}` finishes it"
-        )
+    run.require_model()
     if run.locked():
         raise RunError("a process is at work in this run", where=str(run.path), hint="register it when it has ended")
     if run.state().objective == "reward":

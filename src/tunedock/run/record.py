@@ -108,6 +108,15 @@ class Run:
     def model(self) -> Path:
         return self.path / "model"
 
+    def require_model(self) -> None:
+        """Raises RunError for a run without a result."""
+        if not self.model.is_dir():
+            raise RunError(
+                "the run has no result yet",
+                where=str(self.path),
+                hint=f"`tunedock train --resume {self.path}` finishes it",
+            )
+
     @property
     def ranks(self) -> Path:
         return self.path / "ranks"

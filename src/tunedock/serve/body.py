@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -23,30 +23,39 @@ _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.|\\\Z)*+(?:"|\Z)|[\[{]|[\]}]', re.DOTALL
 QUICK_BYTES = 128 << 10
 """Up to which a body is parsed on the spot: four megabytes of small objects take two seconds, and others want to be answered."""
 
+SHARES = 4
+"""A caller may have one of so many of the room for bodies."""
+
 M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(slots=True)
 class Room:
-    """Bytes that bodies of requests at work may have together: each alone may be large, a thousand at once may not."""
+    """Bytes that bodies of requests at work may have together: each alone may be large, a thousand at once may not.
+
+    Nobody may have all of it: who sends many and slowly would keep the others out.
+    """
 
     most: int
     taken: int = 0
+    _by: dict[str, int] = field(default_factory=dict)
 
-    def take(self, count: int) -> None:
-        """Raises ApiError (503) where there is none left."""
+    def take(self, whom: str, count: int) -> None:
+        """Raises ApiError: 429 where a caller has its share, 503 where there is no room left."""
+        mine, again = self._by.get(whom, 0) + count, {"Retry-After": "1"}
+        if mine > self.most // SHARES:
+            raise ApiError(429, "you send too much at once", type_="requests", code="too_many_bytes", headers=again)
         if self.taken + count > self.most:
-            raise ApiError(
-                503,
-                "too much is being sent at once at the moment",
-                type_="server_error",
-                code="too_many_bytes",
-                headers={"Retry-After": "1"},
-            )
+            said = "too much is being sent at once at the moment"
+            raise ApiError(503, said, type_="server_error", code="too_many_bytes", headers=again)
         self.taken += count
+        self._by[whom] = mine
 
-    def give_back(self, count: int) -> None:
+    def give_back(self, whom: str, count: int) -> None:
         self.taken -= count
+        left = self._by.pop(whom, 0) - count
+        if left > 0:
+            self._by[whom] = left
 
 
 async def read(request: Request, take: Callable[[int], None], *, most_bytes: int, limit_s: float) -> Any:

@@ -7,32 +7,20 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from tunedock.errors import RecipeError, RunError
 from tunedock.model.chat_facts import ChatFacts
 from tunedock.model.session import find_base
-from tunedock.recipe.schema import Recipe
 from tunedock.recipe.serving import Backend, ServeOrder
-from tunedock.run.record import Run
 from tunedock.serve.engines.generator import Generator
 from tunedock.serve.engines.loading import from_folder, from_run
 from tunedock.serve.engines.tokens import TokenEngine
 from tunedock.serve.exported import engine_of, limits_of
-from tunedock.serve.lineage import of_export, of_run
+from tunedock.serve.lineage import answering, of_export, of_run
 from tunedock.serve.models import Served
 
 
 def run_model(backend: Backend, order: ServeOrder) -> list[Served]:
     """Of a run, and of each further adapter on its base."""
-    run = Run.open(Path(backend.place))
-    if not run.model.is_dir():
-        raise RunError(
-            "the run has no result yet", where=str(run.path), hint=f"`tunedock train --resume {run.path}` finishes it"
-        )
-    recipe = Recipe.model_validate(run.resolved()["recipe"])
-    if recipe.objective.kind == "reward":
-        raise RecipeError(
-            "a reward model scores and does not answer", where=str(run.path), hint="serve the model it scores"
-        )
+    run, recipe = answering(backend.place)
     facts = ChatFacts.read(run.model)
     base = find_base(recipe, stop_ids=facts.stop_ids)
     generator = from_run(

@@ -1,13 +1,26 @@
-"""Where a model came from, as an endpoint tells it: from the run, or from what an export says of its run."""
+"""The run a model is of, and where it came from, as an endpoint tells it: from the run, or from what an export says of its run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from tunedock.errors import ModelError
+from tunedock.errors import ModelError, RecipeError
 from tunedock.recipe.data_images import DATA_IMAGES
+from tunedock.recipe.schema import Recipe
 from tunedock.run.record import Run, read_json
+
+
+def answering(place: str) -> tuple[Run, Recipe]:
+    """A run whose result answers. Raises RunError where it has none, RecipeError where that is a reward model."""
+    run = Run.open(Path(place))
+    run.require_model()
+    recipe = Recipe.model_validate(run.resolved()["recipe"])
+    if recipe.objective.kind == "reward":
+        raise RecipeError(
+            "a reward model scores and does not answer", where=str(run.path), hint="serve the model it scores"
+        )
+    return run, recipe
 
 
 def of_run(run: Run) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import jwt
 
-from tunedock.errors import ModelError, RecipeError, RunError
+from tunedock.errors import ModelError, RecipeError
 from tunedock.export.gguf import TOKENIZER
 from tunedock.model.chat_facts import ChatFacts
 from tunedock.recipe.schema import Recipe
@@ -25,7 +25,7 @@ from tunedock.run.record import Run, read_json
 from tunedock.serve.engines.child import ChildEngine, Tell, require_program
 from tunedock.serve.engines.commands import AUDIENCE, BASE, ISSUER, EngineModel, Wishes, command, contained
 from tunedock.serve.engines.remote import Trained
-from tunedock.serve.lineage import of_export, of_run
+from tunedock.serve.lineage import answering, of_export, of_run
 from tunedock.serve.models import Served
 
 KEY_S = 10 * 365 * 86400
@@ -129,16 +129,7 @@ def _read(backend: Backend, program: Program) -> Found:
 
 
 def _run(backend: Backend, program: Program) -> Found:
-    run = Run.open(Path(backend.place))
-    if not run.model.is_dir():
-        raise RunError(
-            "the run has no result yet", where=str(run.path), hint=f"`tunedock train --resume {run.path}` finishes it"
-        )
-    recipe = Recipe.model_validate(run.resolved()["recipe"])
-    if recipe.objective.kind == "reward":
-        raise RecipeError(
-            "a reward model scores and does not answer", where=str(run.path), hint="serve the model it scores"
-        )
+    run, recipe = answering(backend.place)
     facts, lineage = ChatFacts.read(run.model), of_run(run)
     settings: dict[str, Any] = {"template": _template(run.model), "thinking": facts.thinking}
     settings |= {"trust_remote_code": recipe.model.trust_remote_code}

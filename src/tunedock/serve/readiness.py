@@ -53,8 +53,15 @@ class Readiness:
 
 
 async def _ask(engines: Sequence[Engine], gate: Access) -> tuple[dict[int, str | None], bool | None]:
-    answers, store = await asyncio.gather(asyncio.gather(*(_one(engine) for engine in engines)), gate.store_answers())
+    answers, store = await asyncio.gather(asyncio.gather(*(_one(engine) for engine in engines)), _store(gate))
     return {id(engine): answer for engine, answer in zip(engines, answers, strict=True)}, store
+
+
+async def _store(gate: Access) -> bool | None:
+    try:
+        return await gate.store_answers()
+    except Exception:  # noqa: BLE001 - policy: a mistake of ours is told where it was made; who cannot ask the store lets nobody in
+        return False
 
 
 async def _one(engine: Engine) -> str | None:

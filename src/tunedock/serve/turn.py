@@ -97,7 +97,7 @@ class Turn:
 
     def take(self, count: int) -> None:
         """Bytes of the body have come. Raises ApiError where there is no room for them."""
-        self.gateway.room.take(count)
+        self.gateway.room.take(self.subject or "", count)
         self.body_bytes += count
 
     def heard(self, piece: Delta | ToolDelta) -> None:
@@ -122,7 +122,7 @@ class Turn:
             return
         self._ended = True
         leave(self.served)
-        self.gateway.room.give_back(self.body_bytes)
+        self.gateway.room.give_back(self.subject or "", self.body_bytes)
         took, metrics = time.monotonic() - self.began, self.gateway.metrics
         metrics.requests.labels(self.route, str(self.status), *self.labels).inc()
         if self.code is not None and self.usage is None:

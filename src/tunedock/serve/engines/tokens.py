@@ -39,6 +39,8 @@ from tunedock.serve.text import CALL, THINK, UNTHINK, Detokeniser, Parts, Stops
 
 QUICK_CHARACTERS = 16 << 10
 """Of prompts made on the spot; the tokens of a megabyte take seconds, and others want to be answered."""
+DRAWN_TOGETHER = 4
+"""Characters that normalising may make one of; a letter and its accents."""
 _PROBE = ToolCall("probe", {"of": "tools"}, "call_1")
 
 
@@ -70,8 +72,8 @@ class TokenEngine:
         self._chat = chat
         self._thinking = thinking
         self._system = system
-        self._widest = max(map(len, tokenizer.get_vocab()))
-        """Characters of the longest token; of byte-level ones, bytes."""
+        self._widest = DRAWN_TOGETHER * max(map(len, tokenizer.get_vocab()))
+        """Characters that a token stands for at most."""
         self._long_prompts = ThreadPoolExecutor(1, "long-prompts")
         template = tokenizer.chat_template
         self._thinks = thinking or UNTHINK in (template if isinstance(template, str) else json.dumps(template))
@@ -145,7 +147,11 @@ class TokenEngine:
         """A prompt: a long one by a thread of its own, one after the other."""
         if job.characters <= QUICK_CHARACTERS:
             return made()
-        return await asyncio.get_running_loop().run_in_executor(self._long_prompts, made)
+        try:
+            work = asyncio.get_running_loop().run_in_executor(self._long_prompts, made)
+        except RuntimeError:  # it was closed
+            raise _told(EngineGone("the engine was closed")) from None
+        return await work
 
     def _require_fitting(self, job: ChatJob | TextJob) -> None:
         """Raises ApiError for more characters than the longest tokens would hold: who says so much need not be read."""
