@@ -17,9 +17,11 @@ import httpx
 import pytest
 from openai import OpenAI
 from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
 from engine_bed import Engine, HostSettings, image_build
 from tunedock import __version__
+from tunedock.cli.app import app
 from tunedock.errors import RecipeError
 from tunedock.launch.compose_file import yaml_text
 from tunedock.launch.container import Image
@@ -166,6 +168,16 @@ def test_what_a_container_cannot_serve(change: Mapping[str, Any], says: str) -> 
     with pytest.raises(RecipeError) as caught:
         refuse_inside(PLAIN.model_copy(update=change))
     assert says in caught.value.message and caught.value.hint
+
+
+def test_what_is_for_compose_alone(tmp_path: Path) -> None:
+    for words in (
+        ["--write"],
+        ["--on", "docker", "--profile", "monitoring"],
+        ["--on", "compose", "--service-image", "x=y"],
+    ):
+        done = CliRunner().invoke(app, ["serve", "http://gpu-1:8000/v1", *words])
+        assert isinstance(done.exception, RecipeError) and done.exception.hint
 
 
 # -- real ones ---------------------------------------------------------------------------------------------------------

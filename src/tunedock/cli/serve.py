@@ -209,6 +209,14 @@ def serve(
             "--profile", metavar="postgresql|monitoring", help="What compose has beside the gateway. Repeatable."
         ),
     ] = None,
+    service_image: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--service-image",
+            metavar="SERVICE=IMAGE",
+            help="In the place of a public one, a mirror's for example. Repeatable.",
+        ),
+    ] = None,
     folder: Annotated[
         Path, typer.Option("--folder", metavar="DIR", help="For compose's file and the secrets it names.")
     ] = Path("gateway"),
@@ -262,8 +270,8 @@ def serve(
         runs_dir=Path(runs_dir),
         fields=fields,
     )
-    if on is not Place.compose and (profile or write):
-        raise RecipeError("this is for compose", where="--profile" if profile else "--write", hint="add --on compose")
+    if on is not Place.compose and (profile or write or service_image):
+        raise RecipeError("this is for compose", where="--profile, --service-image, --write", hint="add --on compose")
     if on is Place.local:
         with display() as tell:
             serve_models(order, on_event=tell)
@@ -275,7 +283,7 @@ def serve(
         code = elsewhere.serve_in_container(order, image, lambda text: print(printable(text), file=sys.stderr))
         raise typer.Exit(code)
     profiles = [each.value for each in profile or []]
-    file = elsewhere.write_compose(order, image, folder, profiles)
+    file = elsewhere.write_compose(order, image, folder, profiles, _images(service_image or []))
     print(printable(file))
     if not write:
         elsewhere.up(file, profiles)
@@ -287,6 +295,21 @@ def _file(path: str | None) -> str | None:
 
 def _flag(text: str) -> str:
     return text if text.startswith("-") else f"--{text}"
+
+
+def _images(given: Sequence[str]) -> dict[str, str]:
+    from tunedock.errors import RecipeError
+
+    known = ("postgres", "prometheus", "grafana")
+    pairs = [text.partition("=") for text in given]
+    for text, (name, _, image) in zip(given, pairs, strict=True):
+        if name not in known or not image:
+            raise RecipeError(
+                f"`{text}` names no service and its image",
+                where="--service-image",
+                hint=f"write grafana=registry.example/grafana:12.2.0; services are {', '.join(known)}",
+            )
+    return {name: image for name, _, image in pairs}
 
 
 def _pairs(given: Sequence[str]) -> dict[str, str]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Tell = Callable[[str], None]
 
 FILE = "compose.yaml"
+AUDIT = "audit/access.jsonl"
 HEADER = """\
 # Written by tunedock; `tunedock serve --on compose` writes it anew. To use it by itself, in this folder:
 #   docker-compose up -d                          the gateway
@@ -64,10 +65,12 @@ def write_compose(
     images: Mapping[str, str] | None = None,
 ) -> Path:
     """The file, with the secrets and the settings it names. Secrets that are there stay as they are."""
+    folder = folder.expanduser().absolute()
     if "postgresql" in profiles:
         if order.store is not None:
             raise RecipeError("two stores are named", where="--store, --profile postgresql", hint="leave one out")
-        order = order.model_copy(update={"store": STORE})
+        audit = order.audit or str(folder / AUDIT)  # a store on a server has no folder for its own
+        order = order.model_copy(update={"store": STORE, "audit": audit})
     refuse_inside(order)
     caller, endpoint = _caller(), engine.find()
     refuse_elsewhere(endpoint)
@@ -76,7 +79,6 @@ def write_compose(
         body = gateway_body(
             order, words_of(inside(order)), _image(client, name), binds_of(order, caller), caller, _gpus(order)
         )
-    folder = folder.expanduser().absolute()
     beside = Beside(str(folder), profiles, variables_of(order), images or {})
     document = gateway_file(body, beside, image=name, tls=order.tls_cert is not None)
     try:
