@@ -69,6 +69,7 @@ def test_what_is_no_store_is_told(
     with pytest.raises(kind) as found:
         Store.open(place, wait_s=0.1)
     assert found.value.hint and "secret" not in str(found.value)
+    assert ("sqlite://" in found.value.hint) == place.startswith("sqlite")
 
 
 def test_a_file_that_is_something_else_stays_as_it_is(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_export_refuses_what_does_not_go_together(recipe, tunedock, worker):
         (["--format", "gguf", "--quantize", "q9"], "`q9` is no kind of --format gguf"),
         (["--format", "gguf", "--dtype", "float16"], "--dtype: it says nothing of --format gguf"),
         (["--system", "hello"], "--system: it says nothing of --format hf"),
-        (["--max-shard-size", "lots"], "--max-shard-size: `LOTS`"),
+        (["--max-shard-size", "lots"], "--max-shard-size: `LOTS` is no size"),
         (["--format", "ollama", "--parameter", "colour=3"], "--parameter: `colour`"),
         (["--format", "ollama", "--parameter", "temperature=hot"], "is not of the form NAME=NUMBER"),
         (["--run", "first"], "--run: `first` says nothing here"),

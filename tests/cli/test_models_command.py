@@ -33,7 +33,7 @@ def said(tunedock: Command, *arguments: str, code: int = 0) -> str:
 
 def test_there_and_back(folder: Path, tunedock: Command) -> None:
     assert said(tunedock, "register", "support", "m2", "--note", "again").endswith(f"support version 3: {folder}/m2")
-    assert said(tunedock, "promote", "support", "2") == "support@production is version 2, before version 1"
+    assert said(tunedock, "promote", "support", "2") == "support@production is version 2; it was version 1"
     assert said(tunedock, "promote", "support", "2") == "support@production is version 2, as before"
     assert said(tunedock, "promote", "support", "production", "--to", "staging").startswith(
         "support@staging is version 2"
@@ -42,15 +42,17 @@ def test_there_and_back(folder: Path, tunedock: Command) -> None:
     listed = json.loads(said(tunedock, "list", "support", "--json"))
     assert listed["canaries"] == {"production": {"version": "3", "percent": 10.0}}
     assert [one["version"] for one in listed["versions"]] == ["3", "2", "1"]
-    assert said(tunedock, "rollback", "support") == "support@production is version 2, before version 2, 10% version 3"
-    assert said(tunedock, "rollback", "support") == "support@production is version 1, before version 2"
+    assert said(tunedock, "rollback", "support") == "support@production is version 2; it was version 2, 10% version 3"
+    assert said(tunedock, "rollback", "support") == "support@production is version 1; it was version 2"
     assert "nothing to go back to" in said(tunedock, "rollback", "support", code=2)
     assert "version 1" in said(tunedock, "list") and "again" in said(tunedock, "list", "support")
     assert json.loads(said(tunedock, "show", "support", "3", "--json"))["files"].keys() == {
         "config.json",
         "model.safetensors",
     }
-    assert said(tunedock, "unalias", "support", "staging") == "support@staging is nothing, before version 2"
+    shown = said(tunedock, "show", "support", "1")
+    assert "aliases production created 20" in shown and "1,7" not in shown
+    assert said(tunedock, "unalias", "support", "staging") == "support@staging is nothing; it was version 2"
 
 
 @pytest.mark.parametrize(

@@ -33,3 +33,5 @@ def test_an_address_that_is_none(tmp_path: Path) -> None:
     done = monitoring(tmp_path, "watched", "--gateway", "gw.example")
     assert done.returncode == 2 and "--gateway: `gw.example` is no address" in done.stderr
     assert not (tmp_path / "watched").exists()
+    done = monitoring(tmp_path, "watched", "--runs", "here")
+    assert done.returncode == 2 and "127.0.0.1:9400" in done.stderr

@@ -62,6 +62,9 @@ def test_limits_are_said_one_by_one(tunedock: Command) -> None:
         assert who(access, key).policy == Policy(("support-*", "base"), concurrent=2, tokens_per_day=1_000_000)
     out = tunedock("token", "list")[1]
     assert "everyone" in out and "support-*, base" in out and "1,000,000" in out
+    assert [line.split() for line in out.splitlines() if line.startswith("alice")] == [
+        ["alice", "as", "everyone", "none", "as", "everyone", "2", "1,000,000"]
+    ]
     assert "as everyone" in tunedock("token", "limit", "alice", "--requests-per-minute", "default",
                                      "--tokens-per-day", "default", "--concurrent", "default")[1]  # fmt: skip
     tunedock("token", "limit", "bob", "--models", "")

@@ -370,6 +370,12 @@ def test_of_many_mistakes_a_few_are_looked_at(name: str, monkeypatch: pytest.Mon
     assert sum(counted) < 50
 
 
+@pytest.mark.parametrize("value", [[], "model", 3, None], ids=str)
+def test_a_body_that_is_no_object_is_told_so(value: object) -> None:
+    with pytest.raises(ApiError, match="the body is not a JSON object"):
+        body.checked(value, ChatRequest)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_likelihood_that_is_none_is_a_number_nevertheless(bed: Bed, stream: bool) -> None:
     body = {"model": "strange", "messages": MESSAGES, "logprobs": True, "top_logprobs": 1, "stream": stream}

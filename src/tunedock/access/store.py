@@ -177,7 +177,9 @@ def _postgresql(place: str, wait_s: float) -> Engine:
         raise RecipeError(
             f"`{url.get_backend_name()}` is no store: it is a path of a SQLite file, or postgresql://...",
             where=where,
-            hint="write a path without `sqlite://`",
+            hint="write a path without `sqlite://`"
+            if url.get_backend_name() == "sqlite"
+            else "postgresql://user@host/database",
         )
     if url.password is not None or {"password", "passfile"} & set(url.query):
         raise RecipeError(

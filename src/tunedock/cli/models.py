@@ -118,6 +118,7 @@ def show(name: Name, version: VersionArgument, registry: At = DEFAULT_REGISTRY, 
     if as_json:
         print_json(told)
         return
+    told |= {"aliases": ", ".join(told["aliases"]) or "-", "created": _day(found.created_s), "note": found.note or "-"}
     made = table("", "")
     made.show_header = False
     for key, value in flatten(
@@ -125,7 +126,7 @@ def show(name: Name, version: VersionArgument, registry: At = DEFAULT_REGISTRY, 
     ).items():
         add_row(made, key.replace("_", " "), value if isinstance(value, str) else number(value))
     size = sum(one.bytes for one in found.record.sums().values())
-    add_row(made, "files", f"{len(found.record.files)}, {size:,} bytes in all")
+    add_row(made, "files", f"{len(found.record.files)} of {size:,} bytes in all")
     console().print(made)
 
 
@@ -263,7 +264,7 @@ def _told(moved: Moved, as_json: bool) -> None:
     if as_json:
         print_json(moved.to_json())
         return
-    was = f", before {_standing(moved.before)}" if moved.changed else ", as before"
+    was = f"; it was {_standing(moved.before)}" if moved.changed else ", as before"
     print(printable(f"{moved.model}@{moved.alias} is {_standing(moved.now)}{was}"))
 
 

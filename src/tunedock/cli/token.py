@@ -123,7 +123,7 @@ def list_(store: At = DEFAULT_STORE, as_json: Json = False) -> None:
     if policies:
         limits = table("subject", "models", "requests/min", "tokens/min", "at once", "tokens/day", numbers_from=2)
         for name, policy in sorted(policies.items()):
-            add_row(limits, "everyone" if name == "*" else name, *_cells(policy))
+            add_row(limits, "everyone" if name == "*" else name, *_cells(policy, everyone=name == "*"))
         console().print()
         console().print(limits)
 
@@ -138,7 +138,7 @@ def limit(
         typer.Option(
             "--models",
             metavar="PATTERN,...|default",
-            help="Models and adapters allowed: `support-*,base`.",
+            help="Models and adapters allowed: `support*,base`.",
             show_default=False,
         ),
     ] = None,
@@ -254,15 +254,17 @@ def _key_id(text: str) -> str:
     return found
 
 
-def _cells(row: PolicyRow) -> list[str]:
+def _cells(row: PolicyRow, *, everyone: bool) -> list[str]:
+    """What is not said: of everyone no limit, of a subject what everyone has."""
     from tunedock.cli.results import number
 
     said = row.to_json()
-    models = "as everyone" if row.models is None else ", ".join(row.models) or "none"
+    unsaid = "-" if everyone else "as everyone"
+    models = ("all" if everyone else unsaid) if row.models is None else ", ".join(row.models) or "none"
     figures = [value for name, value in said.items() if name != "models"]
     return [
         models,
-        *("-" if value is None else value if isinstance(value, str) else number(value) for value in figures),
+        *(unsaid if value is None else value if isinstance(value, str) else number(value) for value in figures),
     ]
 
 

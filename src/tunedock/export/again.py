@@ -68,7 +68,7 @@ def _record(folder: Path) -> Mapping[str, Any]:
         raise RunError(
             "this folder is no export",
             where=str(folder),
-            hint=f"`tunedock export RUN --to DIR` leaves a {RECORD} in it",
+            hint=f"`tunedock export RUN --to DIR` leaves {RECORD} in it",
         )
     record = read_json(folder / RECORD)
     if not isinstance(record, dict) or not {"format", "kind", "exact"} <= record.keys():

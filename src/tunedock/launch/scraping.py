@@ -45,7 +45,8 @@ def address(text: str, option: str) -> Address:
     """`host:port`, or as `tunedock serve` tells it: `https://host:port/v1`. Raises RecipeError."""
     found = _ADDRESS.fullmatch(text.strip())
     if found is None:
-        raise RecipeError(f"`{text[:200]}` is no address", where=option, hint="write for example http://127.0.0.1:8000")
+        example = "127.0.0.1:9400" if option == "--runs" else "http://127.0.0.1:8000"
+        raise RecipeError(f"`{text[:200]}` is no address", where=option, hint=f"write for example {example}")
     return Address(found["target"], found["scheme"] == "https")
 
 

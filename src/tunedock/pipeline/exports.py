@@ -19,6 +19,8 @@ def order_of(fields: Mapping[str, Any]) -> Order:
         item = error.errors(include_url=False)[0]
         place = ".".join(map(str, item["loc"]))
         option = "--parameter" if place.startswith("parameters") else f"--{place.replace('_', '-')}"
+        if place == "max_shard_size":  # else its pattern would be told
+            raise RecipeError(f"`{item['input']}` is no size", where=option, hint="write 500MB or 5GB") from None
         raise RecipeError(f"`{item['input']}`: {item['msg']}", where=option) from None
     check(order)
     return order

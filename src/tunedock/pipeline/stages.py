@@ -194,7 +194,9 @@ def export_verify(
     """
     place = folder.expanduser().absolute()
     if not place.is_dir():
-        raise RunError("there is no such folder", where=str(place))
+        raise RunError(
+            "there is no such folder", where=str(place), hint="a folder that `tunedock export RUN --to DIR` made"
+        )
     request = {"folder": str(place), "max_perplexity_change": max_perplexity_change}
     return run_job(JobSpec("export-verify", None if run is None else run.path, request), on_event, launcher)
 

@@ -142,10 +142,12 @@ def _finite(text: str) -> float:
 
 def checked(value: Any, kind: type[M]) -> M:
     """A request of its kind. Raises ApiError that names the field."""
-    if isinstance(value, dict):  # each would be an error of its own: of hundreds of thousands only one is told
-        unknown = next((key for key in value if key not in kind.model_fields), None)
-        if unknown is not None:
-            raise invalid(*_unknown(unknown if unknown.isidentifier() else ""))
+    if not isinstance(value, dict):
+        raise invalid("the body is not a JSON object", None)
+    # Each would be an error of its own: of hundreds of thousands only one is told.
+    unknown = next((key for key in value if key not in kind.model_fields), None)
+    if unknown is not None:
+        raise invalid(*_unknown(unknown if unknown.isidentifier() else ""))
     try:
         return kind.model_validate(value)
     except ValidationError as error:
