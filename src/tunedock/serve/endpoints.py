@@ -7,7 +7,7 @@ from typing import Any
 from fastapi.responses import JSONResponse, Response
 
 from tunedock import __version__
-from tunedock.serve import replies
+from tunedock.serve import replies, response_replies
 from tunedock.serve.answers import answer, until_gone
 from tunedock.serve.body import checked, read
 from tunedock.serve.errors import ApiError
@@ -88,8 +88,8 @@ async def responses(turn: Turn) -> Response:
         job,
         lambda job: served.engine.chat(job),
         bool(request.stream),
-        lambda events: replies.response_stream(id_, value, events),
-        lambda answers, usage: replies.response_json(id_, value, answers[0], usage, "completed"),
+        lambda events: response_replies.response_stream(id_, value, events),
+        lambda answers, usage: response_replies.response_json(id_, value, answers[0], usage, "completed"),
     )
 
 
