@@ -69,9 +69,9 @@ class ChildEngine:
         """Another with each start: what a killed engine has left behind may listen at the one before."""
         self._remote = RemoteEngine(kind, "", key=key, trained=trained)
         self.can = self._remote.can
-        self._folder = Path(tempfile.mkdtemp(prefix="tunedock-engine-"))
-        """For its user alone."""
-        self.log = log or self._folder / LOG
+        self._folder: Path | None = None
+        """For its user alone; made when it starts."""
+        self._log = log
         self._process: asyncio.subprocess.Process | None = None
         self._output: Output | None = None
         self._task: asyncio.Task[None] | None = None
@@ -88,6 +88,7 @@ class ChildEngine:
     def start(self) -> None:
         """Begins to keep it alive; to be called in the event loop that serves."""
         if self._task is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="tunedock-engine-"))
             self._task = asyncio.get_running_loop().create_task(self._keep())
 
     async def begin(self) -> None:
@@ -146,8 +147,15 @@ class ChildEngine:
         await self._remote.close()
         self._clear()
 
+    @property
+    def log(self) -> Path | None:
+        """What it prints; None before it is started, where no file was named."""
+        return self._log or (self._folder and self._folder / LOG)
+
     def _clear(self) -> None:
         """Removes its folder, with the key; what it printed stays where it never came up."""
+        if self._folder is None:
+            return
         for entry in self._folder.iterdir():
             if entry != self.log or self.start_took_s is not None:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -211,9 +219,11 @@ class ChildEngine:
 
     async def _started(self, arguments: Sequence[str]) -> asyncio.subprocess.Process:
         """Raises OSError."""
+        folder, log = self._folder, self.log
+        assert folder is not None and log is not None  # noqa: S101 - it has been started
         for file, content in self._command.files.items():
-            _write_private(self._folder / file, content)
-        output = Output(self.log, secret=self._secret)
+            _write_private(folder / file, content)
+        output = Output(log, secret=self._secret)
         try:
             return await asyncio.create_subprocess_exec(
                 *map(self._filled, arguments),
