@@ -514,6 +514,8 @@ def test_an_output_directory_that_cannot_be_made_is_a_disk_error(workplace, tune
     [
         ("nothing", ["there is no run `nothing`", "tunedock runs list"]),
         ("base", ["base: this folder is no run: it has no run.json", "tunedock runs list"]),
+        ("none/such", ["none/such: there is no such file or folder, nor a run", "tunedock runs list"]),
+        ("runs/finishd", ["did you mean `finished`?"]),
         ("finishd", ["there is no run `finishd`", "did you mean `finished`?"]),
         ("finished", ["runs/finished: this run is finished", "tunedock eval"]),
     ],

@@ -113,6 +113,10 @@ def test_what_is_refused(place: Path, given: str, says: str) -> None:
 def test_no_run_by_that_name(place: Path) -> None:
     with pytest.raises(RunError):
         order("nothing")
+    with pytest.raises(RunError, match="there is no such file or folder"):
+        order("small=exports/none.gguf")
+    with pytest.raises(RecipeError, match=r"`chat\.example` is no origin"):
+        order("triage", fields={"cors_origins": ["https://a.example", "chat.example"]})
     with pytest.raises(RecipeError, match="without its certificate"):
         order("triage", fields={"tls_key": "key.pem"})
     with pytest.raises(RecipeError, match="nothing here is computed by PyTorch"):

@@ -38,6 +38,13 @@ def test_a_line_the_disk_cut_off_does_not_take_the_next_one_with_it(
     assert log.lost == 1
 
 
+def test_a_path_that_cannot_be_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    log = AccessLog(tmp_path / "file" / "log.jsonl")
+    log.close()
+    assert log.lost == 0 and "the access log cannot be written" in capsys.readouterr().err
+
+
 def test_what_is_too_much_is_lost_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = AccessLog(tmp_path / "log.jsonl")
     log.close()  # nobody writes any more

@@ -72,6 +72,10 @@ def order_of(
         )
     except ValidationError as error:
         item = error.errors(include_url=False)[0]
+        if item["loc"][0] == "cors_origins":
+            raise RecipeError(
+                f"`{item['input']}` is no origin", where="--cors-origin", hint="write for example https://chat.example"
+            ) from None
         place = ".".join(map(str, item["loc"]))
         raise RecipeError(f"`{place}`: {item['msg']}", where="serve") from None
 

@@ -119,7 +119,13 @@ def find(name: str, runs_dir: Path) -> Run:
             if exported
             else "`tunedock runs list` lists the runs",
         )
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(Path(name).name, names, n=1)
+    if not close and (os.sep in name or name.endswith(".gguf")):
+        raise RunError(
+            "there is no such file or folder, nor a run of that name",
+            where=name,
+            hint="a path is taken from the working folder; `tunedock runs list` lists the runs",
+        )
     hint = (
         f"did you mean `{close[0]}`?" if close else "`tunedock runs list` lists the runs; `--runs-dir` looks elsewhere"
     )

@@ -48,6 +48,11 @@ class AccessLog:
         self._thread.join(5.0)
 
     def _run(self) -> None:
+        if self._path is not None:  # a path that cannot be is told at the start, not at the first request
+            try:
+                self._descriptor = self._opened(self._path)
+            except OSError as error:
+                self._say(error.strerror or str(error))
         while not self._ending.wait(EVERY_S):
             self._flush()
         self._flush()
@@ -81,6 +86,9 @@ class AccessLog:
 
     def _lose(self, why: str) -> None:
         self.lost += 1
+        self._say(why)
+
+    def _say(self, why: str) -> None:
         if time.monotonic() - self._said >= SAID_EVERY_S:
             self._said = time.monotonic()
             print(f"warning: the access log cannot be written ({why}); the service goes on without it", file=sys.stderr)
