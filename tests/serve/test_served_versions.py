@@ -26,6 +26,7 @@ from tunedock.recipe.serving import ServeOrder
 from tunedock.registry.acts import Acts
 from tunedock.registry.canary import is_in
 from tunedock.registry.record import source_of
+from tunedock.serve.versions import computed
 from tunedock.serve.versions.follow import Follow, loaded
 
 MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
@@ -320,6 +321,28 @@ def test_a_canary_answers_its_callers_from_the_first_request_of_a_start_on(
     assert [(line["from"], line["to"]) for line in audit_of(acts) if line["act"] == "serve-version"] == [
         (None, "1"), ("1", "1"),
     ]  # fmt: skip
+
+
+def test_a_version_that_does_not_fit_beside_what_serves_is_not_loaded(
+    acts: Acts, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what its weights take in memory; the version that was kept warm gives way to it first."""
+    for folder in place.wholes:
+        register(acts, "support", folder)
+    register(acts, "support", place.adapters[0])
+    acts.promote("support", "1", "production")
+    weights = sum(file.stat().st_size for file in place.wholes[0].glob("*.safetensors"))
+    with served(acts, tmp_path, PRODUCTION, dtype="float32") as here:
+        acts.promote("support", "2", "production")
+        until(lambda: here.version() == "2")
+        assert here.here() == {"1", "2"}
+        monkeypatch.setattr(computed, "_free", lambda: weights)
+        acts.promote("support", "3", "production")
+        until(lambda: any("bytes of memory beside what is there" in told for told in here.told.all("warning")))
+        assert here.answer()[0] == "2" and here.here() == {"2"}
+        monkeypatch.undo()
+        here.follow.look_again()
+        until(lambda: here.version() == "3")
 
 
 def test_two_of_one_name_are_refused_before_anything_is_loaded(acts: Acts, place: Place, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tunedock.data.chat import Chat
@@ -18,7 +19,7 @@ from tunedock.errors import ModelError, RecipeError, RunError
 from tunedock.model.adapter import is_adapter
 from tunedock.model.chat_facts import ChatFacts, stop_ids
 from tunedock.model.hub import locate
-from tunedock.model.load import find_device
+from tunedock.model.load import find_device, held_in, parameters_of, require_config
 from tunedock.model.session import find_base
 from tunedock.recipe.schema import Model, Recipe
 from tunedock.recipe.serving import ServeOrder
@@ -29,6 +30,7 @@ from tunedock.serve.computed import dtype_of
 from tunedock.serve.engines.batching import Engine
 from tunedock.serve.engines.loading import from_base, from_folder, from_run
 from tunedock.serve.engines.loras import is_plain
+from tunedock.serve.engines.precision import usual
 from tunedock.serve.engines.tokens import TokenEngine
 from tunedock.serve.exported import engine_of, limits_of
 from tunedock.serve.versions.bases import Bases
@@ -60,11 +62,14 @@ def run_version(version: Version, order: ServeOrder, bases: Bases) -> Loaded:
     if is_adapter(run.model) and is_plain(run.model) and not recipe.model.adapters:
         key = _key(version, base.located.folder, recipe.quantize, recipe.model)
         make = partial(from_base, recipe, dtype=dtype_of(order), limits=limits_of(order))
-        return _on_base(version, bases, key, base.located.folder, run.model, make, as_engine)
+        folder = base.located.folder
+        size = _bytes(folder, _dtype(folder, order), quantised=recipe.quantize != "none")
+        return _on_base(version, bases, key, folder, size, run.model, make, as_engine)
     _require_base(version, base.located.folder)
-    # An adapter is merged in float32 before it is rounded.
-    weights = base.located.folder if is_adapter(run.model) else run.model
-    _require_room(version, weights, 2.0 if is_adapter(run.model) else 1.0)
+    if is_adapter(run.model):  # merged in float32 before it is rounded
+        require_room(version, _bytes(base.located.folder, torch.float32), _free())
+    else:
+        require_room(version, _bytes(run.model, _dtype(run.model, order)), _free())
     generator = from_run(run, recipe, merge=True, dtype=dtype_of(order), limits=limits_of(order))
     return Loaded(version, as_engine(generator), None, generator.close)
 
@@ -79,7 +84,8 @@ def adapter_version(version: Version, order: ServeOrder, bases: Bases) -> Loaded
     key = _key(version, located.folder, "none", Model(path=record.base))
     make = partial(from_folder, located.folder, dtype=dtype_of(order), limits=limits_of(order))
     as_engine = partial(_adapters_engine, folder, located.folder, tokenizer)
-    return _on_base(version, bases, key, located.folder, folder, make, as_engine)
+    size = _bytes(located.folder, _dtype(located.folder, order))
+    return _on_base(version, bases, key, located.folder, size, folder, make, as_engine)
 
 
 def _on_base(
@@ -87,6 +93,7 @@ def _on_base(
     bases: Bases,
     key: Hashable,
     base: Path,
+    base_bytes: int,
     adapter: Path,
     make: Callable[[], Engine],
     as_engine: Callable[[Engine], TokenEngine],
@@ -94,7 +101,7 @@ def _on_base(
     """As one of several adapters on a base, whose files are looked at when it is loaded."""
     if not bases.here(key):
         _require_base(version, base)
-        _require_room(version, base)
+        require_room(version, base_bytes, _free())
     name = f"{version.model}@v{version.number}"
     generator = bases.take(key, make)
     try:
@@ -114,7 +121,7 @@ def _on_base(
 
 
 def folder_version(version: Version, order: ServeOrder) -> Loaded:
-    _require_room(version, version.place)
+    require_room(version, _bytes(version.place, _dtype(version.place, order)), _free())
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(version.place)
     generator = from_folder(version.place, dtype=dtype_of(order), limits=limits_of(order))
     return Loaded(version, engine_of(version.place, generator, tokenizer), None, generator.close)
@@ -156,5 +163,16 @@ def _require_base(version: Version, folder: Path) -> None:
         )
 
 
-def _require_room(version: Version, weights: Path, times: float = 1.0) -> None:
-    require_room(version, weights, memory_of(find_device()).free_bytes(), times)
+def _bytes(folder: Path, dtype: torch.dtype, *, quantised: bool = False) -> int:
+    """Of a folder's weights in memory: in few bits as many as in the files, else by what they are computed in."""
+    if quantised or held_in(require_config(folder)):
+        return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return parameters_of(folder) * dtype.itemsize
+
+
+def _dtype(folder: Path, order: ServeOrder) -> torch.dtype:
+    return dtype_of(order) or usual(find_device(), parameters_of(folder))
+
+
+def _free() -> int:
+    return memory_of(find_device()).free_bytes()

@@ -64,7 +64,7 @@ def _gguf(version: Version, order: ServeOrder, _bases: Bases) -> Loaded:
     from tunedock.serve.engines.gguf import tokenizer_of
     from tunedock.serve.engines.llama import from_gguf
 
-    require_room(version, version.place, control_group.host_free_bytes(control_group.groups()))
+    require_room(version, version.place.stat().st_size, control_group.host_free_bytes(control_group.groups()))
     tokenizer = tokenizer_of(version.place)
     generator = from_gguf(version.place, limits=limits_of(order))
     return Loaded(version, engine_of(version.place.parent, generator, tokenizer), None, generator.close)
