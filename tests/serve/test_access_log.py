@@ -6,8 +6,10 @@ import json
 import os
 from pathlib import Path
 
+import httpx
 import pytest
 
+from serving_bed import serving
 from tunedock.serve.records import MOST_WAITING, AccessLog
 
 
@@ -52,3 +54,14 @@ def test_what_is_too_much_is_lost_and_counted(tmp_path: Path, capsys: pytest.Cap
         log.write({"request": number})
     assert log.lost == 3
     assert capsys.readouterr().err.count("behind by more") == 1
+
+
+def test_what_a_gateway_prints_is_on_its_commands_standard_error(tmp_path: Path) -> None:
+    with serving(tmp_path, "--open", model="none=http://127.0.0.1:9/v1") as gateway:
+        httpx.get(f"{gateway.url}/v1/models")
+    assert any(line.startswith("{") and json.loads(line)["path"] == "/v1/models" for line in gateway.said), gateway.said
+    (tmp_path / "file").write_text("")
+    log = str(tmp_path / "file" / "log.jsonl")
+    with serving(tmp_path, "--open", "--access-log", log, model="none=http://127.0.0.1:9/v1") as gateway:
+        pass
+    assert any("the access log cannot be written" in line for line in gateway.said), gateway.said

@@ -151,7 +151,7 @@ def serve(
     ] = None,
     access_log: Annotated[
         str | None,
-        typer.Option("--access-log", metavar="FILE", help="JSON lines, one a request; by default in the worker's log."),
+        typer.Option("--access-log", metavar="FILE", help="JSON lines, one a request; by default on standard error."),
     ] = None,
     log_bodies: Annotated[
         bool, typer.Option("--log-bodies", help="Note what is said too: requests and answers, 64 KiB of each.")

@@ -41,6 +41,11 @@ class JobSpec:
         """Whether the worker answers on its standard output: a chat, and every stage without a run."""
         return self.run is None or self.stage == "chat"
 
+    @property
+    def prints_here(self) -> bool:
+        """Whether what the worker prints is on our own standard error: a gateway's has no end, and is read while it serves."""
+        return self.stage == "serve"
+
 
 class Job(Protocol):
     """A worker at work."""

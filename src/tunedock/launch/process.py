@@ -67,7 +67,7 @@ def start_process(spec: JobSpec, arguments: Sequence[str], environment: Mapping[
             arguments,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE if spec.converses else log,
-            stderr=log,
+            stderr=None if spec.prints_here else log,
             env=environment,
             start_new_session=True,
         )

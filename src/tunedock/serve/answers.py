@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import Request
@@ -161,6 +161,7 @@ async def _streamed(turn: Turn, pieces: AsyncIterator[bytes], stack: AsyncExitSt
 
 def inside(error: Exception, turn: Turn) -> ApiError:
     """An error of our own: its traceback goes to standard error under the request's number."""
-    print(f"request {turn.id}:", file=sys.stderr)
-    traceback.print_exception(error, file=sys.stderr)
+    with suppress(OSError):  # whoever read it may be gone
+        print(f"request {turn.id}:", file=sys.stderr)
+        traceback.print_exception(error, file=sys.stderr)
     return ApiError(500, f"an error inside the gateway; request {turn.id}", type_="server_error", code="internal_error")

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ SAID_EVERY_S = 60.0
 
 
 class AccessLog:
-    """Lines for a file; for standard output where there is none."""
+    """Lines for a file; where there is none for standard output, which of a worker is its command's standard error."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -91,4 +92,8 @@ class AccessLog:
     def _say(self, why: str) -> None:
         if time.monotonic() - self._said >= SAID_EVERY_S:
             self._said = time.monotonic()
-            print(f"warning: the access log cannot be written ({why}); the service goes on without it", file=sys.stderr)
+            with suppress(OSError):  # whoever read standard error may be gone
+                print(
+                    f"warning: the access log cannot be written ({why}); the service goes on without it",
+                    file=sys.stderr,
+                )

@@ -293,7 +293,8 @@ def _write_private(path: Path, content: str) -> None:
 
 
 def _to_standard_error(what: str) -> None:
-    print(what, file=sys.stderr)
+    with contextlib.suppress(OSError):  # whoever read it may be gone
+        print(what, file=sys.stderr)
 
 
 def _die_with_us(number: int) -> None:
