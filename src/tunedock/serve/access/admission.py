@@ -192,10 +192,10 @@ def _refusal(connection: Connection, entry: Entry, seconds: Sequence[Second], da
         if limit is not None and sum(counts) + asked > limit:
             wait_s = _until_free(seconds, counts, sum(counts) + asked - limit, now)
             what = name.removesuffix("_per_minute")
-            message = f"{limit} {what} are allowed in a minute. Try again in {math.ceil(wait_s)}s."
+            message = f"The limit of {what} in a minute is {limit}. Try again in {math.ceil(wait_s)}s."
             return Refusal(name, message, wait_s, window)
     if policy.concurrent is not None and _at_once(connection, entry.subject, now) >= policy.concurrent:
-        message = f"{policy.concurrent} requests at once are allowed. Try again when one is answered."
+        message = f"The limit of requests at once is {policy.concurrent}. Try again when one is answered."
         return Refusal("concurrent", message, SLOT_RETRY_S, window)
     return None
 

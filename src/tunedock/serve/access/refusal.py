@@ -47,7 +47,7 @@ def unauthorized(reason: str) -> Refused:
 
 
 def model_not_allowed(model: str) -> Refused:
-    message = f"You may not use the model `{model}`."
+    message = f"You may not use the model `{model}`; /v1/models lists those you may."
     return Refused(403, "permission_error", "model_not_allowed", message, param="model")
 
 
