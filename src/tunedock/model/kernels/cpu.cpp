@@ -394,16 +394,20 @@ inline float sum16(wide16 x) {
 constexpr int TALL = 6, WIDE = 4, MOST_ROWS = 64;
 constexpr int64_t SPAN = 512;
 
+// Rows of the strip after the next that are fetched meanwhile: each tile's turn fetches its part of them, so that memory is as busy as
+// the arithmetic all the time.
+struct Part {
+    int from, to;
+};
+
 template <int M, int N, typename T>
-inline void tile_product(const float *x, const T *weight, int64_t size, int64_t span, wide16 *kept) {
+inline void tile_product(const float *x, const T *weight, int64_t size, int64_t span, Part ahead, wide16 *kept) {
     wide16 sums[M][N];
     std::memcpy(sums, kept, sizeof sums);
     for (int64_t k = 0; k < span; k += 16, x += 16 * M) {
         wide16 rows[N];
-        for (int n = 0; n < N; ++n) {
-            rows[n] = load16(weight + n * size + k);
-            __builtin_prefetch(weight + (n + 2 * N) * size + k, 0, 2);  // of the strip after the next
-        }
+        for (int n = 0; n < N; ++n) rows[n] = load16(weight + n * size + k);
+        for (int n = ahead.from; n < ahead.to; ++n) __builtin_prefetch(weight + (n + 2 * N) * size + k, 0, 2);
         for (int m = 0; m < M; ++m) {
             const wide16 given = load16(x + 16 * m);
             for (int n = 0; n < N; ++n) sums[m][n] += given * rows[n];
@@ -413,14 +417,14 @@ inline void tile_product(const float *x, const T *weight, int64_t size, int64_t 
 }
 
 template <int N, typename T>
-inline void tile_of(int rows, const float *x, const T *weight, int64_t size, int64_t span, wide16 *kept) {
+inline void tile_of(int rows, const float *x, const T *weight, int64_t size, int64_t span, Part ahead, wide16 *kept) {
     switch (rows) {
-        case 6: return tile_product<6, N>(x, weight, size, span, kept);
-        case 5: return tile_product<5, N>(x, weight, size, span, kept);
-        case 4: return tile_product<4, N>(x, weight, size, span, kept);
-        case 3: return tile_product<3, N>(x, weight, size, span, kept);
-        case 2: return tile_product<2, N>(x, weight, size, span, kept);
-        case 1: return tile_product<1, N>(x, weight, size, span, kept);
+        case 6: return tile_product<6, N>(x, weight, size, span, ahead, kept);
+        case 5: return tile_product<5, N>(x, weight, size, span, ahead, kept);
+        case 4: return tile_product<4, N>(x, weight, size, span, ahead, kept);
+        case 3: return tile_product<3, N>(x, weight, size, span, ahead, kept);
+        case 2: return tile_product<2, N>(x, weight, size, span, ahead, kept);
+        case 1: return tile_product<1, N>(x, weight, size, span, ahead, kept);
     }
 }
 
@@ -442,7 +446,7 @@ inline void strip(const float *laid, const Tiles &tiles, const T *weight, int64_
         const int64_t span = size - k < SPAN ? size - k : SPAN;
         for (int t = 0; t < tiles.number; ++t)
             tile_of<N>(tiles.rows(t), laid + tiles.starts[t] * size + k * tiles.rows(t), weight + k, size, span,
-                       sums + tiles.starts[t] * N);
+                       Part{N * t / tiles.number, N * (t + 1) / tiles.number}, sums + tiles.starts[t] * N);
     }
     for (int m = 0; m < tiles.starts[tiles.number]; ++m)
         for (int n = 0; n < N; ++n) narrow(sum16(sums[m * N + n]), y[m * columns + n]);
