@@ -176,7 +176,7 @@ def test_a_canary_is_the_same_callers_after_a_restart(acts: Acts, place: Place, 
         return {name for name, key in keys.items() if answer(here.url, key, max_tokens=1)[0] == "2"}
 
     told = models(tmp_path, "promote", "support", "2", "--canary", "10%")
-    assert told.startswith("support@production is version 1, 10% version 2, before version 1")
+    assert told.startswith("support@production is version 1, 10% version 2; it was version 1")
     wanted = {name for name in SUBJECTS if is_in(name, "support", 10)}
     assert 2 <= len(wanted) <= 15
     with serving(tmp_path, *arguments, model=PRODUCTION) as here:
