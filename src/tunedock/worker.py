@@ -230,7 +230,11 @@ def main(arguments: list[str]) -> int:
     run = None if place == "-" else Run.open(Path(place))
     rank = Rank.of(os.environ) if stage == "train" else ALONE
     if rank.world > 1:
-        _end_with_torchrun()
+        _end_with_parent(
+            signal.SIGKILL
+        )  # torchrun gives each rank a session of its own: killed, it would leave them at work
+    elif stage == "serve":
+        _end_with_parent(signal.SIGTERM)  # a gateway whose command was killed would keep its port and its memory
     pulse = Pulse(rank)
     if run is not None and not rank.leads:
         emit = _beside_rank_0(run, stage, rank, pulse)
@@ -331,10 +335,10 @@ def understood(raised: BaseException) -> TunedockError:
     return BugError(f"{type(raised).__name__}: {first}", hint="this is a bug in tunedock; the traceback is in the log")
 
 
-def _end_with_torchrun() -> None:
-    """torchrun gives each rank a session of its own: killed, it would leave them at work. Linux has a word for that."""
+def _end_with_parent(how: signal.Signals) -> None:
+    """When who started this process ends, however that comes, it is sent this signal. Linux alone has a word for that."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how)
 
 
 def _lost_a_peer(raised: BaseException) -> bool:

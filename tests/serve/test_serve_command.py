@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 import torch
 from openai import OpenAI
@@ -186,3 +187,14 @@ def test_an_adapter_is_read_again_on_sighup(project: Path) -> None:
         process.send_signal(signal.SIGHUP)
         time.sleep(1.0)
         assert answer() == after and process.poll() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process of its parent's end")
+def test_a_command_that_is_killed_leaves_no_gateway(tmp_path: Path) -> None:
+    with serving(tmp_path, "--open", model="far=http://127.0.0.1:9/v1") as here:
+        (worker,) = psutil.Process(here.process.pid).children()
+        assert httpx.get(f"{here.url}/health").status_code == 200
+        here.process.kill()
+        worker.wait(30)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{here.url}/health")
