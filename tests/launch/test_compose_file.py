@@ -15,7 +15,8 @@ from ruamel.yaml import YAML
 from test_container_spec import MACHINE, RUN, made
 
 from tunedock import __version__
-from tunedock.launch.compose_file import PROMETHEUS, SERVICES, Beside, as_yaml, compose_file, services_beside
+from tunedock.launch.compose_file import SERVICES, Beside, as_yaml, compose_file, services_beside
+from tunedock.launch.compose_services import PROMETHEUS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "compose"
 SCHEMA = Path("/usr/lib/python3/dist-packages/compose/config/compose_spec.json")

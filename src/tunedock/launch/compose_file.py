@@ -19,24 +19,21 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from tunedock.launch import compose_services
+from tunedock.launch.compose_services import LOOPBACK
+
 Profile = Literal["tensorboard", "mlflow", "monitoring"]
 
 NETWORK = "training"
 BESIDE = "beside"
 """Of what is published: a network that leads nowhere publishes nothing."""
-POSTGRES = "postgres:16-alpine"
 MLFLOW = "ghcr.io/mlflow/mlflow:v3.5.0"
-PROMETHEUS = "prom/prometheus:v3.6.0"
-GRAFANA = "grafana/grafana:12.2.0"
 
 SERVICES: dict[Profile, tuple[str, ...]] = {
     "tensorboard": ("tensorboard",),
     "mlflow": ("postgres", "mlflow"),
     "monitoring": ("metrics", "prometheus", "grafana"),
 }
-
-LOOPBACK = "127.0.0.1"
-"""Where what is beside the training is published: none of it asks who one is."""
 
 PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
 NOT_A_WORD = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
@@ -262,23 +259,13 @@ def _tensorboard(beside: Beside) -> Services:
 
 def _mlflow(beside: Beside) -> Services:
     """The password is the file's own business: nobody outside its network reaches the database."""
-    database = {
-        "image": beside.images.get("postgres", POSTGRES),
-        "environment": {
-            "POSTGRES_USER": "mlflow",
-            "POSTGRES_PASSWORD": "${MLFLOW_DB_PASSWORD:-mlflow}",
-            "POSTGRES_DB": "mlflow",
-        },
-        "volumes": [{"type": "volume", "source": "mlflow-database", "target": "/var/lib/postgresql/data"}],
-        "networks": [BESIDE],
-        "restart": "unless-stopped",
-        "healthcheck": {
-            "test": ["CMD", "pg_isready", "-U", "mlflow"],
-            "interval": "5s",
-            "timeout": "5s",
-            "retries": 10,
-        },
-    }
+    database = compose_services.database(
+        "mlflow",
+        image=beside.images.get("postgres"),
+        network=BESIDE,
+        volume="mlflow-database",
+        password={"POSTGRES_PASSWORD": "${MLFLOW_DB_PASSWORD:-mlflow}"},
+    )
     store = "postgresql://mlflow:${MLFLOW_DB_PASSWORD:-mlflow}@postgres/mlflow"
     server = {
         "image": beside.images.get("mlflow", MLFLOW),
@@ -300,36 +287,15 @@ def _monitoring(beside: Beside) -> Services:
     command = ("tunedock", "runs", "metrics", beside.run, "--listen", "0.0.0.0:9400")
     ours = {**_ours(beside, *command), "healthcheck": _answers("http://localhost:9400/metrics")}
 
-    def settings(name: str, target: str) -> dict[str, Any]:
-        return {"type": "bind", "source": f"{beside.files}/{name}", "target": target, "read_only": True}
-
-    prometheus = {
-        "image": beside.images.get("prometheus", PROMETHEUS),
-        "depends_on": ["metrics"],
-        "ports": [f"{LOOPBACK}:9090:9090"],
-        "volumes": [
-            settings("prometheus.yml", "/etc/prometheus/prometheus.yml"),
-            settings("alerts.yml", "/etc/prometheus/alerts.yml"),
-            {"type": "volume", "source": "prometheus", "target": "/prometheus"},
-        ],
-        "networks": [BESIDE],
-        "restart": "unless-stopped",
-    }
-    grafana = {
-        "image": beside.images.get("grafana", GRAFANA),
-        "depends_on": ["prometheus"],
-        "environment": {"GF_AUTH_ANONYMOUS_ENABLED": "true", "GF_USERS_ALLOW_SIGN_UP": "false"},
-        "ports": [f"{LOOPBACK}:3000:3000"],
-        "volumes": [
-            settings("grafana/datasource.yml", "/etc/grafana/provisioning/datasources/tunedock.yml"),
-            settings("grafana/dashboards.yml", "/etc/grafana/provisioning/dashboards/tunedock.yml"),
-            settings("grafana/training.json", "/var/lib/grafana/dashboards/training.json"),
-            settings("grafana/training.zh.json", "/var/lib/grafana/dashboards/training.zh.json"),
-            {"type": "volume", "source": "grafana", "target": "/var/lib/grafana"},
-        ],
-        "networks": [BESIDE],
-        "restart": "unless-stopped",
-    }
+    prometheus = compose_services.prometheus(
+        {f"{beside.files}/{name}": f"/etc/prometheus/{name}" for name in ("prometheus.yml", "alerts.yml")},
+        image=beside.images.get("prometheus"),
+        network=BESIDE,
+        depends_on=["metrics"],
+    )
+    grafana = compose_services.grafana(
+        f"{beside.files}/grafana", "training", image=beside.images.get("grafana"), network=BESIDE
+    )
     return {"metrics": ours, "prometheus": prometheus, "grafana": grafana}, {"prometheus": {}, "grafana": {}}
 
 

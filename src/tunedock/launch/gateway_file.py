@@ -14,16 +14,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunedock.launch.compose_file import (
-    GRAFANA,
-    LOOPBACK,
-    POSTGRES,
-    PROMETHEUS,
-    limits,
-    plain,
-    variable,
-    volume,
-)
+from tunedock.launch import compose_services
+from tunedock.launch.compose_file import limits, plain, variable, volume
 
 NETWORK = "serving"
 DATABASE = "tunedock"
@@ -115,60 +107,33 @@ def _ready(port: str, *, tls: bool) -> dict[str, Any]:
 
 
 def _postgres(beside: Beside) -> dict[str, Any]:
-    return {
-        "image": beside.images.get("postgres", POSTGRES),
-        "environment": {
-            "POSTGRES_USER": DATABASE,
-            "POSTGRES_DB": DATABASE,
-            "POSTGRES_PASSWORD_FILE": "/run/secrets/postgres-password",
-        },
-        "secrets": ["postgres-password"],
-        "volumes": [{"type": "volume", "source": "postgres", "target": "/var/lib/postgresql/data"}],
-        "networks": [NETWORK],
-        "restart": "unless-stopped",
-        "healthcheck": {
-            "test": ["CMD", "pg_isready", "-U", DATABASE],
-            "interval": "5s",
-            "timeout": "5s",
-            "retries": 10,
-        },
-    }
+    return compose_services.database(
+        DATABASE,
+        image=beside.images.get("postgres"),
+        network=NETWORK,
+        volume="postgres",
+        password={"POSTGRES_PASSWORD_FILE": "/run/secrets/postgres-password"},
+        secrets=["postgres-password"],
+    )
 
 
 def _monitoring(beside: Beside) -> dict[str, dict[str, Any]]:
-    """They begin by `--profile monitoring`, and answer this machine alone: neither asks who one is."""
-
-    def settings(name: str, target: str) -> dict[str, Any]:
-        return {"type": "bind", "source": f"{beside.folder}/{name}", "target": target, "read_only": True}
-
-    files = "monitoring"
-    prometheus = {
-        "image": beside.images.get("prometheus", PROMETHEUS),
-        "profiles": ["monitoring"],
-        "ports": [f"{LOOPBACK}:9090:9090"],
-        "volumes": [
-            settings(f"{files}/prometheus.yml", "/etc/prometheus/prometheus.yml"),
-            settings(f"{files}/serving-rules.yml", "/etc/prometheus/serving-rules.yml"),
-            settings("secrets/prometheus-key", KEY),
-            {"type": "volume", "source": "prometheus", "target": "/prometheus"},
-        ],
-        "networks": [NETWORK],
-        "restart": "unless-stopped",
-    }
-    grafana = {
-        "image": beside.images.get("grafana", GRAFANA),
-        "profiles": ["monitoring"],
-        "depends_on": ["prometheus"],
-        "environment": {"GF_AUTH_ANONYMOUS_ENABLED": "true", "GF_USERS_ALLOW_SIGN_UP": "false"},
-        "ports": [f"{LOOPBACK}:3000:3000"],
-        "volumes": [
-            settings(f"{files}/grafana/datasource.yml", "/etc/grafana/provisioning/datasources/tunedock.yml"),
-            settings(f"{files}/grafana/dashboards.yml", "/etc/grafana/provisioning/dashboards/tunedock.yml"),
-            settings(f"{files}/grafana/serving.json", "/var/lib/grafana/dashboards/serving.json"),
-            settings(f"{files}/grafana/serving.zh.json", "/var/lib/grafana/dashboards/serving.zh.json"),
-            {"type": "volume", "source": "grafana", "target": "/var/lib/grafana"},
-        ],
-        "networks": [NETWORK],
-        "restart": "unless-stopped",
-    }
+    """They begin by `--profile monitoring`."""
+    files = f"{beside.folder}/monitoring"
+    prometheus = compose_services.prometheus(
+        {
+            **{f"{files}/{name}": f"/etc/prometheus/{name}" for name in ("prometheus.yml", "serving-rules.yml")},
+            f"{beside.folder}/secrets/prometheus-key": KEY,
+        },
+        image=beside.images.get("prometheus"),
+        network=NETWORK,
+        profiles=["monitoring"],
+    )
+    grafana = compose_services.grafana(
+        f"{files}/grafana",
+        "serving",
+        image=beside.images.get("grafana"),
+        network=NETWORK,
+        profiles=["monitoring"],
+    )
     return {"prometheus": prometheus, "grafana": grafana}

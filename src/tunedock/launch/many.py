@@ -219,7 +219,7 @@ class RanksJob:
             self._ask(self._job, number)
 
     def kill(self) -> None:
-        """torchrun at once; its ranks end with it (`worker._end_with_parent`)."""
+        """torchrun at once; its ranks end with it (`run.stop.end_with_parent`)."""
         if self._job is not None:
             self._job.kill()
         elif self._asked is None:
