@@ -11,25 +11,24 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import aiohttp
 
 from tunedock.serve.engines.generator import Load
-from tunedock.serve.errors import ApiError, unavailable, unsupported
-from tunedock.serve.jobs import (
-    CHARACTERS_A_TOKEN,
-    ChatJob,
-    Delta,
-    Event,
-    Finish,
-    Job,
-    Reason,
-    TextJob,
-    TokenLogprob,
-    ToolDelta,
-    Usage,
+from tunedock.serve.engines.remote_words import (
+    LONGEST_LINE,
+    broken,
+    chat_events,
+    refused,
+    silent,
+    text_events,
+    theirs,
+    usage_of,
+    values,
 )
+from tunedock.serve.errors import unavailable, unsupported
+from tunedock.serve.jobs import CHARACTERS_A_TOKEN, ChatJob, Event, Finish, Job, TextJob, Usage
 
 CAN: Mapping[str, frozenset[str]] = {
     "vllm": frozenset(
@@ -49,7 +48,6 @@ CAN: Mapping[str, frozenset[str]] = {
 OWN_FIELDS = frozenset({"top_k", "min_p", "repetition_penalty"})
 """vLLM's, which others refuse."""
 TAKES_OWN = frozenset({"vllm", "sglang", "tunedock"})
-LONGEST_LINE = 8 << 20
 IDLE_S = 2.0
 """How long a connection is kept for the next request: shorter than servers keep theirs, which would close it as it is used."""
 LONGEST_AFTER = 1 << 10
@@ -114,7 +112,7 @@ class RemoteEngine:
             body["chat_template_kwargs"] = {"enable_thinking": job.thinking}
         elif self._trained.thinking is not None:
             body["chat_template_kwargs"] = {"enable_thinking": self._trained.thinking}
-        events = self._events("chat/completions", body, _chat_events)
+        events = self._events("chat/completions", body, chat_events)
         try:
             async for event in events:
                 yield event
@@ -126,7 +124,7 @@ class RemoteEngine:
         body["prompt"] = job.prompt if isinstance(job.prompt, str) else list(job.prompt)
         if job.top_logprobs is not None:
             body["logprobs"] = job.top_logprobs
-        events = self._events("completions", body, _text_events)
+        events = self._events("completions", body, text_events)
         try:
             async for event in events:
                 yield event
@@ -142,7 +140,7 @@ class RemoteEngine:
                 vectors = [[float(number) for number in row["embedding"]] for row in rows]
                 return vectors, int(value.get("usage", {}).get("prompt_tokens", 0))
             except (ValueError, LookupError, TypeError, AttributeError) as error:
-                raise _broken(error) from error
+                raise broken(error) from error
 
     def count(self, job: ChatJob | TextJob) -> int:
         return job.characters // CHARACTERS_A_TOKEN + 1
@@ -203,19 +201,19 @@ class RemoteEngine:
         usage, finished = None, set()
         async with self._asked(path, body) as answer:
             try:
-                async for value in _values(answer):
+                async for value in values(answer):
                     if "error" in value:
-                        raise _theirs(502, value)
+                        raise theirs(502, value)
                     if value.get("usage"):
-                        usage = _usage(value["usage"])
+                        usage = usage_of(value["usage"])
                     for event in read(value):
                         if isinstance(event, Finish):
                             finished.add(event.index)
                         yield event
             except (LookupError, TypeError, AttributeError, ValueError) as error:
-                raise _broken(error) from error
+                raise broken(error) from error
             except TimeoutError as error:
-                raise _silent() from error
+                raise silent() from error
             except aiohttp.ClientError as error:
                 raise unavailable(f"the engine broke off: {type(error).__name__}") from error
             if len(finished) < int(body.get("n", 1)):
@@ -229,7 +227,7 @@ class RemoteEngine:
         try:
             async with await self._posted(f"{self._url}/{path}", json.dumps(body).encode()) as answer:
                 if answer.status != 200:
-                    raise _refused(answer.status, await _bounded(answer, 1 << 20))
+                    raise refused(answer.status, await _bounded(answer, 1 << 20))
                 yield answer
         finally:
             self._running -= 1
@@ -244,32 +242,13 @@ class RemoteEngine:
                     if not again:
                         raise
         except TimeoutError as error:
-            raise _silent() from error
+            raise silent() from error
         except aiohttp.ClientError as error:
             raise unavailable("the engine of this model does not answer") from error
         raise AssertionError("unreachable")
 
 
 _JSON = {"Content-Type": "application/json"}
-
-
-async def _values(answer: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
-    """The JSON of each event, up to `[DONE]`."""
-    rest = b""
-    async for piece in answer.content.iter_any():
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            if not line.startswith(b"data:"):
-                continue
-            text = line.removeprefix(b"data:").strip()
-            if text == b"[DONE]":
-                return
-            value = json.loads(text)
-            if not isinstance(value, dict):
-                raise ValueError("an event that is no object")
-            yield value
-        if len(rest) > LONGEST_LINE:
-            raise ValueError("a line without end")
 
 
 async def _ended(answer: aiohttp.ClientResponse) -> None:
@@ -290,114 +269,7 @@ async def _bounded(answer: aiohttp.ClientResponse, most: int) -> bytes:
             if len(data) > most:
                 break
     except TimeoutError as error:
-        raise _silent() from error
+        raise silent() from error
     except aiohttp.ClientError as error:
         raise unavailable(f"the engine broke off: {type(error).__name__}") from error
     return data[:most]
-
-
-def _silent() -> ApiError:
-    return ApiError(504, "the engine of this model was silent for too long", type_="server_error", code="timeout")
-
-
-def _chat_events(value: Mapping[str, Any]) -> list[Event]:
-    events: list[Event] = []
-    for choice in value.get("choices") or ():
-        index, delta = int(choice.get("index", 0)), choice.get("delta") or {}
-        reasoning = str(delta.get("reasoning") or delta.get("reasoning_content") or "")
-        text = str(delta.get("content") or "")
-        told = tuple(_logprob(one) for one in (choice.get("logprobs") or {}).get("content") or ())
-        if text or reasoning or told:
-            events.append(Delta(index, text, reasoning, told))
-        for call in delta.get("tool_calls") or ():
-            function = call.get("function") or {}
-            events.append(
-                ToolDelta(
-                    index,
-                    int(call.get("index", 0)),
-                    call.get("id"),
-                    function.get("name"),
-                    str(function.get("arguments") or ""),
-                )
-            )
-        if choice.get("finish_reason"):
-            events.append(Finish(index, _reason(choice["finish_reason"])))
-    return events
-
-
-def _text_events(value: Mapping[str, Any]) -> list[Event]:
-    events: list[Event] = []
-    for choice in value.get("choices") or ():
-        index, told = int(choice.get("index", 0)), choice.get("logprobs") or {}
-        pairs = zip(told.get("tokens") or (), told.get("token_logprobs") or (), strict=False)
-        tokens = tuple(
-            TokenLogprob(str(token), tuple(str(token).encode()), float(value or 0)) for token, value in pairs
-        )
-        if choice.get("text") or tokens:
-            events.append(Delta(index, str(choice.get("text") or ""), logprobs=tokens))
-        if choice.get("finish_reason"):
-            events.append(Finish(index, _reason(choice["finish_reason"])))
-    return events
-
-
-def _reason(text: str) -> Reason:
-    return next((known for known in get_args(Reason) if known == text), "stop")
-
-
-def _logprob(one: Mapping[str, Any]) -> TokenLogprob:
-    top = tuple((str(t["token"]), _bytes(t), float(t["logprob"])) for t in one.get("top_logprobs") or ())
-    return TokenLogprob(str(one["token"]), _bytes(one), float(one["logprob"]), top)
-
-
-def _bytes(one: Mapping[str, Any]) -> tuple[int, ...]:
-    return tuple(one["bytes"]) if one.get("bytes") is not None else tuple(str(one["token"]).encode())
-
-
-def _usage(value: Mapping[str, Any]) -> Usage:
-    details = value.get("completion_tokens_details") or {}
-    cached = (value.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    return Usage(
-        int(value.get("prompt_tokens") or 0),
-        int(value.get("completion_tokens") or 0),
-        int(details.get("reasoning_tokens") or 0),
-        int(cached),
-    )
-
-
-def _refused(status: int, data: bytes) -> ApiError:
-    """What the engine refused, as the client is to see it: its own faults with their fields, ours as the gateway's."""
-    try:
-        value = json.loads(data)
-    except ValueError:
-        value = {}
-    if status in (401, 403, 404):
-        return ApiError(
-            502,
-            f"the engine of this model refuses the gateway (HTTP {status})",
-            type_="server_error",
-            code="engine_refuses",
-        )
-    return _theirs(status if status in (400, 413, 422, 429) else 502, value if isinstance(value, dict) else {})
-
-
-def _theirs(status: int, value: Mapping[str, Any]) -> ApiError:
-    error = value.get("error", value)
-    error = error if isinstance(error, Mapping) else {"message": str(error)}
-    message = str(error.get("message") or error.get("detail") or "the engine said no more")[:2000]
-    param, code = error.get("param"), error.get("code")
-    return ApiError(
-        400 if status == 422 else status,
-        message,
-        type_="invalid_request_error" if status in (400, 422) else "server_error",
-        param=str(param)[:200] if param is not None else None,
-        code=str(code)[:200] if code is not None else None,
-    )
-
-
-def _broken(error: Exception) -> ApiError:
-    return ApiError(
-        502,
-        f"the engine answers in a way that is not OpenAI's ({type(error).__name__})",
-        type_="server_error",
-        code="engine_broken",
-    )
