@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -79,3 +80,18 @@ def register(acts: Acts, name: str, folder: Path, **more: str) -> Version:
 
 def audit_of(acts: Acts) -> list[dict[str, object]]:
     return [json.loads(line) for line in acts.audit.path.read_text().splitlines()]
+
+
+@dataclass
+class Place:
+    """A base, three adapters on it and two whole models."""
+
+    base: Path
+    adapters: list[Path]
+    wholes: list[Path]
+
+    @classmethod
+    def made(cls, folder: Path) -> Place:
+        base = whole_model(folder / "base", 0)
+        adapters = [adapter_on(base, folder / f"adapter-{seed}", seed) for seed in range(3)]
+        return cls(base, adapters, [whole_model(folder / f"whole-{seed}", seed) for seed in (1, 2)])

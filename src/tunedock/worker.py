@@ -9,7 +9,6 @@ The protocol: docs/decisions/0001-worker-protocol.md.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import io
 import json
@@ -40,10 +39,7 @@ from tunedock.recipe.schema import Recipe
 from tunedock.run.pulse import Pulse
 from tunedock.run.ranks import ALONE, End, Rank, RankFiles, forget_beyond
 from tunedock.run.record import Run
-from tunedock.run.stop import LookAgain, StopRequest
-
-_PR_SET_PDEATHSIG = 1
-"""Linux's prctl: the signal a process gets when its parent ends."""
+from tunedock.run.stop import LookAgain, StopRequest, end_with_parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,11 +226,11 @@ def main(arguments: list[str]) -> int:
     run = None if place == "-" else Run.open(Path(place))
     rank = Rank.of(os.environ) if stage == "train" else ALONE
     if rank.world > 1:
-        _end_with_parent(
+        end_with_parent(
             signal.SIGKILL
         )  # torchrun gives each rank a session of its own: killed, it would leave them at work
     elif stage == "serve":
-        _end_with_parent(signal.SIGTERM)  # a gateway whose command was killed would keep its port and its memory
+        end_with_parent(signal.SIGTERM)  # a gateway whose command was killed would keep its port and its memory
     pulse = Pulse(rank)
     if run is not None and not rank.leads:
         emit = _beside_rank_0(run, stage, rank, pulse)
@@ -333,12 +329,6 @@ def understood(raised: BaseException) -> TunedockError:
     traceback.print_exception(raised, file=sys.stderr)
     first = (str(raised).splitlines() or [""])[0]
     return BugError(f"{type(raised).__name__}: {first}", hint="this is a bug in tunedock; the traceback is in the log")
-
-
-def _end_with_parent(how: signal.Signals) -> None:
-    """When who started this process ends, however that comes, it is sent this signal. Linux alone has a word for that."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how)
 
 
 def _lost_a_peer(raised: BaseException) -> bool:

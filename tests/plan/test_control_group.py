@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tunedock.plan.control_group import Group, free_bytes, groups, oom_kills
+from tunedock.plan.control_group import Group, free_bytes, groups, host_bytes, oom_kills
 
 MIB = 1 << 20
 
@@ -112,3 +113,10 @@ def test_the_kernel_counts_what_a_process_takes() -> None:
         assert (own.used_bytes or 0) > 128 * MIB
         child.communicate()
     assert own.oom_kills is not None
+
+
+def test_the_memory_there_is(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"tight/memory.max": f"{100 * MIB}\n", "none/memory.max": "max\n"})
+    tight, none = Group(tmp_path / "tight", 2), Group(tmp_path / "none", 2)
+    assert host_bytes([tight, none]) == 100 * MIB
+    assert host_bytes([none]) == host_bytes([]) == psutil.virtual_memory().total

@@ -19,7 +19,7 @@ import pytest
 from openai import OpenAI
 
 from gateway_bed import Bed, gateway_of
-from registry_of_models import a_registry, adapter_on, audit_of, register, whole_model
+from registry_of_models import Place, a_registry, adapter_on, audit_of, register, whole_model
 from tunedock.errors import CheckError, EngineError, RecipeError, RunError
 from tunedock.events import Emitter
 from tunedock.recipe.serving import ServeOrder
@@ -33,21 +33,9 @@ MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
 COUNT = 24
 
 
-@dataclass
-class Place:
-    """A base, three adapters on it and two whole models, made once."""
-
-    base: Path
-    adapters: list[Path]
-    wholes: list[Path]
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    folder = tmp_path_factory.mktemp("models")
-    base = whole_model(folder / "base", 0)
-    adapters = [adapter_on(base, folder / f"adapter-{seed}", seed) for seed in range(3)]
-    return Place(base, adapters, [whole_model(folder / f"whole-{seed}", seed) for seed in (1, 2)])
+    return Place.made(tmp_path_factory.mktemp("models"))
 
 
 class Told:

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import pytest
 from openai import OpenAI
 
 from access_bed import issued
-from registry_of_models import a_registry, adapter_on, register, whole_model
+from registry_of_models import Place, a_registry, register
 from serving_bed import Serving, serving
 from tunedock.registry.acts import Acts
 from tunedock.registry.canary import is_in
@@ -32,19 +31,9 @@ PRODUCTION = "models:/support@production"
 SUBJECTS = [f"subject-{number}" for number in range(60)]
 
 
-@dataclass
-class Place:
-    base: Path
-    adapters: list[Path]
-    wholes: list[Path]
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    folder = tmp_path_factory.mktemp("models")
-    base = whole_model(folder / "base", 0)
-    adapters = [adapter_on(base, folder / f"adapter-{seed}", seed) for seed in (1, 2)]
-    return Place(base, adapters, [whole_model(folder / f"whole-{seed}", seed) for seed in (1, 2)])
+    return Place.made(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

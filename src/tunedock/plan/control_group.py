@@ -71,6 +71,12 @@ def free_bytes(found: list[Group]) -> int | None:
     return max(0, min(rooms)) if rooms else None
 
 
+def host_bytes(found: list[Group]) -> int:
+    """Main memory there is for a process: the least of what the host has and these groups allow."""
+    limits = (group.limit_bytes for group in found)
+    return min([int(psutil.virtual_memory().total), *(limit for limit in limits if limit is not None)])
+
+
 def host_free_bytes(found: list[Group]) -> int:
     """Main memory a process can take: the least of what the host has and these groups allow."""
     available, allowed = int(psutil.virtual_memory().available), free_bytes(found)

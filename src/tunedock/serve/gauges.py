@@ -99,17 +99,11 @@ class Gauges:
 
 def _memory() -> Iterator[Metric]:
     """Of this process, and of what it lives in: the machine or its control group, whichever ends first."""
-    own, machine, groups = psutil.Process(), psutil.virtual_memory(), control_group.groups()
-    limits = [machine.total, *(limit for group in groups if (limit := group.limit_bytes) is not None)]
-    left = control_group.free_bytes(groups)
+    own, groups = psutil.Process(), control_group.groups()
     for name, says, value in (
         ("process_resident_bytes", "Memory of the gateway's process", own.memory_info().rss),
-        ("memory_limit_bytes", "What the machine or the container has", min(limits)),
-        (
-            "memory_free_bytes",
-            "What is left of it",
-            min(machine.available, machine.available if left is None else left),
-        ),
+        ("memory_limit_bytes", "What the machine or the container has", control_group.host_bytes(groups)),
+        ("memory_free_bytes", "What is left of it", control_group.host_free_bytes(groups)),
     ):
         yield GaugeMetricFamily(f"tunedock_{name}", says, value=value)
     if psutil.POSIX:

@@ -41,14 +41,14 @@ Loader = Callable[[Backend, ServeOrder], list[Served]]
 
 
 def _run(backend: Backend) -> Loader:
-    _require_torch(backend)
+    require_torch(backend.place)
     from tunedock.serve.computed import run_model
 
     return run_model
 
 
 def _folder(backend: Backend) -> Loader:
-    _require_torch(backend)
+    require_torch(backend.place)
     from tunedock.serve.computed import folder_model
 
     return folder_model
@@ -88,12 +88,13 @@ _LOAD: Mapping[str, Callable[[Backend], Loader]] = {
 }
 
 
-def _require_torch(backend: Backend) -> None:
+def require_torch(where: str) -> None:
+    """Raises DependencyError where what is to be served needs it."""
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError:
         raise DependencyError(
             "PyTorch computes this model, and it is not here",
-            where=backend.place,
+            where=where,
             hint="export it as GGUF, let another program compute it (--engine), or use an image or installation with PyTorch",
         ) from None

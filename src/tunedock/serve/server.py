@@ -11,6 +11,7 @@ import functools
 import socket
 import ssl
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -36,9 +37,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, gateway: Gateway, *, waits: Waits | None = None, tls: ssl.SSLContext | None = None) -> None:
         wanted = waits or Waits()
-        bound = Waits(
-            wanted.head_s, wanted.between_s, wanted.unread_s, wanted.stalled_s, min(wanted.most, room_for_connections())
-        )
+        bound = replace(wanted, most=min(wanted.most, room_for_connections()))
         super().__init__(
             uvicorn.Config(
                 create_app(gateway),

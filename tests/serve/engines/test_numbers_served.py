@@ -25,14 +25,10 @@ def test_of_a_cpu(
 ) -> None:
     monkeypatch.setattr(precision, "has_bf16", lambda device: native)
     monkeypatch.setattr(precision, "cpu_has_bf16_unit", lambda: unit)
-    monkeypatch.setattr(precision, "_memory_bytes", lambda: 1200)
+    monkeypatch.setattr(precision, "host_bytes", lambda groups: 1200)
     assert usual(CPU, parameters) is wanted
 
 
 def test_of_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "has_bf16", lambda device: True)
     assert usual(CUDA, 1) is torch.bfloat16
-
-
-def test_the_memory_of_this_machine() -> None:
-    assert 1 << 28 < precision._memory_bytes() < 1 << 50

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -21,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from tunedock.errors import DependencyError, EngineError
+from tunedock.run.stop import end_with_parent
 from tunedock.serve.engines.commands import Command
 from tunedock.serve.engines.generator import Load
 from tunedock.serve.engines.output import Output
@@ -36,7 +36,6 @@ THEN_S = 1800.0
 """For a command after the start: Ollama copies a model into its store."""
 TOLD_LINES = 8
 LOG = "engine.log"
-_PR_SET_PDEATHSIG = 1
 
 Tell = Callable[[str], None]
 
@@ -232,7 +231,8 @@ class ChildEngine:
                 stderr=output.write_end,
                 env={**os.environ, **{name: self._filled(text) for name, text in self._command.environment.items()}},
                 start_new_session=True,
-                preexec_fn=partial(_die_with_us, signal.SIGTERM if self._command.tidies else signal.SIGKILL),
+                # A gateway that is killed leaves no engine on the GPU.
+                preexec_fn=partial(end_with_parent, signal.SIGTERM if self._command.tidies else signal.SIGKILL),
             )
         finally:
             self._output = output
@@ -295,12 +295,6 @@ def _write_private(path: Path, content: str) -> None:
 def _to_standard_error(what: str) -> None:
     with contextlib.suppress(OSError):  # whoever read it may be gone
         print(what, file=sys.stderr)
-
-
-def _die_with_us(number: int) -> None:
-    """Linux: a gateway that is killed leaves no engine on the GPU."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def free_port() -> int:

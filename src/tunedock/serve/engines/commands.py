@@ -1,9 +1,9 @@
 """What a model is, and what was asked -> the argument list that starts an engine on it. Pure: no file is read, nothing is started.
 
-vLLM's and SGLang's flags are those of vLLM 0.33 and SGLang 0.5.23, whose own parsers have read what is written here; llama-server's
-and Ollama's are those of their documentation. An engine listens where the gateway alone is to ask it: on loopback (in a container:
-on the container's own network, published on loopback), behind a key of chance. The key is in the environment or in a file that
-nobody else may read, never in an argument list, which every user of a machine can see.
+vLLM's and SGLang's flags are those of vLLM 0.33 and SGLang 0.5.23, whose own parsers have read what is written here; a real
+llama-server has been started by its own; Ollama's are those of its documentation. An engine listens where the gateway alone is to
+ask it: on loopback (in a container: on the container's own network, published on loopback), behind a key of chance. The key is in
+the environment or in a file that nobody else may read, never in an argument list, which every user of a machine can see.
 
 In an argument `{port}` is the port to listen on, `{folder}` a folder of the engine's own, with the files that are written here.
 """

@@ -3,12 +3,11 @@ load: a gateway that starts again answers as it did."""
 
 from __future__ import annotations
 
-import psutil
 import torch
 
 from tunedock.model.load import has_bf16
-from tunedock.plan import control_group
 from tunedock.plan.cards import cpu_has_bf16_unit
+from tunedock.plan.control_group import groups, host_bytes
 
 SHARE = 1 / 3
 """Of the machine's memory, the most that weights in float32 may take: the rest is for keys, values and other work."""
@@ -24,11 +23,6 @@ def usual(device: torch.device, parameters: int) -> torch.dtype:
     """
     if not has_bf16(device):
         return torch.float32
-    if device.type == "cpu" and not cpu_has_bf16_unit() and FLOAT32_BYTES * parameters <= SHARE * _memory_bytes():
+    if device.type == "cpu" and not cpu_has_bf16_unit() and FLOAT32_BYTES * parameters <= SHARE * host_bytes(groups()):
         return torch.float32
     return torch.bfloat16
-
-
-def _memory_bytes() -> int:
-    limits = (group.limit_bytes for group in control_group.groups())
-    return min([int(psutil.virtual_memory().total), *(limit for limit in limits if limit is not None)])

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tunedock.errors import CheckError, DependencyError, RunError
+from tunedock.errors import CheckError, RunError
 from tunedock.plan import control_group
 from tunedock.recipe.serving import ServeOrder
 from tunedock.registry.digest import files_of, require_same, stamps
 from tunedock.registry.record import Kind, Version
 from tunedock.registry.source import PARTS
 from tunedock.serve.exported import engine_of, limits_of
+from tunedock.serve.loading import require_torch
 from tunedock.serve.versions.bases import Bases
 from tunedock.serve.versions.loaded import Loaded
 from tunedock.serve.versions.room import require_room
@@ -40,21 +41,21 @@ def load_version(version: Version, order: ServeOrder, bases: Bases) -> Loaded:
 
 
 def _run(version: Version, order: ServeOrder, bases: Bases) -> Loaded:
-    _require_torch(version)
+    require_torch(str(version))
     from tunedock.serve.versions.computed import run_version
 
     return run_version(version, order, bases)
 
 
 def _adapter(version: Version, order: ServeOrder, bases: Bases) -> Loaded:
-    _require_torch(version)
+    require_torch(str(version))
     from tunedock.serve.versions.computed import adapter_version
 
     return adapter_version(version, order, bases)
 
 
 def _folder(version: Version, order: ServeOrder, _bases: Bases) -> Loaded:
-    _require_torch(version)
+    require_torch(str(version))
     from tunedock.serve.versions.computed import folder_version
 
     return folder_version(version, order)
@@ -76,14 +77,3 @@ _LOAD: Mapping[Kind, Callable[[Version, ServeOrder, Bases], Loaded]] = {
     "adapter": _adapter,
     "gguf": _gguf,
 }
-
-
-def _require_torch(version: Version) -> None:
-    try:
-        import torch  # noqa: F401
-    except ModuleNotFoundError:
-        raise DependencyError(
-            "PyTorch computes this version, and it is not here",
-            where=str(version),
-            hint="register its export as GGUF, or use an image or installation with PyTorch",
-        ) from None
