@@ -9,11 +9,10 @@ from pathlib import Path
 
 import families
 from access_bed import issued, opened
-from gateway_bed import gateway, token_engine
+from gateway_bed import NoEngine, gateway, token_engine
 from tunedock.serve.access import AccessSettings
 from tunedock.serve.engines.generator import Asked, Load, Token
 from tunedock.serve.engines.tokens import TokenEngine
-from tunedock.serve.jobs import ChatJob, Event, TextJob
 from tunedock.serve.turn import Bounds
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
@@ -47,31 +46,13 @@ class FakeCaller:
     def close(self) -> None: ...
 
 
-class FakeVectors:
+class FakeVectors(NoEngine):
     """An engine of embeddings: a text's vector is its length and 1."""
 
-    kind = "fake"
     can = frozenset({"embeddings"})
 
     async def embed(self, model: str, texts: Sequence[str | Sequence[int]]) -> tuple[list[list[float]], int]:
         return [[float(len(text)), 1.0] for text in texts], sum(map(len, texts))
-
-    def chat(self, job: ChatJob) -> AsyncGenerator[Event]:
-        raise NotImplementedError
-
-    def complete(self, job: TextJob) -> AsyncGenerator[Event]:
-        raise NotImplementedError
-
-    def count(self, job: ChatJob | TextJob) -> int:
-        return 1
-
-    async def ready(self) -> str | None:
-        return None
-
-    def load(self) -> Load:
-        return Load(0, 0)
-
-    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True)

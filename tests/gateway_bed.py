@@ -6,7 +6,7 @@ import asyncio
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +17,9 @@ from one_by_one import OneByOne
 from tunedock.data.chat import Chat
 from tunedock.serve.access import Access, AccessSettings
 from tunedock.serve.connection import Waits
-from tunedock.serve.engines.generator import Generator
+from tunedock.serve.engines.generator import Generator, Load
 from tunedock.serve.engines.tokens import TokenEngine
-from tunedock.serve.jobs import Engine
+from tunedock.serve.jobs import ChatJob, Engine, Event, TextJob
 from tunedock.serve.metrics import Metrics
 from tunedock.serve.models import Models, Served
 from tunedock.serve.records import AccessLog
@@ -48,6 +48,33 @@ def engine_of(generator: Generator, family: str, *, thinking: bool = False) -> T
         tokenizer, stop_ids=families.stop_ids(family), max_length=4096, over_length="drop", train_on="assistant"
     )
     return TokenEngine(generator, tokenizer, chat, thinking=thinking)
+
+
+class NoEngine:
+    """What every engine has, of one that answers nothing: for fakes that do one thing."""
+
+    kind = "fake"
+    can: frozenset[str] = frozenset()
+
+    def chat(self, job: ChatJob) -> AsyncGenerator[Event]:
+        raise NotImplementedError
+
+    def complete(self, job: TextJob) -> AsyncGenerator[Event]:
+        raise NotImplementedError
+
+    async def embed(self, model: str, texts: Sequence[str | Sequence[int]]) -> tuple[list[list[float]], int]:
+        raise NotImplementedError
+
+    def count(self, job: ChatJob | TextJob) -> int:
+        return 1
+
+    async def ready(self) -> str | None:
+        return None
+
+    def load(self) -> Load:
+        return Load(0, 0)
+
+    async def close(self) -> None: ...
 
 
 @contextmanager

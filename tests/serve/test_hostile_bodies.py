@@ -7,7 +7,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,10 +15,9 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
-from gateway_bed import Bed, gateway, token_engine
+from gateway_bed import Bed, NoEngine, gateway, token_engine
 from tunedock.serve import body
 from tunedock.serve.body import DEEPEST, QUICK_BYTES, SHARES, Room, parse
-from tunedock.serve.engines.generator import Load
 from tunedock.serve.engines.tokens import QUICK_CHARACTERS
 from tunedock.serve.errors import ApiError
 from tunedock.serve.jobs import ChatJob, Delta, Event, Finish, TextJob, TokenLogprob, Usage
@@ -31,7 +30,7 @@ HALF = "\ud800"
 MESSAGES = [{"role": "user", "content": "a"}]
 
 
-class Strange:
+class Strange(NoEngine):
     """Answers as no sound engine does: likelihoods that are no numbers of JSON, and errors under ever new codes."""
 
     kind = "strange"
@@ -54,20 +53,6 @@ class Strange:
         yield Delta(0, "a", logprobs=(TokenLogprob("a", (97,), float("nan"), (("a", (97,), float("-inf")),)),))
         yield Finish(0, "stop")
         yield Usage(1, 1)
-
-    async def embed(self, model: str, texts: Sequence[str | Sequence[int]]) -> tuple[list[list[float]], int]:
-        raise NotImplementedError
-
-    def count(self, job: ChatJob | TextJob) -> int:
-        return 1
-
-    async def ready(self) -> str | None:
-        return None
-
-    def load(self) -> Load:
-        return Load(0, 0)
-
-    async def close(self) -> None: ...
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,8 @@ class Job:
     given: frozenset[str]
     """Fields the client set: the others are the engine's own defaults."""
     top_logprobs: int | None = None
+    ids: list[int] = field(default_factory=list, compare=False, repr=False)
+    """The prompt's tokens, once an engine of this process has found them: to count them is to have made them."""
 
 
 @dataclass(frozen=True, slots=True)

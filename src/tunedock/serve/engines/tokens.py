@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,8 +83,7 @@ class TokenEngine:
     # -- jobs ------------------------------------------------------------------------------------------------------------
 
     async def chat(self, job: ChatJob) -> AsyncGenerator[Event]:
-        thinking = self._thinking if job.thinking is None else job.thinking
-        prompt = await self._beside(job, lambda: self.prompt(job, thinking=thinking))
+        prompt = await self._prompt(job)
         opened = self._tokenizer.decode(prompt[-8:]).rstrip("\n").endswith(THINK)
         parts = [
             Parts(index, thinks=self._thinks or opened, calls=bool(job.tools) and "tools" in self.can, inside=opened)
@@ -98,7 +97,7 @@ class TokenEngine:
             await events.aclose()
 
     async def complete(self, job: TextJob) -> AsyncGenerator[Event]:
-        prompt = await self._beside(job, lambda: self._text_ids(job))
+        prompt = await self._prompt(job)
         parts = [Parts(index, thinks=False, calls=False) for index in range(job.n)]
         events = self._answers(job, prompt, parts)
         try:
@@ -115,7 +114,7 @@ class TokenEngine:
         if job.characters > QUICK_CHARACTERS:
             self._require_fitting(job)
             return job.characters // CHARACTERS_A_TOKEN + 1
-        return len(self.prompt(job) if isinstance(job, ChatJob) else self._text_ids(job))
+        return len(self._ids(job))
 
     async def ready(self) -> str | None:
         gone = self.generator.load().more.get("gone")
@@ -130,28 +129,35 @@ class TokenEngine:
 
     # -- prompts ---------------------------------------------------------------------------------------------------------
 
-    def prompt(self, job: ChatJob, *, thinking: bool | None = None) -> list[int]:
-        """Token ids. Raises ApiError for a conversation that the model's template refuses."""
+    async def _prompt(self, job: ChatJob | TextJob) -> list[int]:
+        """Token ids: of a long prompt by a thread of its own, one after the other. Raises ApiError."""
+        if job.ids or job.characters <= QUICK_CHARACTERS:
+            return self._ids(job)
+        try:
+            work = asyncio.get_running_loop().run_in_executor(self._long_prompts, self._ids, job)
+        except RuntimeError:  # it was closed
+            raise _told(EngineGone("the engine was closed")) from None
+        return await work
+
+    def _ids(self, job: ChatJob | TextJob) -> list[int]:
+        """Made once."""
+        if not job.ids:
+            job.ids.extend(self._chat_ids(job) if isinstance(job, ChatJob) else self._text_ids(job))
+        return job.ids
+
+    def _chat_ids(self, job: ChatJob) -> list[int]:
+        """Raises ApiError for a conversation that the model's template refuses."""
         if self._chat.documents:
             raise unsupported("a conversation, for it was trained on documents,", "messages")
         messages = [_message(message, index) for index, message in enumerate(job.messages)]
         if self._system is not None and messages[0].role != "system":
             messages.insert(0, Message("system", self._system))
         tools = [json.loads(tool.model_dump_json(exclude_none=True)) for tool in job.tools]
+        thinking = self._thinking if job.thinking is None else job.thinking
         try:
-            return self._chat.prompt_ids(messages, tools, thinking=self._thinking if thinking is None else thinking)
+            return self._chat.prompt_ids(messages, tools, thinking=thinking)
         except DataError as error:
             raise invalid(f"{error.message}: {error.hint}" if error.hint else error.message, "messages") from None
-
-    async def _beside(self, job: ChatJob | TextJob, made: Callable[[], list[int]]) -> list[int]:
-        """A prompt: a long one by a thread of its own, one after the other."""
-        if job.characters <= QUICK_CHARACTERS:
-            return made()
-        try:
-            work = asyncio.get_running_loop().run_in_executor(self._long_prompts, made)
-        except RuntimeError:  # it was closed
-            raise _told(EngineGone("the engine was closed")) from None
-        return await work
 
     def _require_fitting(self, job: ChatJob | TextJob) -> None:
         """Raises ApiError for more characters than the longest tokens would hold: who says so much need not be read."""
